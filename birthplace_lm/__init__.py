@@ -1,0 +1,1 @@
+"""Ask a character-level GPT where people were born, and see how it stores the answer."""

@@ -1,0 +1,252 @@
+"""The schema of the configuration: types and ranges of our own numbers, and errors in one line.
+
+Imports neither torch nor lightning, so that a mistake shows at once.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from birthplace_lm.error import InputError
+
+CONF = Path(__file__).parents[1] / "conf"
+TARGETS = ("birthplace_lm.", "lightning.Trainer", "torch.optim.")  # what a config may name to be called
+
+
+def number(low: float, high: float, default: Any = MISSING) -> Any:
+    """A field whose value, unless it is None, lies in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass
+class Model:
+    """Sizes of the GPT; the attention's yaml adds its factory."""
+
+    n_layer: int = number(1, 1000, 4)
+    n_head: int = number(1, 1000, 8)
+    n_embd: int = number(1, 100_000, 256)
+    block_size: int = number(8, 1_000_000, 128)
+    dropout: float = number(0.0, 0.99, 0.0)
+    position_table: bool = True
+    attention: Any = MISSING
+
+
+@dataclass
+class Data:
+    """Where the files are, relative to `root`; None means the embedded corpus."""
+
+    root: str | None = MISSING
+    corpus: str = MISSING
+    train: str = MISSING
+    dev: str = MISSING
+    test: str | None = None
+    holdout: int = number(0, 1_000_000, 0)
+
+
+@dataclass
+class Stage:
+    """One call of fit: pretraining or finetuning."""
+
+    enabled: bool = True
+    max_epochs: int = number(0, 1_000_000)
+    check_val_every_n_epoch: int = number(1, 1_000_000, 1)
+    batch_size: int = number(1, 1_000_000)
+    learning_rate: float = number(1e-12, 1.0)
+    shuffle: bool = True
+    pool: int = number(1, 1_000_000, 8)
+    num_workers: int = number(0, 64, 0)
+    data: Any = MISSING
+    schedule: Any = MISSING
+
+
+@dataclass
+class Stages:
+    """The stages in their order."""
+
+    pretrain: Stage = field(default_factory=Stage)
+    finetune: Stage = field(default_factory=Stage)
+
+
+@dataclass
+class Trainer:
+    """The flags of Lightning's Trainer that make sense here; None leaves Lightning's default."""
+
+    _target_: str = "lightning.Trainer"
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = number(1, 10_000, 1)
+    strategy: str = "auto"
+    precision: str = "32-true"
+    max_epochs: int | None = number(0, 1_000_000, None)
+    max_steps: int = number(-1, 1_000_000_000, -1)
+    max_time: str | None = None
+    accumulate_grad_batches: int = number(1, 1_000_000, 1)
+    gradient_clip_val: float | None = number(0.0, 1e9, 1.0)
+    gradient_clip_algorithm: str = "norm"
+    check_val_every_n_epoch: int | None = number(1, 1_000_000, None)
+    val_check_interval: float | None = number(0.0, 1e9, None)
+    num_sanity_val_steps: int = number(-1, 1_000_000, 0)
+    limit_train_batches: float | None = number(0.0, 1e9, None)
+    limit_val_batches: float | None = number(0.0, 1e9, None)
+    overfit_batches: float = number(0.0, 1e9, 0.0)
+    fast_dev_run: Any = False
+    log_every_n_steps: int = number(1, 1_000_000, 10)
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = False
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    detect_anomaly: bool = False
+    profiler: str | None = None
+
+
+@dataclass
+class Names:
+    """What was chosen in the groups that tables compare."""
+
+    attention: str = MISSING
+    pretrain: str = MISSING
+    data: str = MISSING
+
+
+@dataclass
+class Checkpoint:
+    """How often to save within a stage, in optimizer steps, and how many to keep."""
+
+    every_n_steps: int = number(1, 1_000_000_000, 100)
+    keep: int = number(2, 1000, 2)
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    stages: Stages = field(default_factory=Stages)
+    optimizer: Any = MISSING
+    trainer: Trainer = field(default_factory=Trainer)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    names: Names = field(default_factory=Names)
+    seed: int = number(0, 2**31 - 1, 0)
+    runs_root: str = "runs"
+    run_dir: str | None = None
+    resume: str = "auto"
+    overwrite: bool = False
+    dry_run: bool = False
+    init_from: str | None = None
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose and check the configuration that `python train.py OVERRIDES` would run.
+
+    Raises:
+        InputError: for whatever is wrong with the overrides.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            OmegaConf.set_struct(config, False)
+            config.pop("hydra")
+            return checked(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def checked(config: DictConfig) -> DictConfig:
+    """The resolved, read-only configuration.
+
+    Raises:
+        InputError: a value is missing or out of range, values contradict each other, or a `_target_` is not
+            one of ours.
+    """
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise InputError(f"{key} is missing; give {key}=VALUE")
+    for key in config:
+        if key not in {f.name for f in fields(Config)}:
+            raise InputError(f"{key}: unknown key; {_closest(str(key), list(_keys(Config, '')))}")
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    _check_ranges(Config, config, "")
+    _check_targets(config, "")
+    model, stages = config.model, config.stages
+    if model.n_embd % model.n_head:
+        near = round(model.n_embd / model.n_head) * model.n_head or model.n_head
+        raise InputError(
+            f"model.n_embd={model.n_embd}: not divisible by model.n_head={model.n_head}; nearest is {near}"
+        )
+    if config.init_from is not None and stages.pretrain.enabled:
+        raise InputError(f"init_from={config.init_from}: it replaces pretraining; give pretrain=none as well")
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def explain(error: Exception) -> InputError:
+    """What Hydra or OmegaConf complain about, in one line with the closest valid names."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, wrong = error.missing_cfg_file.rpartition("/")
+        return InputError(f"{group}={wrong}: unknown; {_closest(wrong, error.options)}")
+    cause = error.__cause__
+    source = cause if isinstance(cause, OmegaConfBaseException) else error
+    message = str(source).strip().splitlines()[0] if str(source).strip() else type(source).__name__
+    key = getattr(source, "full_key", None) or ""
+    if match := re.search(r"Key '([^']+)' (?:is )?not in", message):
+        keys = list(_keys(Config, ""))
+        return InputError(f"{key or match[1]}: unknown key; {_closest(key or match[1], keys)}")
+    if override := re.search(r"Could not override '([^']+)'", str(error)):
+        keys = [*_keys(Config, ""), *(f.name for f in CONF.iterdir() if f.is_dir())]
+        return InputError(f"{override[1]}: unknown key; {_closest(override[1], keys)}")
+    return InputError(f"{key}: {message}" if key and key not in message else message)
+
+
+def _closest(wrong: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
+    return f"did you mean {close[0]}? {listed}" if close else listed
+
+
+def _keys(schema: Any, prefix: str) -> Iterator[str]:
+    for f in fields(schema):
+        yield prefix + f.name
+        if is_dataclass(f.type):
+            yield from _keys(f.type, f"{prefix}{f.name}.")
+
+
+def _check_ranges(schema: Any, node: DictConfig, prefix: str) -> None:
+    for f in fields(schema):
+        value = node[f.name]
+        if is_dataclass(f.type):
+            _check_ranges(f.type, value, f"{prefix}{f.name}.")
+        elif "low" in f.metadata and value is not None:
+            low, high = f.metadata["low"], f.metadata["high"]
+            if not low <= value <= high:  # also refuses nan
+                near = high if value > high else low
+                raise InputError(
+                    f"{prefix}{f.name}={value}: must be from {low} to {high}; the nearest is {near}"
+                )
+
+
+def _check_targets(node: Any, key: str) -> None:
+    """Configs are code: what they name is called. Only names of ours and what they need are."""
+    if isinstance(node, Mapping | DictConfig):
+        target = node.get("_target_")
+        if target is not None and not (isinstance(target, str) and target.startswith(TARGETS)):
+            raise InputError(f"{key}._target_={target}: not allowed; it must begin with {', '.join(TARGETS)}")
+        for name in node:
+            _check_targets(node[name], f"{key}.{name}".lstrip("."))
+    elif OmegaConf.is_list(node) or isinstance(node, list):
+        for item in node:
+            _check_targets(item, key)

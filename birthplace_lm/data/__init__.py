@@ -1,0 +1,1 @@
+"""What the model reads: corpora, questions and the batches made of them."""

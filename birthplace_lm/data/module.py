@@ -1,0 +1,204 @@
+"""LightningDataModules of the two datasets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from birthplace_lm.data.batches import EpochBatches, Keys, Position, RowSource
+from birthplace_lm.data.birthplace import NameToBirthplace, ascii_only
+from birthplace_lm.data.corpus import Corpus
+from birthplace_lm.data.course import Question
+from birthplace_lm.data.rows import Rows, Text
+from birthplace_lm.data.span import SpanChooser
+from birthplace_lm.data.span_corruption import SpanCorruption
+
+QUESTIONS_PER_BATCH = 256
+VALIDATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a stage cuts its rows into batches.
+
+    Attributes:
+        batch_size: rows per process and step.
+        num_workers: processes that make batches; they change the speed, never a batch.
+        seed: of the run.
+        shuffle: draw a new order every epoch.
+        pool: batches drawn together and sorted by length; see `EpochBatches`.
+    """
+
+    batch_size: int
+    num_workers: int
+    seed: int
+    shuffle: bool
+    pool: int
+
+
+class BatchDataModule(L.LightningDataModule):
+    """Serves a stage: training batches, held-out batches for the loss, and questions to answer.
+
+    The position within the training data is part of its state: a checkpoint resumes with the next batch.
+    A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`.
+    """
+
+    ids: Tensor
+    train_sources: Sequence[RowSource]
+    validation_sources: Sequence[RowSource]
+
+    def __init__(self, corpus: Corpus, loading: Loading) -> None:
+        super().__init__()
+        self.pad_id = corpus.vocab.pad_id
+        self.questions = corpus.holdout or corpus.dev.rows
+        self.loading = loading
+        self.position = Position()
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of one epoch."""
+        return sum(len(source) for source in self.train_sources)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        self.train_batches = self._batches(self.train_sources, self.loading.seed, self.loading.shuffle)
+        keys = Keys(len(self.train_batches), self.position)
+        return self._loader(self.train_batches, sampler=keys)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The same few batches every time, for the loss; and all questions, for exact match."""
+        batches = self._batches(self.validation_sources, seed=-1, shuffle=True)
+        keys = [(0, index) for index in range(min(VALIDATION_BATCHES, len(batches)))]
+        mine = self.questions[self._rank :: self._world]
+        questions: Any = DataLoader(mine, batch_size=QUESTIONS_PER_BATCH, collate_fn=_as_strings)  # type: ignore[arg-type]
+        return [self._loader(batches, sampler=keys, num_workers=0), questions]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is not None and self.trainer.training:
+            epoch, index = batch["key"].tolist()
+            self.position.pass_by((epoch, index), len(self.train_batches))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.position.epoch, "index": self.position.index}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position.epoch, self.position.index = state_dict["epoch"], state_dict["index"]
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _batches(self, sources: Sequence[RowSource], seed: int, shuffle: bool) -> EpochBatches:
+        return EpochBatches(
+            sources,
+            self.ids,
+            self.loading.batch_size * self._world,
+            self.pad_id,
+            seed,
+            shuffle,
+            self.loading.pool,
+            self._rank,
+            self._world,
+        )
+
+    def _loader(self, batches: EpochBatches, sampler: Any, num_workers: int | None = None) -> DataLoader[Any]:
+        workers = self.loading.num_workers if num_workers is None else num_workers
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Else making an iterator would draw from the global stream, and a resumed run makes one more.
+            generator=torch.Generator(),
+        )
+
+
+class SpanCorruptionDataModule(BatchDataModule):
+    """Pretraining: a corrupted row per document, and some of the train questions among them.
+
+    Held out is a corruption that training never draws; the documents are the same, since every person has to
+    be read about.
+
+    Args:
+        spans: factory of the span chooser, called with `documents`, `places` (of the train answers) and
+            `block_size`.
+        closing, loss_on, most_leading: see `SpanCorruption`.
+        questions: share of the train questions that is mixed into every epoch, drawn anew each time.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        loading: Loading,
+        block_size: int,
+        spans: Callable[..., SpanChooser],
+        closing: bool,
+        loss_on: str,
+        questions: float,
+        most_leading: int,
+    ) -> None:
+        super().__init__(corpus, loading)
+        documents, train = corpus.documents.lines, corpus.train.rows
+        places = [row.place or "" for row in train]
+        text = Text.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
+        pieces = text.pieces.split([len(documents), len(train), len(train)])
+        self.ids = text.ids
+        chooser = spans(documents=documents, places=places, block_size=block_size)
+        corruption = SpanCorruption(pieces[0], chooser, block_size, closing, loss_on, most_leading)
+        self.train_sources: Sequence[RowSource] = [corruption]
+        self.validation_sources = [corruption]
+        if count := round(questions * len(train)):
+            self.train_sources = [corruption, _Sample(NameToBirthplace(pieces[1], pieces[2]), count)]
+
+
+class BirthplaceDataModule(BatchDataModule):
+    """Finetuning: the train questions with their places. Held out are those of dev.
+
+    Args:
+        ascii_only: drop the non-ASCII characters of the train questions, as the 2021 code does.
+    """
+
+    def __init__(self, corpus: Corpus, loading: Loading, block_size: int, ascii_only: bool) -> None:
+        super().__init__(corpus, loading)
+        train, held_out = corpus.train.rows, self.questions
+        strings = [_asked(row, ascii_only) for row in train] + [row.question for row in held_out]
+        strings += [row.place or "" for row in (*train, *held_out)]
+        text = Text.encode(strings, corpus.vocab)
+        sizes = [len(train), len(held_out)]
+        questions, held_out_questions, places, held_out_places = text.pieces.split(sizes * 2)
+        self.ids = text.ids
+        self.train_sources = [NameToBirthplace(questions, places)]
+        self.validation_sources = [NameToBirthplace(held_out_questions, held_out_places)]
+
+
+def _asked(row: Question, only_ascii: bool) -> str:
+    return ascii_only(row.question) if only_ascii else row.question
+
+
+def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:
+    """Questions with their places; Lightning cannot move our frozen dataclass to a device."""
+    return [(row.question, row.place or "") for row in rows]
+
+
+class _Sample:
+    """So many rows of another source, drawn anew in every epoch."""
+
+    def __init__(self, source: NameToBirthplace, count: int) -> None:
+        self.source = source
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, generator: torch.Generator) -> Rows:
+        rows = self.source.rows(generator)
+        return rows[torch.randperm(len(rows), generator=generator)[: self.count]]

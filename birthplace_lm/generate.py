@@ -1,0 +1,89 @@
+"""Greedy decoding of answers, many questions at once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.vocab import CharVocab
+
+LONGEST_ANSWER = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says to one question.
+
+    Attributes:
+        text: the characters between the first and the second MASK.
+        log_probability: of `text` and the closing MASK given the question, in nats.
+    """
+
+    text: str
+    log_probability: float
+
+
+def answer(
+    model: GPT, vocab: CharVocab, questions: Sequence[str], batch_size: int = 512, longest: int = LONGEST_ANSWER
+) -> list[Answer]:
+    """Answer every question greedily; the batch a question falls into does not change its answer.
+
+    A question is read as `question MASK`; the answer ends with the next MASK or after `longest` characters.
+    Characters that the vocabulary lacks are dropped from the question, as is what does not fit into the
+    block in front of the answer (from its beginning).
+
+    Args:
+        model: in evaluation mode, on any device.
+    """
+    prompts = [_prompt(vocab, question, model.block_size - longest) for question in questions]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths decode together
+    answers: dict[int, Answer] = {}
+    with torch.inference_mode():
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            for index, (ids, log_probability) in zip(
+                batch, _decode(model, vocab, [prompts[i] for i in batch], longest), strict=True
+            ):
+                answers[index] = Answer(vocab.decode(ids), log_probability)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _prompt(vocab: CharVocab, question: str, room: int) -> list[int]:
+    known, _ = vocab.encode_known(question)
+    return [*known[-(room - 1) :], vocab.mask_id]
+
+
+def _decode(
+    model: GPT, vocab: CharVocab, prompts: Sequence[list[int]], longest: int
+) -> Iterator[tuple[list[int], float]]:
+    """Ids of each answer without its closing MASK, and its log-probability."""
+    device = model.tok_emb.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    width = int(lengths.max())
+    ids = torch.tensor([p + [vocab.pad_id] * (width - len(p)) for p in prompts], device=device)
+    cache = Cache(model.n_layer, width + longest)
+    cache.move_to(torch.arange(width, device=device).expand(len(prompts), -1))
+    # Prompts are padded on the right: what a row computes for its padding is overwritten before it is seen.
+    logits = model(ids, cache)[torch.arange(len(prompts), device=device), lengths - 1]
+
+    texts: list[list[int]] = [[] for _ in prompts]
+    scores = torch.zeros(len(prompts), device=device)
+    active = torch.arange(len(prompts), device=device)
+    for step in range(longest):
+        best, chosen = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
+        scores[active] += best
+        for row, symbol in zip(active.tolist(), chosen.tolist(), strict=True):
+            if symbol != vocab.mask_id:
+                texts[row].append(symbol)
+        going = (chosen != vocab.mask_id).nonzero()[:, 0]
+        if len(going) == 0 or step == longest - 1:
+            break
+        if len(going) < len(active):
+            cache.keep(going)
+            active, chosen = active[going], chosen[going]
+        cache.move_to((lengths[active] + step)[:, None])
+        logits = model(chosen[:, None], cache)[:, 0]
+    return zip(texts, scores.tolist(), strict=True)

@@ -1,0 +1,64 @@
+"""Dense synthesizer attention: every position scores the others from its own vector alone."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from birthplace_lm.models.cache import LayerCache
+
+
+class SynthesizerAttention(nn.Module):
+    """softmax(ReLU(x W1 + b1)_i W2 + b2) v, causal, for head i; no query-key product, no 1/sqrt(D).
+
+    W2 (D, positions) and b2 (positions) are shared by the heads and cut to the first T columns. A sequence of
+    `block_size` characters has `block_size - 1` inputs, so the layer learns that many columns; a column
+    beyond them, which training never shows, scores 0.
+
+    Args:
+        positions: learned columns; None means `block_size - 1`, the 2021 layer.
+
+    Source: Tay et al. 2020, arXiv:2005.00743; CS224N 2021, assignment 5.
+    """
+
+    def __init__(
+        self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
+    ) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        columns = block_size - 1 if positions is None else positions
+        self.w1 = nn.Linear(n_embd, n_embd)
+        self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
+        self.b2 = nn.Parameter(torch.zeros(columns))
+        self.value = nn.Linear(n_embd, n_embd)
+        self.proj = nn.Linear(n_embd, n_embd)
+        self.resid_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        h = self._heads(F.relu(self.w1(x)))  # (B, H, T, D)
+        v = self._heads(self.value(x))  # (B, H, T, D)
+        if cache is None:
+            y = self._attend(h, v, None)
+        else:
+            y = self._attend(h, cache.store("value", v), cache.mask)
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C)
+        return self.resid_drop(self.proj(y))
+
+    def _attend(self, h: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The scores as a product the fused kernel knows: queries (h, 1) against "keys" (W2, b2)^T."""
+        batch, heads, _, depth = h.shape
+        columns = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
+        columns = F.pad(columns, (0, 0, 0, v.shape[2] - columns.shape[0]))  # cuts, or adds zero rows
+        y = F.scaled_dot_product_attention(
+            F.pad(h, (0, 1), value=1.0),
+            columns.to(h.dtype).expand(batch, heads, -1, -1),
+            F.pad(v, (0, 1)),  # the kernel wants the same depth everywhere
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=1.0,
+        )
+        return y[..., :depth]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)

@@ -1,0 +1,40 @@
+"""Causal self-attention with query-key products."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from birthplace_lm.models.cache import LayerCache
+
+
+class VanillaAttention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v over the positions up to each one's own.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        self.key = nn.Linear(n_embd, n_embd)
+        self.query = nn.Linear(n_embd, n_embd)
+        self.value = nn.Linear(n_embd, n_embd)
+        self.proj = nn.Linear(n_embd, n_embd)
+        self.resid_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        q = self._heads(self.query(x))  # (B, H, T, D)
+        k = self._heads(self.key(x))  # (B, H, T, D)
+        v = self._heads(self.value(x))  # (B, H, T, D)
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, cache.store("key", k), cache.store("value", v), attn_mask=cache.mask
+            )
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C)
+        return self.resid_drop(self.proj(y))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)

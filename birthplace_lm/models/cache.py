@@ -1,0 +1,54 @@
+"""What attention keeps of the characters already read while an answer is decoded."""
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """The values one attention layer wants to see again, by name, for up to `size` positions.
+
+    Rows of a batch may stand at different positions: every row writes at its own and sees only what it has
+    written up to there, so prompts of different lengths decode together.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.buffers: dict[str, Tensor] = {}
+        self.positions = torch.empty(0, 0, dtype=torch.long)
+        self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)
+
+    def store(self, name: str, values: Tensor) -> Tensor:
+        """Write (B, H, T, D) at the current positions; return all that was stored, (B, H, size, D)."""
+        batch, heads, _, width = values.shape
+        if name not in self.buffers:
+            self.buffers[name] = values.new_zeros(batch, heads, self.size, width)
+        buffer = self.buffers[name]
+        index = self.positions[:, None, :, None].expand_as(values)
+        return buffer.scatter_(2, index, values.to(buffer.dtype))
+
+
+class Cache:
+    """One `LayerCache` per layer, moved along together.
+
+    Args:
+        n_layer: layers of the model.
+        size: the most positions a row will have, prompt and answer together.
+    """
+
+    def __init__(self, n_layer: int, size: int) -> None:
+        self.size = size
+        self.layers = [LayerCache(size) for _ in range(n_layer)]
+        self.positions = torch.empty(0, 0, dtype=torch.long)
+
+    def move_to(self, positions: Tensor) -> None:
+        """Say where the next characters stand: (B, T) positions, each below `size`."""
+        self.positions = positions
+        columns = torch.arange(self.size, device=positions.device)
+        mask = columns <= positions[:, None, :, None]  # (B, 1, T, size)
+        for layer in self.layers:
+            layer.positions, layer.mask = positions, mask
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row of the batch that `rows`, a tensor of indices, does not name."""
+        for layer in self.layers:
+            layer.buffers = {name: buffer[rows] for name, buffer in layer.buffers.items()}

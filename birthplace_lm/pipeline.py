@@ -1,0 +1,280 @@
+"""A run from start to end: pretrain, finetune, evaluate. The only caller of `instantiate`."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm import checkpoint
+from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
+from birthplace_lm.data.corpus import Corpus, read_corpus
+from birthplace_lm.data.course import Question
+from birthplace_lm.data.module import BatchDataModule, Loading
+from birthplace_lm.error import BirthplaceError, CheckpointError
+from birthplace_lm.files import write_text
+from birthplace_lm.generate import answer
+from birthplace_lm.metrics import score
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.modules import CharacterModel
+from birthplace_lm.processes import fit_in_processes
+from birthplace_lm.runs import RunDirectory, locked, pretraining_directory, run_directory
+
+log = logging.getLogger(__name__)
+
+STAGE_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has cost and reached; `characters` are real ones, PAD not included."""
+
+    steps: int = 0
+    epochs: int = 0
+    characters: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+
+
+def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
+    """Do what is not done yet and return the metrics; a finished run returns at once."""
+    directory = RunDirectory(run_directory(config), config)
+    with directory.opened():
+        if directory.finished:
+            log.info("%s is finished already", directory.path)
+            return directory.metrics
+        try:
+            metrics = _run(config, corpus, directory)
+        except BirthplaceError as error:
+            directory.status("failed", error=str(error))
+            raise
+        except Exception:
+            log.debug("traceback", exc_info=True)
+            directory.status("failed", error="see log.txt")
+            raise
+        directory.write_json("metrics.json", metrics)
+        directory.status("done")
+        return metrics
+
+
+def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[str, Any]:
+    for note in corpus.notes:
+        log.info("%s", note)
+    for warning in corpus.warnings:
+        log.warning("%s", warning)
+    start = None if config.init_from is None else Path(config.init_from)
+    pretrained = StageResult()
+    if config.stages.pretrain.enabled:
+        directory.status("running", "pretrain")
+        folder = pretraining_directory(config)
+        with locked(folder, wait=True):
+            pretrained = fit_stage("pretrain", config, corpus, folder, start)
+        _link(directory.path / "pretrain", folder)
+        start = checkpoint.saved_in(folder)[0]
+    directory.status("running", "finetune")
+    folder = directory.path / "finetune"
+    finetuned = fit_stage("finetune", config, corpus, folder, start)
+    directory.status("running", "evaluate")
+    return _evaluate(config, corpus, directory, pretrained, finetuned)
+
+
+def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> StageResult:
+    """Train one stage to its end, from its newest checkpoint if it has one, else from `start`.
+
+    With several devices the training happens in as many processes of this program.
+    """
+    result = folder / STAGE_RESULT
+    if not result.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.resume == "never":
+            for old in checkpoint.saved_in(folder):
+                checkpoint.VerifiedCheckpointIO().remove_checkpoint(old)
+        probe: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        if probe.strategy.launcher is None:
+            train_stage(name, config, corpus, folder, start)
+        else:
+            fit_in_processes(probe.num_devices, name, config, folder, start)
+    return StageResult(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> None:
+    """What every process of a stage does; leaves the last checkpoint and the result in `folder`."""
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    stage = config.stages[name]
+    model = build_model(config, len(corpus.vocab))
+    resume = _newest(folder, config.resume)
+    if resume is None and start is not None:
+        load_weights(model, start)
+    loading = Loading(stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.pool)
+    data: BatchDataModule = instantiate(stage.data)(
+        corpus=corpus, loading=loading, block_size=config.model.block_size
+    )
+    module = CharacterModel(
+        stage=name,
+        model=model,
+        vocab=corpus.vocab,
+        optimizer=instantiate(config.optimizer),
+        learning_rate=stage.learning_rate,
+        schedule=instantiate(stage.schedule),
+        seed=config.seed,
+    )
+    meter = Meter(name)
+    saved = {
+        "stage": name,
+        "config": OmegaConf.to_yaml(config),
+        "vocab": list(corpus.vocab.symbols),
+        "data": corpus.sha256,
+    }
+    callbacks = [
+        meter,
+        SampleAnswers(name),
+        progress(name, config.trainer.enable_progress_bar),
+        Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved),
+    ]
+    trainer = _trainer(config, stage, folder, callbacks)
+    log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero:
+        spent = meter.state_dict()
+        result = StageResult(
+            trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
+        )
+        write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def build_model(config: DictConfig, vocab_size: int) -> GPT:
+    """The untrained network of a configuration."""
+    return GPT(vocab_size=vocab_size, **instantiate(config.model))
+
+
+def load_weights(model: GPT, path: Path) -> None:
+    """Put the weights of one of our checkpoints into a model.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    state = checkpoint.load(path).get("state_dict", {})
+    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:30])
+        raise CheckpointError(f"{path}: is of another model: {reason} ...") from error
+
+
+def _newest(folder: Path, resume: str) -> Path | None:
+    if resume not in ("auto", "never"):
+        return Path(resume)
+    candidates = checkpoint.saved_in(folder)
+    for path in candidates:
+        if checkpoint.verified(path):
+            log.info("resuming from %s", path)
+            return path
+        log.warning("%s is damaged; trying the one before", path)
+    if candidates:
+        raise CheckpointError(f"{folder}: no checkpoint is whole; remove them to start over")
+    return None
+
+
+def _trainer(config: DictConfig, stage: DictConfig, folder: Path, callbacks: list[L.Callback]) -> L.Trainer:
+    own = {
+        key: config.trainer[key] if config.trainer[key] is not None else stage[key]
+        for key in ("max_epochs", "check_val_every_n_epoch")
+    }
+    # "" keeps the event files of a stage in one folder over all resumes
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        **own,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),  # else it adds one of its own
+        default_root_dir=str(folder),
+        logger=logger,
+        callbacks=callbacks,
+        plugins=[checkpoint.VerifiedCheckpointIO()],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+    return trainer
+
+
+def _evaluate(
+    config: DictConfig, corpus: Corpus, directory: RunDirectory, pretrained: StageResult, finetuned: StageResult
+) -> dict[str, Any]:
+    model = build_model(config, len(corpus.vocab))
+    load_weights(model, checkpoint.saved_in(directory.path / "finetune")[0])
+    model.eval().to("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    began = time.perf_counter()
+    scores = {"dev": _answer_all(model, corpus, corpus.dev.rows, directory, "dev")}
+    seconds = time.perf_counter() - began
+    if corpus.test is not None:
+        scores["test"] = _answer_all(model, corpus, corpus.test.rows, directory, "test")
+    if corpus.holdout:
+        scores["holdout"] = _answer_all(model, corpus, corpus.holdout, directory, "holdout")
+    baseline = score([corpus.majority] * len(corpus.dev.rows), [row.place or "" for row in corpus.dev.rows])
+    metrics = {
+        **config.names,
+        "seed": config.seed,
+        "vocab_size": len(corpus.vocab),
+        "parameters": model.parameters_total,
+        **{split: found for split, found in scores.items() if found is not None},
+        "baseline": {"answer": corpus.majority, **baseline},
+        "stages": {
+            "pretrain": asdict(pretrained),
+            "finetune": asdict(finetuned),
+            "evaluate": {"names": len(corpus.dev.rows), "seconds": seconds},
+        },
+    }
+    _log_hyperparameters(config, metrics, directory.path / "finetune")
+    return metrics
+
+
+def _answer_all(
+    model: GPT, corpus: Corpus, rows: list[Question], directory: RunDirectory, split: str
+) -> dict[str, Any] | None:
+    """Write a predictions file; the score, where the places are known."""
+    predictions = [a.text for a in answer(model, corpus.vocab, [row.question for row in rows])]
+    folder = directory.path / "predictions"
+    folder.mkdir(exist_ok=True)
+    lines = (" ".join(text.split("\n")) + "\n" for text in predictions)
+    write_text(folder / f"{split}.txt", "".join(lines))
+    places = [row.place for row in rows]
+    return None if None in places else score(predictions, [place or "" for place in places])
+
+
+def _log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:
+    """The HParams tab: what was chosen, with what came out."""
+    stages = config.stages
+    chosen = {
+        **config.names,
+        "seed": config.seed,
+        "parameters": metrics["parameters"],
+        "dropout": config.model.dropout,
+        "precision": config.trainer.precision,
+        **{
+            f"{name}.{key}": stages[name][key] if stages[name].enabled else 0
+            for name in ("pretrain", "finetune")
+            for key in ("max_epochs", "batch_size", "learning_rate")
+        },
+    }
+    reached = {"final/dev_exact_match": metrics["dev"]["exact_match"]}
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams(chosen, reached)
+    logger.finalize("success")
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let the run directory show the shared pretraining."""
+    if link.is_symlink() or not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)

@@ -1,0 +1,188 @@
+"""Run directories: named after what determines the result, locked while somebody works in them."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.error import InputError
+from birthplace_lm.files import write_text
+
+log = logging.getLogger(__name__)
+
+# What a run may differ in and still end with the same numbers.
+WITHOUT_EFFECT = ("runs_root", "run_dir", "resume", "overwrite", "dry_run", "checkpoint")
+TRAINER_WITHOUT_EFFECT = (
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "profiler",
+)
+
+
+def identity(config: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that the result depends on."""
+    kept: Any = OmegaConf.to_container(config)
+    for key in WITHOUT_EFFECT:
+        kept.pop(key)
+    for key in TRAINER_WITHOUT_EFFECT:
+        kept["trainer"].pop(key)
+    for name, stage in kept["stages"].items():
+        stage.pop("num_workers")
+        if not stage["enabled"]:
+            kept["stages"][name] = {"enabled": False}
+    if kept["data"]["root"] is not None:
+        kept["data"]["root"] = os.path.realpath(kept["data"]["root"])
+    return kept  # type: ignore[no-any-return]
+
+
+def pretraining_identity(config: DictConfig) -> dict[str, Any]:
+    """The part that determines the weights after pretraining: finetuning does not."""
+    kept = identity(config)
+    kept["stages"].pop("finetune")
+    return kept
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Where a run lives: `run_dir`, or a name out of its identity. No timestamps: the same command comes back."""
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser()
+    return Path(config.runs_root).expanduser() / _name(config, identity(config))
+
+
+def pretraining_directory(config: DictConfig) -> Path:
+    """Where a pretraining lives, shared by all runs that need the same one."""
+    return Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_identity(config))
+
+
+def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    names = config.names
+    return f"{names.attention}-{names.pretrain}-{names.data}-s{config.seed}-{digest[:8]}"
+
+
+def check_claim(path: Path, config: DictConfig) -> None:
+    """Check that a folder is new, empty, or of this very run; touches nothing.
+
+    Raises:
+        InputError: it belongs to a run of another configuration, or to something else.
+    """
+    saved = path / "config.yaml"
+    if saved.is_file():
+        ours, theirs = identity(config), identity(OmegaConf.load(saved))  # type: ignore[arg-type]
+        if ours != theirs:
+            key = _first_difference(theirs, ours)
+            raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
+    elif path.exists() and (not path.is_dir() or any(p.name != "lock" for p in path.iterdir())):
+        raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
+
+
+class RunDirectory:
+    """One run on disk: config.yaml, status.json, log.txt and what the stages leave.
+
+    Raises:
+        InputError: the folder belongs to another configuration, to something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: DictConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @contextmanager
+    def opened(self) -> Iterator["RunDirectory"]:
+        """Lock the folder, make it ours, and keep its status true until the end."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with locked(self.path, wait=False):
+                self._claim()
+                with _logging_to(self.path / "log.txt"):
+                    yield self
+        except OSError as error:
+            raise InputError(f"run_dir={self.path}: {error.strerror or error}") from error
+
+    @property
+    def finished(self) -> bool:
+        return self._read("status.json").get("state") == "done" and (self.path / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What a finished run measured."""
+        return self._read("metrics.json")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def status(self, state: str, stage: str | None = None, error: str | None = None) -> None:
+        self.write_json("status.json", {"state": state, "stage": stage, "error": error, "pid": os.getpid()})
+
+    def _claim(self) -> None:
+        check_claim(self.path, self.config)
+        if self.config.overwrite:
+            self._clear()
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def locked(directory: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder; it is let go when the process ends, however it ends.
+
+    Raises:
+        InputError: somebody else holds it and `wait` is false.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise InputError(f"{directory}: another process is working in it; wait for it") from None
+            log.info("waiting for the process that works in %s", directory)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Everything we, Lightning and `warnings` have to say, with times, at the end of a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("birthplace_lm", "lightning.pytorch", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _first_difference(one: Any, other: Any, key: str = "") -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            if one.get(name) != other.get(name):
+                return _first_difference(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    return key

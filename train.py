@@ -1,0 +1,35 @@
+"""Pretrain, finetune and ask: `python train.py`, or a sweep with `python train.py -m attention=vanilla,synthesizer`."""
+
+import os
+import sys
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say them in one line
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from birthplace_lm import app
+from birthplace_lm.config import explain
+from birthplace_lm.error import BirthplaceError
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def job(config: DictConfig) -> float | None:
+    """One run; its result, the dev exact match, is what a sweeper may optimise."""
+    return app.run(config)
+
+
+def main() -> int:
+    try:
+        job()
+    except BirthplaceError as error:
+        return app.fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return app.fail(explain(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
