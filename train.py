@@ -1,4 +1,4 @@
-"""Pretrain, finetune and ask: `python train.py`, or a sweep with `python train.py -m attention=vanilla,synthesizer`."""
+"""Pretrain, finetune, evaluate: `python train.py`; with `-m`, for every value of a list."""
 
 import os
 import sys
@@ -22,6 +22,7 @@ def job(config: DictConfig) -> float | None:
 
 
 def main() -> int:
+    """Give the exit code; an error is one line."""
     try:
         job()
     except BirthplaceError as error:

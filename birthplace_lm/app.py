@@ -70,7 +70,8 @@ def _summary(metrics: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     dev, baseline = metrics["dev"], metrics["baseline"]
     path = run_directory(config)
     return {
-        "model": f"{metrics['attention']}, {metrics['parameters']:,} parameters, pretraining {metrics['pretrain']}",
+        "model": f"{metrics['attention']}, {metrics['parameters']:,} parameters",
+        "pretraining": metrics["pretrain"],
         "dev exact match": f"{dev['correct']} of {dev['total']}: {dev['exact_match']:.1%}",
         f"always {baseline['answer']!r}": (
             f"{baseline['correct']} of {baseline['total']}: {baseline['exact_match']:.1%}"

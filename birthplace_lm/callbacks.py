@@ -35,7 +35,9 @@ class Meter(L.Callback):
         self._started = time.perf_counter()
         self._window, self._since = 0, self._started
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         count = int(batch["characters"])
         self.characters += count
         self._window += count
@@ -95,7 +97,9 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step != self._saved_step and step % self.every_n_steps == 0:
             self._save(trainer)
@@ -138,7 +142,9 @@ class SampleAnswers(L.Callback):
         logger = trainer.logger
         if isinstance(logger, TensorBoardLogger) and self._rows and not trainer.sanity_checking:
             head = "| question | answer | gold | log-probability (nats) |\n| --- | --- | --- | --- |\n"
-            logger.experiment.add_text(f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step)
+            logger.experiment.add_text(
+                f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step
+            )
 
 
 class ProgressLines(L.Callback):
@@ -154,7 +160,9 @@ class ProgressLines(L.Callback):
         self._started = self._said = time.perf_counter()
         self._first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         if now - self._said >= self.every_seconds and trainer.is_global_zero:
             self._said = now

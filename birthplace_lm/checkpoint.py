@@ -20,7 +20,9 @@ class VerifiedCheckpointIO(CheckpointIO):
     A checkpoint without its hash was never finished and does not count.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Save plain tensors, numbers, strings, lists and dicts.
 
         Raises:

@@ -174,12 +174,12 @@ def checked(config: DictConfig) -> DictConfig:
         InputError: a value is missing or out of range, values contradict each other, or a `_target_` is not
             one of ours.
     """
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise InputError(f"{key} is missing; give {key}=VALUE")
-    for key in config:
+    for missing in sorted(OmegaConf.missing_keys(config)):
+        raise InputError(f"{missing} is missing; give {missing}=VALUE")
+    for key in map(str, config):
         if key not in {f.name for f in fields(Config)}:
-            raise InputError(f"{key}: unknown key; {_closest(str(key), list(_keys(Config, '')))}")
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+            raise InputError(f"{key}: unknown key; {_closest(key, list(_keys(Config, '')))}")
+    config = DictConfig(OmegaConf.to_container(config, resolve=True))
     _check_ranges(Config, config, "")
     _check_targets(config, "")
     model, stages = config.model, config.stages

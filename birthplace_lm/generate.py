@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from birthplace_lm.models.cache import Cache
 from birthplace_lm.models.gpt import GPT
@@ -25,9 +24,18 @@ class Answer:
     text: str
     log_probability: float
 
+    @property
+    def line(self) -> str:
+        """The text as one line of a predictions file."""
+        return " ".join(self.text.splitlines())
+
 
 def answer(
-    model: GPT, vocab: CharVocab, questions: Sequence[str], batch_size: int = 512, longest: int = LONGEST_ANSWER
+    model: GPT,
+    vocab: CharVocab,
+    questions: Sequence[str],
+    batch_size: int = 512,
+    longest: int = LONGEST_ANSWER,
 ) -> list[Answer]:
     """Answer every question greedily; the batch a question falls into does not change its answer.
 

@@ -33,6 +33,5 @@ class ExactMatch(Metric):
 
 def score(predictions: Sequence[str], places: Sequence[str]) -> dict[str, float | int]:
     """`correct`, `total` and `exact_match` of predictions against gold places."""
-    metric = ExactMatch()
-    metric.update(predictions, places)
-    return {"correct": int(metric.correct), "total": int(metric.total), "exact_match": float(metric.compute())}
+    correct = sum(p == gold for p, gold in zip(predictions, places, strict=True))
+    return {"correct": correct, "total": len(places), "exact_match": correct / max(1, len(places))}

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 
 from birthplace_lm.data.rows import Batch
 from birthplace_lm.error import NumericError
-from birthplace_lm.generate import Answer, answer
+from birthplace_lm.generate import answer
 from birthplace_lm.metrics import ExactMatch
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.schedules import Clock, Schedule
@@ -23,8 +23,8 @@ from birthplace_lm.vocab import CharVocab
 class CharacterModel(L.LightningModule):
     """Trains a GPT on batches of characters and asks it questions while it learns.
 
-    Logs under the name of the stage: `loss` and `val_loss` in nats per character, `exact_match` as a fraction,
-    `learning_rate`, `grad_norm` before clipping.
+    Logs under the name of the stage: `loss` and `val_loss` in nats per character, `exact_match` as a
+    fraction, `learning_rate`, `grad_norm` before clipping.
 
     Args:
         stage: name of the stage, the prefix of every curve.
@@ -33,7 +33,6 @@ class CharacterModel(L.LightningModule):
         optimizer: factory called with `model` and `lr`.
         learning_rate: the peak rate.
         schedule: factory called with `total`, the characters of the stage; gives the factor of the rate.
-        block_size: of the data; a row counts `block_size - 1` characters for the schedule.
         seed: of the run.
     """
 
@@ -77,7 +76,7 @@ class CharacterModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout draws from the global stream: give every batch its own, so that a resumed run draws the same.
+        # Dropout draws from the global stream: every batch gets its own, so a resumed run draws the same.
         key = (self.seed, self.stage, self.global_rank, batch["key"].tolist())
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
 
@@ -111,7 +110,7 @@ class CharacterModel(L.LightningModule):
         self.log(f"{self.stage}/grad_norm", norm)
         self.log(f"{self.stage}/learning_rate", optimizer.param_groups[0]["lr"])
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[Answer] | None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Loss on loader 0, answers to the questions of loader 1."""
         if dataloader_idx == 0:
             count = (batch["targets"] != self.vocab.pad_id).sum()

@@ -1,6 +1,10 @@
-"""Optimizers as factories: `factory(model, lr)` gives what trains the whole model."""
+"""Optimizers as factories: `factory(model=..., lr=...)` gives what trains the whole model."""
 
-from torch import nn
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 
@@ -21,4 +25,91 @@ def adamw(
         {"params": [p for name, p in named if decays[name]], "weight_decay": weight_decay},
         {"params": [p for name, p in named if not decays[name]], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=lr, betas=tuple(betas), fused=True)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+
+
+def muon(
+    model: nn.Module,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    matrix_lr: float,
+    momentum: float,
+) -> Optimizer:
+    """Muon for the matrices of the blocks, AdamW without decay for everything else, in one optimizer.
+
+    Args:
+        weight_decay: of the matrices.
+        matrix_lr: the matrices' learning rate as a multiple of `lr`.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
+    ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    groups = [
+        {"params": matrices, "lr": lr * matrix_lr, "weight_decay": weight_decay, "momentum": momentum},
+        {"params": rest, "lr": lr, "weight_decay": 0.0, "momentum": None},
+    ]
+    return MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True)
+
+
+class MuonAdamW(AdamW):
+    """AdamW in which groups with a `momentum` are trained by Muon instead.
+
+    Muon steps along the orthogonalised momentum: every direction of a matrix moves equally fast. Matrices of
+    one shape are orthogonalised together in their own precision; `torch.optim.Muon` takes them one by one in
+    bfloat16, which CPUs without such units emulate.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; `closure` computes the loss and the gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        for group in groups:
+            if group["momentum"] is not None:
+                self._step_matrices(group)
+        self.param_groups = [group for group in groups if group["momentum"] is None]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        for alike in _by_shape(p for p in group["params"] if p.grad is not None):
+            buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in alike]
+            gradients = [p.grad for p in alike if p.grad is not None]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            rows, columns = alike[0].shape
+            updates = orthogonalize(torch.stack(list(nesterov))) * max(1.0, rows / columns) ** 0.5
+            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(alike, list(updates.unbind()), alpha=-group["lr"])
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices of (N, rows, columns), roughly: singular values near 1.
+
+    Newton-Schulz iterations with the coefficients of the source, which trade exactness for speed: singular
+    values end between about 0.7 and 1.2.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for p in parameters:
+        shapes.setdefault(p.shape, []).append(p)
+    return list(shapes.values())

@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
-from birthplace_lm.data.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.data.course import Question
 from birthplace_lm.data.module import BatchDataModule, Loading
 from birthplace_lm.error import BirthplaceError, CheckpointError
@@ -209,7 +207,11 @@ def _trainer(config: DictConfig, stage: DictConfig, folder: Path, callbacks: lis
 
 
 def _evaluate(
-    config: DictConfig, corpus: Corpus, directory: RunDirectory, pretrained: StageResult, finetuned: StageResult
+    config: DictConfig,
+    corpus: Corpus,
+    directory: RunDirectory,
+    pretrained: StageResult,
+    finetuned: StageResult,
 ) -> dict[str, Any]:
     model = build_model(config, len(corpus.vocab))
     load_weights(model, checkpoint.saved_in(directory.path / "finetune")[0])
@@ -243,11 +245,10 @@ def _answer_all(
     model: GPT, corpus: Corpus, rows: list[Question], directory: RunDirectory, split: str
 ) -> dict[str, Any] | None:
     """Write a predictions file; the score, where the places are known."""
-    predictions = [a.text for a in answer(model, corpus.vocab, [row.question for row in rows])]
+    predictions = [a.line for a in answer(model, corpus.vocab, [row.question for row in rows])]
     folder = directory.path / "predictions"
     folder.mkdir(exist_ok=True)
-    lines = (" ".join(text.split("\n")) + "\n" for text in predictions)
-    write_text(folder / f"{split}.txt", "".join(lines))
+    write_text(folder / f"{split}.txt", "".join(line + "\n" for line in predictions))
     places = [row.place for row in rows]
     return None if None in places else score(predictions, [place or "" for place in places])
 

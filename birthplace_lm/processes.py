@@ -37,12 +37,11 @@ def fit_in_processes(count: int, stage: str, config: DictConfig, folder: Path, s
         arguments = [str(job), stage, str(folder), *([] if start is None else [str(start)])]
         command = [sys.executable, "-m", "birthplace_lm.rank", *arguments]
         port = _free_port()
-        children = [
-            subprocess.Popen(
-                command, env=_environment(rank, count, port), stderr=Path(scratch, f"{rank}.err").open("wb")
-            )
-            for rank in range(count)
-        ]
+        children = []
+        for rank in range(count):
+            with Path(scratch, f"{rank}.err").open("wb") as stderr:
+                environment = _environment(rank, count, port)
+                children.append(subprocess.Popen(command, env=environment, stderr=stderr))
         try:
             failed = _wait(children)
         finally:
@@ -99,6 +98,8 @@ def _stop(children: list[subprocess.Popen[bytes]]) -> None:
 def _error(code: int, said: str, stage: str, rank: int) -> BirthplaceError:
     log.debug("rank %d of %s said:\n%s", rank, stage, said)
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    message = lines[-1].removeprefix("error: ") if lines else f"{stage}: process {rank} ended with code {code}"
+    message = (
+        lines[-1].removeprefix("error: ") if lines else f"{stage}: process {rank} ended with code {code}"
+    )
     kinds: dict[int, type[BirthplaceError]] = {2: InputError, 3: NumericError, 4: CheckpointError}
     return kinds.get(code, BirthplaceError)(message)

@@ -1,11 +1,11 @@
-"""One process of several that train a stage together: `python -m birthplace_lm.rank CONFIG STAGE FOLDER [START]`."""
+"""One of several processes that train a stage: `python -m birthplace_lm.rank CONFIG STAGE FOLDER [START]`."""
 
 import logging
 import os
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config import checked
 from birthplace_lm.data.corpus import read_corpus
@@ -13,12 +13,13 @@ from birthplace_lm.error import BirthplaceError
 
 
 def main(config_file: str, stage: str, folder: str, start: str | None = None) -> int:
+    """Train, and say in one line what went wrong."""
     from birthplace_lm.pipeline import train_stage
 
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     try:
-        config = checked(OmegaConf.load(config_file))
+        config = checked(DictConfig(OmegaConf.load(config_file)))
         corpus = read_corpus(config.data, config.model.block_size)
         train_stage(stage, config, corpus, Path(folder), None if start is None else Path(start))
     except BirthplaceError as error:

@@ -42,7 +42,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
             kept["stages"][name] = {"enabled": False}
     if kept["data"]["root"] is not None:
         kept["data"]["root"] = os.path.realpath(kept["data"]["root"])
-    return kept  # type: ignore[no-any-return]
+    return kept
 
 
 def pretraining_identity(config: DictConfig) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def pretraining_identity(config: DictConfig) -> dict[str, Any]:
 
 
 def run_directory(config: DictConfig) -> Path:
-    """Where a run lives: `run_dir`, or a name out of its identity. No timestamps: the same command comes back."""
+    """Where a run lives: `run_dir`, or a name made of its identity, so that the same command comes back."""
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser()
     return Path(config.runs_root).expanduser() / _name(config, identity(config))
@@ -78,7 +78,7 @@ def check_claim(path: Path, config: DictConfig) -> None:
     """
     saved = path / "config.yaml"
     if saved.is_file():
-        ours, theirs = identity(config), identity(OmegaConf.load(saved))  # type: ignore[arg-type]
+        ours, theirs = identity(config), identity(DictConfig(OmegaConf.load(saved)))
         if ours != theirs:
             key = _first_difference(theirs, ours)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")

@@ -2,23 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from birthplace_lm.data.rows import Batch, Rows
+from birthplace_lm.data.source import RowSource
 
 Key = tuple[int, int]  # epoch, index of the batch within it
-
-
-class RowSource(Protocol):
-    """Makes the rows of an epoch; always as many."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, generator: torch.Generator) -> Rows: ...
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -92,7 +84,9 @@ class EpochBatches(Dataset[Batch]):
         order = torch.randperm(len(rows), generator=generator)
         pools = order.split(self.batch_size * self.pool)
         totals = rows.totals
-        batches = torch.cat([pool[totals[pool].argsort(stable=True)] for pool in pools]).split(self.batch_size)
+        batches = torch.cat([pool[totals[pool].argsort(stable=True)] for pool in pools]).split(
+            self.batch_size
+        )
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def _batch(self, rows: Rows, chosen: Tensor, key: Key) -> Batch:

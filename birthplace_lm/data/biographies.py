@@ -251,6 +251,7 @@ def draw_places(draw: Draw, people: int) -> list[str]:
 
 
 def draw_date(draw: Draw, year: int) -> str:
+    """A day of the year, written in one of two ways."""
     day, month = 1 + draw.below(28), draw.one(MONTHS)
     return f"{day} {month} {year}" if draw.below(2) else f"{month} {day}, {year}"
 

@@ -58,7 +58,12 @@ class Corpus:
     @property
     def sha256(self) -> dict[str, str]:
         """Hash of every file, by its config key."""
-        files = {"corpus": self.documents, "train": self.train, "dev": self.dev, "test": self.test}
+        files: dict[str, Documents | Questions | None] = {
+            "corpus": self.documents,
+            "train": self.train,
+            "dev": self.dev,
+            "test": self.test,
+        }
         return {key: file.sha256 for key, file in files.items() if file is not None}
 
     @property
@@ -114,7 +119,11 @@ def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
         return train, []
     rows = train.rows
     if not 0 < count < len(rows):
-        raise InputError(f"data.holdout={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions")
+        raise InputError(
+            f"data.holdout={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
+        )
     aside = {i * len(rows) // count for i in range(count)}
     kept = [row for i, row in enumerate(rows) if i not in aside]
-    return Questions(train.path, kept, train.sha256, train.notes, train.warnings), [rows[i] for i in sorted(aside)]
+    return Questions(train.path, kept, train.sha256, train.notes, train.warnings), [
+        rows[i] for i in sorted(aside)
+    ]

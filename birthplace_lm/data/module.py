@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from birthplace_lm.data.batches import EpochBatches, Keys, Position, RowSource
+from birthplace_lm.data.batches import EpochBatches, Keys, Position
 from birthplace_lm.data.birthplace import NameToBirthplace, ascii_only
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.data.course import Question
-from birthplace_lm.data.rows import Rows, Text
+from birthplace_lm.data.rows import Text
+from birthplace_lm.data.source import RowSource, Sample, Shifted
 from birthplace_lm.data.span import SpanChooser
 from birthplace_lm.data.span_corruption import SpanCorruption
 
@@ -131,8 +132,9 @@ class SpanCorruptionDataModule(BatchDataModule):
     Args:
         spans: factory of the span chooser, called with `documents`, `places` (of the train answers) and
             `block_size`.
-        closing, loss_on, most_leading: see `SpanCorruption`.
+        closing, loss_on: see `SpanCorruption`.
         questions: share of the train questions that is mixed into every epoch, drawn anew each time.
+        most_shift: see `Shifted`.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         closing: bool,
         loss_on: str,
         questions: float,
-        most_leading: int,
+        most_shift: int,
     ) -> None:
         super().__init__(corpus, loading)
         documents, train = corpus.documents.lines, corpus.train.rows
@@ -153,11 +155,11 @@ class SpanCorruptionDataModule(BatchDataModule):
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
         chooser = spans(documents=documents, places=places, block_size=block_size)
-        corruption = SpanCorruption(pieces[0], chooser, block_size, closing, loss_on, most_leading)
-        self.train_sources: Sequence[RowSource] = [corruption]
+        corruption = SpanCorruption(pieces[0], chooser, closing, loss_on)
+        asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
+        sources: list[RowSource] = [corruption, asked] if len(asked) else [corruption]
+        self.train_sources = [Shifted(source, most_shift, block_size) for source in sources]
         self.validation_sources = [corruption]
-        if count := round(questions * len(train)):
-            self.train_sources = [corruption, _Sample(NameToBirthplace(pieces[1], pieces[2]), count)]
 
 
 class BirthplaceDataModule(BatchDataModule):
@@ -187,18 +189,3 @@ def _asked(row: Question, only_ascii: bool) -> str:
 def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:
     """Questions with their places; Lightning cannot move our frozen dataclass to a device."""
     return [(row.question, row.place or "") for row in rows]
-
-
-class _Sample:
-    """So many rows of another source, drawn anew in every epoch."""
-
-    def __init__(self, source: NameToBirthplace, count: int) -> None:
-        self.source = source
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def rows(self, generator: torch.Generator) -> Rows:
-        rows = self.source.rows(generator)
-        return rows[torch.randperm(len(rows), generator=generator)[: self.count]]

@@ -1,4 +1,4 @@
-"""Training sequences as pieces of one long tensor of characters, so that a batch is a few tensor operations."""
+"""Training sequences as pieces of one tensor of characters, so that a batch is a few tensor operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.vocab import CharVocab
-
 
 MOST_PADS = 64
 PAD_AT, MASK_AT = 0, MOST_PADS  # where a `Text` holds them
@@ -98,7 +97,7 @@ class Rows:
         return self.lengths.sum(1)
 
     def characters(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The sequences themselves, cut to the longest: ids (R, L), and where a row has ended, (R, L) bool."""
+        """The sequences, cut to the longest: ids (R, L), and where a row has ended, (R, L) bool."""
         ends = self.lengths.cumsum(1)  # (R, K)
         totals = ends[:, -1]
         position = torch.arange(int(totals.max())).expand(len(self), -1).contiguous()  # (R, L)

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from birthplace_lm.data.source import below
+
 TITLE = re.compile(r"^.*?\w{2}[\w)'\"]\. ")  # "J. R. Smith. " ends after Smith: an initial's dot is too early
 SALIENT = re.compile(r"\d[\d,.]*\d|\d|[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
 
@@ -91,16 +93,22 @@ class SalientSpans:
         heads = [title if title <= room // 2 else 0 for title in titles]
         longest = [min(room - head, room // 2) for head in heads]
         self.heads = torch.tensor(heads)
-        self.known = _Choices([_matches(place, d, h, m) for d, h, m in zip(documents, heads, longest, strict=True)])
+        self.known = _Choices(
+            [_matches(place, d, h, m) for d, h, m in zip(documents, heads, longest, strict=True)]
+        )
         salient = [_matches(SALIENT, d, h, m) for d, h, m in zip(documents, heads, longest, strict=True)]
-        whole = [[(h, min(len(d), h + m))] if len(d) > h else [(0, min(len(d), m))]
-                 for d, h, m in zip(documents, heads, longest, strict=True)]
+        whole = [
+            [(h, min(len(d), h + m))] if len(d) > h else [(0, min(len(d), m))]
+            for d, h, m in zip(documents, heads, longest, strict=True)
+        ]
         self.other = _Choices([s or w for s, w in zip(salient, whole, strict=True)])
 
     def draw(self, generator: torch.Generator) -> Spans:
         known_start, known_end = self.known.draw(generator)
         other_start, other_end = self.other.draw(generator)
-        take = (torch.rand(self.lengths.shape, generator=generator) < self.gazetteer) & (self.known.counts > 0)
+        take = (torch.rand(self.lengths.shape, generator=generator) < self.gazetteer) & (
+            self.known.counts > 0
+        )
         start, end = torch.where(take, known_start, other_start), torch.where(take, known_end, other_end)
         head = torch.minimum(self.heads, start)
         room = self.block_size - 3 - head - (end - start)
@@ -131,9 +139,3 @@ class _Choices:
 
 def _matches(pattern: re.Pattern[str], document: str, head: int, longest: int) -> list[tuple[int, int]]:
     return [m.span() for m in pattern.finditer(document, head) if m.end() - m.start() <= longest]
-
-
-def below(limit: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform integers from 0 to limit - 1, elementwise."""
-    draw = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
-    return (draw * limit).long().clamp(max=limit - 1)

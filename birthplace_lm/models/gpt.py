@@ -66,7 +66,9 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                attention(n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout), n_embd, dropout
+                attention(n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout),
+                n_embd,
+                dropout,
             )
             for _ in range(n_layer)
         )

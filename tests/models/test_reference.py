@@ -16,14 +16,18 @@ ROOT = os.environ.get("BIRTHPLACE_LM_COURSE_DATA")
 pytestmark = pytest.mark.skipif(ROOT is None, reason="needs the course's files: BIRTHPLACE_LM_COURSE_DATA")
 
 
-@pytest.mark.parametrize("name, attention", [("vanilla", VanillaAttention), ("synthesizer", SynthesizerAttention)])
+@pytest.mark.parametrize(
+    ("name", "attention"), [("vanilla", VanillaAttention), ("synthesizer", SynthesizerAttention)]
+)
 def test_agrees_with_the_reference(name: str, attention: type) -> None:
     with safe_open(Path(ROOT or "").parent / "reference" / f"{name}.safetensors", "pt") as file:
         sizes = {key: json.loads(value) for key, value in file.metadata().items() if key != "attention"}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, safe_open is no dict
     keys = ("vocab_size", "n_layer", "n_head", "n_embd", "block_size")
     model = GPT(**{key: sizes[key] for key in keys}, dropout=0.0, attention=attention).eval()
-    model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+    model.load_state_dict(
+        {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    )
     assert model.parameters_total == sizes["parameters"]
 
     for suffix in ("", "_short"):
@@ -34,7 +38,9 @@ def test_agrees_with_the_reference(name: str, attention: type) -> None:
     loss = model.loss(tensors["inputs"], tensors["targets"], pad_id=0)
     loss.backward()
     torch.testing.assert_close(loss.detach(), tensors["loss"][0], atol=1e-4, rtol=0)
-    gradients = {key.removeprefix("grad."): value for key, value in tensors.items() if key.startswith("grad.")}
+    gradients = {
+        key.removeprefix("grad."): value for key, value in tensors.items() if key.startswith("grad.")
+    }
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None

@@ -1,0 +1,95 @@
+"""The command `birthplace-lm`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from birthplace_lm.data.course import ask as question_about
+from birthplace_lm.data.course import normalise, read_questions
+from birthplace_lm.error import BirthplaceError, InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ask trained models where people were born, and make what they are trained on.",
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory, as train.py prints it")]
+
+
+@app.command()
+def ask(run: Run, names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")]) -> None:
+    """Say where people were born, with the model's own probability of its answer.
+
+    Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
+    """
+    from birthplace_lm.trained import Trained
+
+    model = Trained.from_run(run)
+    for name in names:
+        _, dropped = model.vocab.encode_known(normalise(name))
+        if dropped:
+            print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
+    answers = model.answer_questions([question_about(normalise(name)) for name in names])
+    for name, answer in zip(names, answers, strict=True):
+        print(f"{name}: {answer.text} ({2.718281828459045**answer.log_probability:.0%})")
+
+
+@app.command()
+def predict(
+    run: Run,
+    questions: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS.tsv", help="question, or question TAB place")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", help="where to write; else the terminal")] = None,
+) -> None:
+    """Answer a file of questions, one prediction per line; scored where the places are given.
+
+    Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
+    """
+    from birthplace_lm.files import write_text
+    from birthplace_lm.metrics import score
+    from birthplace_lm.trained import Trained
+
+    rows = read_questions(questions, "optional", "QUESTIONS").rows
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"-o {output}: there is no folder {output.parent}")
+    answers = Trained.from_run(run).answer_questions([row.question for row in rows])
+    predictions = [answer.line for answer in answers]
+    text = "".join(line + "\n" for line in predictions)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(output, text)
+    places = [row.place for row in rows]
+    if all(place is not None for place in places):
+        result = score(predictions, [place or "" for place in places])
+        share = f"{100 * result['exact_match']}%"
+        print(f"Correct: {result['correct']} out of {result['total']}: {share}", file=sys.stderr)
+
+
+@app.command()
+def make_biographies(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
+    people: Annotated[int, typer.Option(help="how many")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="another seed, other people")] = 0,
+) -> None:
+    """Invent people and write a corpus about them, with questions in the course's format.
+
+    Example: birthplace-lm make-biographies /tmp/people --people 2000 --seed 1
+    """
+    from birthplace_lm.data.biographies import write_biographies
+
+    write_biographies(out, people, seed)
+    print(f"{people} people in {out}; train with data=biographies data.root={out}")
+
+
+def main() -> None:
+    """Run the command; an error is one line and its exit code."""
+    try:
+        app()
+    except BirthplaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
