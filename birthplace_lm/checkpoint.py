@@ -78,8 +78,13 @@ def verified(path: Path) -> bool:
 
 def saved_in(directory: Path) -> list[Path]:
     """The checkpoints of a folder, newest step first, verified or not."""
-    found = [(int(m[1]), p) for p in directory.glob("step=*.ckpt") if (m := STEP.fullmatch(p.name))]
+    found = [(step, p) for p in directory.glob("step=*.ckpt") if (step := step_of(p)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer step in the name of a checkpoint; None if it has another name."""
+    return int(match[1]) if (match := STEP.fullmatch(path.name)) else None
 
 
 def path_of(directory: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,12 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
         progress(name, config.trainer.enable_progress_bar),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved),
     ]
-    trainer = _trainer(config, stage, folder, callbacks)
+    trainer = _trainer(config, stage, folder, callbacks, resume)
     log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    with warnings.catch_warnings():
+        # Lightning looks for a state in the loader; ours is in the data module.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         spent = meter.state_dict()
         result = StageResult(
@@ -185,13 +189,16 @@ def _newest(folder: Path, resume: str) -> Path | None:
     return None
 
 
-def _trainer(config: DictConfig, stage: DictConfig, folder: Path, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(
+    config: DictConfig, stage: DictConfig, folder: Path, callbacks: list[L.Callback], resume: Path | None
+) -> L.Trainer:
     own = {
         key: config.trainer[key] if config.trainer[key] is not None else stage[key]
         for key in ("max_epochs", "check_val_every_n_epoch")
     }
-    # "" keeps the event files of a stage in one folder over all resumes
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    # "" keeps the event files of a stage in one folder; what was logged after the checkpoint comes again.
+    purge = None if resume is None else checkpoint.step_of(resume)
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(
         config.trainer,
         **own,
