@@ -25,11 +25,11 @@ def main() -> int:
     """Give the exit code; an error is one line."""
     try:
         job()
-    except BirthplaceError as error:
-        return app.fail(error)
+    except BirthplaceError:
+        return 1  # a job of a sweep failed, and has said why
     except (HydraException, OmegaConfBaseException) as error:
-        return app.fail(explain(error))
-    return 0
+        app.fail(explain(error))
+    return app.exit_code()
 
 
 if __name__ == "__main__":

@@ -11,34 +11,38 @@ from omegaconf import DictConfig
 from birthplace_lm.config import checked
 from birthplace_lm.data.corpus import read_corpus
 from birthplace_lm.error import BirthplaceError
-from birthplace_lm.runs import check_claim, pretraining_directory, run_directory
+from birthplace_lm.runs import RunDirectory, check_claim, pretraining_directory, run_directory
 
 log = logging.getLogger("birthplace_lm")
-_failed_jobs: list[BirthplaceError] = []
+_failures: list[int] = []  # exit codes of what went wrong in this process
 
 
 def run(config: DictConfig) -> float | None:
-    """Check everything, then train; the dev exact match, or None for a dry run.
+    """Check everything, then train; the dev exact match, or None for a dry run or after an error.
 
     Raises:
-        BirthplaceError: in a sweep it has been shown already, and the other jobs go on.
+        BirthplaceError: in a sweep, so that it counts as failed; the other jobs go on.
     """
     _log_to_console()
     try:
         return _run(config)
     except BirthplaceError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            fail(error)
-            _failed_jobs.append(error)
-        raise
+            log.error("error: %s", error)
+            raise
+        fail(error)  # raised, Hydra would print more than one line
+        return None
 
 
-def fail(error: BirthplaceError) -> int:
-    """Say what went wrong in one line and give the exit code; 1 when it was a job of a sweep."""
-    if _failed_jobs:
-        return 1
+def fail(error: BirthplaceError) -> None:
+    """Say what went wrong in one line; `exit_code` will tell."""
     print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+    _failures.append(error.exit_code)
+
+
+def exit_code() -> int:
+    """0, or that of the first error."""
+    return _failures[0] if _failures else 0
 
 
 def _run(config: DictConfig) -> float | None:
@@ -46,12 +50,17 @@ def _run(config: DictConfig) -> float | None:
     path = run_directory(config)
     check_claim(path, config)
     corpus = read_corpus(config.data, config.model.block_size)
+    directory = RunDirectory(path, config)
     if config.dry_run:
-        _show({"run": path, "data": corpus.notes[0], **_plan(config)})
+        state = "finished" if directory.finished else "to do"
+        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
         return None
-    from birthplace_lm.pipeline import run as run_pipeline  # torch and lightning take seconds to import
+    if directory.finished and not config.overwrite:
+        metrics = directory.metrics
+    else:
+        from birthplace_lm.pipeline import run as run_pipeline  # torch and lightning take seconds to import
 
-    metrics = run_pipeline(config, corpus)
+        metrics = run_pipeline(config, corpus)
     _show(_summary(metrics, config))
     return float(metrics["dev"]["exact_match"])
 

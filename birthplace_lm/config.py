@@ -3,9 +3,11 @@
 Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
+import ast
 import difflib
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,17 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from birthplace_lm.error import InputError
 
 CONF = Path(__file__).parents[1] / "conf"
-TARGETS = ("birthplace_lm.", "lightning.Trainer", "torch.optim.")  # what a config may name to be called
+PACKAGE = Path(__file__).parent
+TARGETS = ("lightning.Trainer",)  # what a config may name to be called, besides what our own files define
+FACTORY = {"factory": True}  # of a field that names in `_target_` what makes the object
+KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
@@ -38,7 +43,7 @@ class Model:
     block_size: int = number(8, 1_000_000, 128)
     dropout: float = number(0.0, 0.99, 0.0)
     position_table: bool = True
-    attention: Any = MISSING
+    attention: Any = field(default=MISSING, metadata=FACTORY)
 
 
 @dataclass
@@ -65,8 +70,8 @@ class Stage:
     shuffle: bool = True
     pool: int = number(1, 1_000_000, 8)
     num_workers: int = number(0, 64, 0)
-    data: Any = MISSING
-    schedule: Any = MISSING
+    data: Any = field(default=MISSING, metadata=FACTORY)
+    schedule: Any = field(default=MISSING, metadata=FACTORY)
 
 
 @dataclass
@@ -134,7 +139,7 @@ class Config:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     stages: Stages = field(default_factory=Stages)
-    optimizer: Any = MISSING
+    optimizer: Any = field(default=MISSING, metadata=FACTORY)
     trainer: Trainer = field(default_factory=Trainer)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     names: Names = field(default_factory=Names)
@@ -163,24 +168,25 @@ def load(overrides: Sequence[str] = ()) -> DictConfig:
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
             return checked(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error) from error
 
 
 def checked(config: DictConfig) -> DictConfig:
-    """The resolved, read-only configuration.
+    """The resolved, read-only configuration, whether it was composed or read from a file.
 
     Raises:
-        InputError: a value is missing or out of range, values contradict each other, or a `_target_` is not
-            one of ours.
+        InputError: a value is missing, unknown, of another type or out of range, values contradict each
+            other, or a `_target_` is not one of ours.
     """
-    for missing in sorted(OmegaConf.missing_keys(config)):
-        raise InputError(f"{missing} is missing; give {missing}=VALUE")
-    for key in map(str, config):
-        if key not in {f.name for f in fields(Config)}:
-            raise InputError(f"{key}: unknown key; {_closest(key, list(_keys(Config, '')))}")
-    config = DictConfig(OmegaConf.to_container(config, resolve=True))
-    _check_ranges(Config, config, "")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
+        for missing in sorted(OmegaConf.missing_keys(config)):
+            raise InputError(f"{missing} is missing; give {missing}=VALUE")
+        config = DictConfig(OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    _check_values(Config, config, "")
     _check_targets(config, "")
     model, stages = config.model, config.stages
     if model.n_embd % model.n_head:
@@ -196,24 +202,42 @@ def checked(config: DictConfig) -> DictConfig:
 
 def explain(error: Exception) -> InputError:
     """What Hydra or OmegaConf complain about, in one line with the closest valid names."""
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         return InputError(f"{group}={wrong}: unknown; {_closest(wrong, error.options)}")
-    cause = error.__cause__
-    source = cause if isinstance(cause, OmegaConfBaseException) else error
-    message = str(source).strip().splitlines()[0] if str(source).strip() else type(source).__name__
-    key = getattr(source, "full_key", None) or ""
-    if match := re.search(r"Key '([^']+)' (?:is )?not in", message):
-        keys = list(_keys(Config, ""))
-        return InputError(f"{key or match[1]}: unknown key; {_closest(key or match[1], keys)}")
-    if override := re.search(r"Could not override '([^']+)'", str(error)):
-        keys = [*_keys(Config, ""), *(f.name for f in CONF.iterdir() if f.is_dir())]
-        return InputError(f"{override[1]}: unknown key; {_closest(override[1], keys)}")
+    if isinstance(error, OverrideParseException):
+        return InputError(f"{error.override}: cannot be read; expected KEY=VALUE")
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    if first.startswith("Config group override must be"):
+        return InputError(f"null or a number for a group: {', '.join(sorted(groups))} need a file's name")
+    if match := re.match(r"Ambiguous value for argument '(.*)'", first):
+        return InputError(f"{match[1]}: several values; add -m to run each, or write [...] for a list")
+    source = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = str(getattr(source, "full_key", None) or "")
+    parent = getattr(source, "parent_node", None)
+    if isinstance(source, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
+        return _unknown(key, [*map(str, parent), *([] if "." in key else groups)])
+    if match := re.match(r"Could not override '([^']+)'", first):
+        return _unknown(match[1], groups)
+    message, *_ = str(source).strip().splitlines() or [first]
+    if match := re.match(r"Error merging override (.*)", first):
+        key = match[1]
+    if "is not Optional" in message:
+        message = "must not be null"
     return InputError(f"{key}: {message}" if key and key not in message else message)
 
 
-def _closest(wrong: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+def _unknown(key: str, siblings: Sequence[str]) -> InputError:
+    """`siblings`: the last parts of the keys that are valid in its place."""
+    prefix, dot, wrong = key.rpartition(".")
+    elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
+    valid = [name for name in siblings if not name.startswith("_")]
+    return InputError(f"{key}: unknown key; {_closest(wrong, valid, prefix + dot, elsewhere)}")
+
+
+def _closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
+    close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
     listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
     return f"did you mean {close[0]}? {listed}" if close else listed
 
@@ -225,28 +249,73 @@ def _keys(schema: Any, prefix: str) -> Iterator[str]:
             yield from _keys(f.type, f"{prefix}{f.name}.")
 
 
-def _check_ranges(schema: Any, node: DictConfig, prefix: str) -> None:
+def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
+    names = [f.name for f in fields(schema)]
+    for name in map(str, node):
+        if name not in names:
+            raise _unknown(prefix + name, names)
     for f in fields(schema):
-        value = node[f.name]
+        value, key = node[f.name], prefix + f.name
         if is_dataclass(f.type):
-            _check_ranges(f.type, value, f"{prefix}{f.name}.")
+            _check_values(f.type, value, f"{key}.")
+        elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
+            raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
             if not low <= value <= high:  # also refuses nan
                 near = high if value > high else low
-                raise InputError(
-                    f"{prefix}{f.name}={value}: must be from {low} to {high}; the nearest is {near}"
-                )
+                raise InputError(f"{key}={value}: must be from {low} to {high}; the nearest is {near}")
 
 
 def _check_targets(node: Any, key: str) -> None:
-    """Configs are code: what they name is called. Only names of ours and what they need are."""
-    if isinstance(node, Mapping | DictConfig):
-        target = node.get("_target_")
-        if target is not None and not (isinstance(target, str) and target.startswith(TARGETS)):
-            raise InputError(f"{key}._target_={target}: not allowed; it must begin with {', '.join(TARGETS)}")
-        for name in node:
+    """Configs are code: what they name is called. Only what we define is, with arguments that it takes."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            _check_arguments(node, key)
+        for name in map(str, node):
             _check_targets(node[name], f"{key}.{name}".lstrip("."))
-    elif OmegaConf.is_list(node) or isinstance(node, list):
+    elif OmegaConf.is_list(node):
         for item in node:
             _check_targets(item, key)
+
+
+def _check_arguments(node: DictConfig, key: str) -> None:
+    target = node["_target_"]
+    if target in TARGETS:
+        return
+    arguments = _arguments(str(target))
+    if arguments is None:
+        raise InputError(
+            f"{key}._target_={target}: not allowed; name a class or function that a file of birthplace_lm"
+            f" defines, or {', '.join(TARGETS)}"
+        )
+    for name in (name for name in map(str, node) if not name.startswith("_")):
+        if name not in arguments:
+            raise _unknown(f"{key}.{name}", [*arguments])
+        kinds, value = arguments[name].split(" | "), node[name]
+        if not set(kinds) <= set(KINDS):
+            continue
+        of_a_kind = any(isinstance(value, KINDS[kind]) for kind in kinds)
+        if not of_a_kind or (isinstance(value, bool) and "bool" not in kinds):
+            raise InputError(f"{key}.{name}={value}: must be of type {arguments[name]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key}.{name}={value}: must be finite")
+
+
+def _arguments(target: str) -> dict[str, str] | None:
+    """Names and types of what one of our classes or functions takes, read from its file: importing is slow.
+
+    None: no file of ours defines it. What a file has imported does not count: `os` would be among it.
+    """
+    match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
+    path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
+    if match is None or path is None or not path.is_file():
+        return None
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == match[2]:
+            made_by = node.body if isinstance(node, ast.ClassDef) else [node]
+            for f in made_by:
+                if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
+                    names = [*f.args.args, *f.args.kwonlyargs]
+                    return {a.arg: ast.unparse(a.annotation) for a in names if a.annotation}
+    return None

@@ -39,13 +39,15 @@ def answer(
 ) -> list[Answer]:
     """Answer every question greedily; the batch a question falls into does not change its answer.
 
-    A question is read as `question MASK`; the answer ends with the next MASK or after `longest` characters.
+    A question is read as `question MASK`; the answer ends with the next MASK or after `longest` characters,
+    at most half of the block.
     Characters that the vocabulary lacks are dropped from the question, as is what does not fit into the
     block in front of the answer (from its beginning).
 
     Args:
         model: in evaluation mode, on any device.
     """
+    longest = min(longest, model.block_size // 2)
     prompts = [_prompt(vocab, question, model.block_size - longest) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths decode together
     answers: dict[int, Answer] = {}

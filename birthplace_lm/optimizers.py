@@ -25,7 +25,7 @@ def adamw(
         {"params": [p for name, p in named if decays[name]], "weight_decay": weight_decay},
         {"params": [p for name, p in named if not decays[name]], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+    return _unscaled_before_clipping(AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True))
 
 
 def muon(
@@ -49,7 +49,7 @@ def muon(
         {"params": matrices, "lr": lr * matrix_lr, "weight_decay": weight_decay, "momentum": momentum},
         {"params": rest, "lr": lr, "weight_decay": 0.0, "momentum": None},
     ]
-    return MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True)
+    return _unscaled_before_clipping(MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True))
 
 
 class MuonAdamW(AdamW):
@@ -82,7 +82,7 @@ class MuonAdamW(AdamW):
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         for alike in _by_shape(p for p in group["params"] if p.grad is not None):
-            buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in alike]
+            buffers = [self._momentum(p) for p in alike]
             gradients = [p.grad for p in alike if p.grad is not None]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
@@ -90,6 +90,13 @@ class MuonAdamW(AdamW):
             updates = orthogonalize(torch.stack(list(nesterov))) * max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(alike, list(updates.unbind()), alpha=-group["lr"])
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)  # AdamW looks at it in every state that it loads
+            state["momentum"] = torch.zeros_like(p)
+        return state["momentum"]
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -106,6 +113,12 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, b, x, beta=3.4445)
     return x.mT if tall else x
+
+
+def _unscaled_before_clipping(optimizer: Optimizer) -> Optimizer:
+    """Fused optimizers undo the loss scale of float16 in `step`: too late, the gradient is clipped before."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -47,12 +47,9 @@ class StageResult:
 
 
 def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
-    """Do what is not done yet and return the metrics; a finished run returns at once."""
+    """Do what is not done yet, and return the metrics."""
     directory = RunDirectory(run_directory(config), config)
     with directory.opened():
-        if directory.finished:
-            log.info("%s is finished already", directory.path)
-            return directory.metrics
         try:
             metrics = _run(config, corpus, directory)
         except BirthplaceError as error:

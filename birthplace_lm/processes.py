@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -41,7 +42,12 @@ def fit_in_processes(count: int, stage: str, config: DictConfig, folder: Path, s
         for rank in range(count):
             with Path(scratch, f"{rank}.err").open("wb") as stderr:
                 environment = _environment(rank, count, port)
-                children.append(subprocess.Popen(command, env=environment, stderr=stderr))
+                children.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+                    )
+                )
+            threading.Thread(target=_relay, args=(children[-1],), daemon=True).start()
         try:
             failed = _wait(children)
         finally:
@@ -70,7 +76,14 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
+def _relay(child: subprocess.Popen[str]) -> None:
+    """Log what a child prints as if it were ours."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        log.info("%s", line.rstrip("\n"))
+
+
+def _wait(children: list[subprocess.Popen[str]]) -> int | None:
     """The rank of the first child that failed, or None when all have ended well."""
     while True:
         codes = [child.poll() for child in children]
@@ -82,7 +95,7 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(0.1)
 
 
-def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+def _stop(children: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     for child in children:
         if child.poll() is None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from birthplace_lm.error import InputError
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -41,7 +43,12 @@ def cosine(total: int, warmup: float, floor: float) -> Schedule:
     Args:
         total: characters of the whole stage.
         warmup: the share of them to warm up in.
+
+    Raises:
+        InputError: `warmup` or `floor` is no share.
     """
+    if not (0.0 <= warmup <= 1.0 and 0.0 <= floor <= 1.0):
+        raise InputError(f"schedule: warmup={warmup} and floor={floor} must be from 0 to 1")
     start = round(warmup * total)
 
     def factor(characters: int) -> float:
@@ -63,8 +70,16 @@ def cosine_2021(total: int, warmup: int, final: int, floor: float) -> Schedule:
         total: not looked at.
         warmup, final: in characters.
 
+    Raises:
+        InputError: `final` does not come after `warmup`, or `floor` is no share.
+
     Source: CS224N 2021, assignment 5.
     """
+    if not (0 <= warmup < final and 0.0 <= floor <= 1.0):
+        raise InputError(
+            f"schedule: warmup={warmup}, final={final}, floor={floor}:"
+            " warmup must be from 0 to below final, and floor from 0 to 1"
+        )
 
     def factor(characters: int) -> float:
         if characters < warmup:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from birthplace_lm.data.rows import Batch, Rows
+from birthplace_lm.data.rows import PAD_AT, Batch, Rows
 from birthplace_lm.data.source import RowSource
 
 Key = tuple[int, int]  # epoch, index of the batch within it
@@ -66,10 +66,11 @@ class EpochBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return -(-self.rows_total // self.batch_size)
 
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, index = key
+    def __getitem__(self, key: Key | int) -> Batch:
+        # Lightning's overfit_batches counts batches instead of asking for keys: those of epoch 0
+        epoch, index = (0, key) if isinstance(key, int) else key
         rows, batches = self._plan(epoch)
-        return self._batch(rows, batches[index], key)
+        return self._batch(rows, batches[index], (epoch, index))
 
     def _plan(self, epoch: int) -> tuple[Rows, list[Tensor]]:
         if self._planned is None or self._planned[0] != epoch:
@@ -92,6 +93,7 @@ class EpochBatches(Dataset[Batch]):
     def _batch(self, rows: Rows, chosen: Tensor, key: Key) -> Batch:
         everyone = rows[chosen]
         counted = (everyone.totals - everyone.loss_from.clamp(min=1)).sum()
+        pads = everyone.lengths[everyone.starts == PAD_AT].sum()
         mine = chosen[self.rank :: self.world]
         filler = len(mine) == 0  # a last batch with fewer rows than processes: look, but learn nothing
         inputs, targets = rows[chosen[:1] if filler else mine].pairs(self.ids, self.pad_id)
@@ -102,7 +104,7 @@ class EpochBatches(Dataset[Batch]):
             targets=targets,
             key=torch.tensor(key),
             targets_total=counted / self.world,
-            characters=(everyone.totals - 1).sum(),
+            characters=(everyone.totals - 1).sum() - pads,
         )
 
 

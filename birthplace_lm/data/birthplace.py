@@ -13,7 +13,7 @@ class NameToBirthplace:
 
         characters  Where was Ada Bo born?_Rome_
         inputs      Where was Ada Bo born?_Rome
-        targets     .....................␣_Rome_      (. and ␣: no loss)
+        targets     ....................._Rome_      (.: no loss)
 
     The loss starts with the first MASK, so the model also learns that an answer follows a question mark, and
     ends with the second, which stops the answer.

@@ -1,5 +1,6 @@
 """The data of a run: the corpus, the questions and the vocabulary, read and checked as a whole."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +75,7 @@ class Corpus:
 
 def root_of(data: DataSettings) -> Path:
     """The folder of the files; the embedded corpus where no other is named."""
-    return REPOSITORY / "data" / "biographies" if data.root is None else Path(data.root).expanduser()
+    return REPOSITORY / "data" / "biographies" if data.root is None else Path(os.path.expanduser(data.root))
 
 
 def read_corpus(data: DataSettings, block_size: int) -> Corpus:
@@ -108,7 +109,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
         test=test,
         holdout=holdout,
         vocab=vocab,
-        notes=[summary, *(f"{file.path.name}: {note}" for file in files for note in file.notes)],
+        notes=[summary, *(note for file in files for note in file.notes)],
         warnings=[w for q in (train, dev) for w in q.warnings] + check_overlap(train, dev),
     )
 

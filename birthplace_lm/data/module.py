@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from birthplace_lm.data.batches import EpochBatches, Keys, Position
 from birthplace_lm.data.birthplace import NameToBirthplace, ascii_only
 from birthplace_lm.data.corpus import Corpus
-from birthplace_lm.data.course import Question
+from birthplace_lm.data.course import Question, person
 from birthplace_lm.data.rows import Text
 from birthplace_lm.data.source import RowSource, Sample, Shifted
 from birthplace_lm.data.span import SpanChooser
 from birthplace_lm.data.span_corruption import SpanCorruption
+from birthplace_lm.error import InputError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
@@ -74,7 +75,12 @@ class BatchDataModule(L.LightningDataModule):
         batches = self._batches(self.validation_sources, seed=-1, shuffle=True)
         keys = [(0, index) for index in range(min(VALIDATION_BATCHES, len(batches)))]
         mine = self.questions[self._rank :: self._world]
-        questions: Any = DataLoader(mine, batch_size=QUESTIONS_PER_BATCH, collate_fn=_as_strings)  # type: ignore[arg-type]
+        questions: Any = DataLoader(
+            mine,  # type: ignore[arg-type]
+            batch_size=QUESTIONS_PER_BATCH,
+            collate_fn=_as_strings,
+            generator=torch.Generator(),  # see `_loader`
+        )
         return [self._loader(batches, sampler=keys, num_workers=0), questions]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -130,11 +136,14 @@ class SpanCorruptionDataModule(BatchDataModule):
     be read about.
 
     Args:
-        spans: factory of the span chooser, called with `documents`, `places` (of the train answers) and
-            `block_size`.
+        spans: factory of the span chooser, called with `documents`, `people` and `places` of the train
+            questions, and `block_size`.
         closing, loss_on: see `SpanCorruption`.
         questions: share of the train questions that is mixed into every epoch, drawn anew each time.
         most_shift: see `Shifted`.
+
+    Raises:
+        InputError: `questions` is out of range.
     """
 
     def __init__(
@@ -149,12 +158,15 @@ class SpanCorruptionDataModule(BatchDataModule):
         most_shift: int,
     ) -> None:
         super().__init__(corpus, loading)
+        if not 0 <= questions <= 1:
+            raise InputError(f"stages.pretrain.data.questions={questions}: must be from 0 to 1")
         documents, train = corpus.documents.lines, corpus.train.rows
         places = [row.place or "" for row in train]
         text = Text.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
-        chooser = spans(documents=documents, places=places, block_size=block_size)
+        people = [person(row.question) for row in train]
+        chooser = spans(documents=documents, people=people, places=places, block_size=block_size)
         corruption = SpanCorruption(pieces[0], chooser, closing, loss_on)
         asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
         sources: list[RowSource] = [corruption, asked] if len(asked) else [corruption]

@@ -22,7 +22,7 @@ class Batch(TypedDict):
         key: (2,) epoch and index of the batch.
         targets_total: how many targets count in the batch over all processes, divided by their number: what
             the summed loss of one process is divided by, so that the mean over processes is the exact one.
-        characters: inputs that are not PAD, over all processes.
+        characters: of all rows, over all processes; PADs, and the last of each row, do not count.
     """
 
     inputs: Tensor

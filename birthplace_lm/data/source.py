@@ -50,7 +50,7 @@ class Shifted:
 
     def __init__(self, source: RowSource, most: int, block_size: int) -> None:
         if not 0 <= most <= MOST_PADS:
-            raise InputError(f"most_shift={most}: must be from 0 to {MOST_PADS}")
+            raise InputError(f"stages.pretrain.data.most_shift={most}: must be from 0 to {MOST_PADS}")
         self.source = source
         self.most = most
         self.block_size = block_size

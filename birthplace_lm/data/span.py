@@ -1,6 +1,8 @@
 """Which span of a document is masked, and how much of the document is shown around it."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -8,9 +10,12 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.data.source import below
+from birthplace_lm.error import InputError
 
-TITLE = re.compile(r"^.*?\w{2}[\w)'\"]\. ")  # "J. R. Smith. " ends after Smith: an initial's dot is too early
-SALIENT = re.compile(r"\d[\d,.]*\d|\d|[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
+# "J. R. Smith. " ends after Smith, "St. Ives. " after Ives: an initial or a form of address does not end it.
+TITLE = re.compile(r"^.*?(?:\w\w|[).'\"])(?<!\bSt)(?<!\bDr)(?<!\bMr)\. ")
+WORD = re.compile(r"\w+|[^\w\s]")
+SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
 
 
 class Spans(NamedTuple):
@@ -40,13 +45,15 @@ class RandomSpans:
 
     Args:
         documents: the corpus, a string a document, each at least 4 characters.
-        places: not looked at.
+        people, places: not looked at.
         block_size: characters of the longest sequence.
     """
 
-    def __init__(self, documents: Sequence[str], places: Sequence[str], block_size: int) -> None:
+    def __init__(
+        self, documents: Sequence[str], people: Sequence[str], places: Sequence[str], block_size: int
+    ) -> None:
         self.lengths = torch.tensor([len(document) for document in documents])
-        self.longest = int(block_size * 7 / 8)
+        self.longest = min(int(block_size * 7 / 8), block_size - 3)  # three MASKs; less only in tiny blocks
 
     def draw(self, generator: torch.Generator) -> Spans:
         shown = torch.randint(4, self.longest + 1, self.lengths.shape, generator=generator)
@@ -60,48 +67,55 @@ class RandomSpans:
 class SalientSpans:
     """Mask what is worth knowing: a place of the train answers, or a capitalised or numeric span.
 
-    The title, which names the person, always stays in front. Around the masked span the document is shown for
-    a random distance, u ** `context_power` of what there is room for: mostly none, so that the name alone has
-    to bring the answer to mind.
+    The title, which names the person, stays in front, unless it fills half of the block. Around the masked
+    span the document is shown for a random distance, u ** `context_power` of what there is room for: mostly
+    none, so that the name alone has to bring the answer to mind.
+
+    Where a document has several places, they are drawn by how likely each is the answer: the train questions
+    whose person has a document show which words stand before an answer and which before another place.
 
     Args:
         documents: the corpus, a string a document.
-        places: the gazetteer, the places of the train answers.
+        people, places: of the train questions; the places are the gazetteer.
         block_size: characters of the longest sequence.
         gazetteer: how often a place is masked where the document has one.
         context_power: larger shows less; 0 shows all that fits.
 
-    Source: salient spans, REALM, arXiv:2002.08909.
+    Raises:
+        InputError: `gazetteer` or `context_power` is out of range.
+
+    Source: salient spans, REALM, arXiv:2002.08909; learning which spans to mask, arXiv:2012.15856.
     """
 
     def __init__(
         self,
         documents: Sequence[str],
+        people: Sequence[str],
         places: Sequence[str],
         block_size: int,
         gazetteer: float,
         context_power: float,
     ) -> None:
+        key = "stages.pretrain.data.spans"
+        if not 0 <= gazetteer <= 1:
+            raise InputError(f"{key}.gazetteer={gazetteer}: must be from 0 to 1")
+        if not 0 <= context_power < float("inf"):
+            raise InputError(f"{key}.context_power={context_power}: must be 0 or more")
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
         self.gazetteer = gazetteer
         self.context_power = context_power
-        names = "|".join(re.escape(place) for place in sorted(set(places), key=len, reverse=True))
-        place = re.compile(rf"\b(?:{names})\b")
         room = block_size - 4  # three MASKs and at least one character of title or context
         titles = [match.end() if (match := TITLE.match(d)) else 0 for d in documents]
         heads = [title if title <= room // 2 else 0 for title in titles]
-        longest = [min(room - head, room // 2) for head in heads]
         self.heads = torch.tensor(heads)
-        self.known = _Choices(
-            [_matches(place, d, h, m) for d, h, m in zip(documents, heads, longest, strict=True)]
-        )
-        salient = [_matches(SALIENT, d, h, m) for d, h, m in zip(documents, heads, longest, strict=True)]
-        whole = [
-            [(h, min(len(d), h + m))] if len(d) > h else [(0, min(len(d), m))]
-            for d, h, m in zip(documents, heads, longest, strict=True)
-        ]
-        self.other = _Choices([s or w for s, w in zip(salient, whole, strict=True)])
+        lines = [(d, head, min(room - head, room // 2)) for d, head in zip(documents, heads, strict=True)]
+        names = "|".join(re.escape(place) for place in sorted(set(places), key=len, reverse=True))
+        place = re.compile(rf"(?<!\w)(?:{names})(?!\w)")  # not \b: "Washington, D.C." ends in a dot
+        known = [_matches(place, *line) for line in lines]
+        self.known = _Choices(known, answer_likelihood(documents, known, people, places))
+        salient = [_matches(SALIENT, *line) or [_whole(*line)] for line in lines]
+        self.other = _Choices(salient, [[1.0] * len(spans) for spans in salient])
 
     def draw(self, generator: torch.Generator) -> Spans:
         known_start, known_end = self.known.draw(generator)
@@ -123,19 +137,83 @@ class SalientSpans:
 
 
 class _Choices:
-    """Some spans for every document, of which one is drawn."""
+    """Some weighted spans for every document, of which one is drawn."""
 
-    def __init__(self, spans: Sequence[Sequence[tuple[int, int]]]) -> None:
+    def __init__(
+        self, spans: Sequence[Sequence[tuple[int, int]]], weights: Sequence[Sequence[float]]
+    ) -> None:
         self.counts = torch.tensor([len(choices) for choices in spans])
-        self.first = self.counts.cumsum(0) - self.counts
-        flat = [span for choices in spans for span in choices]
-        self.spans = torch.tensor([*flat, (0, 1)])
+        self.last = self.counts.cumsum(0) - 1
+        self.spans = torch.tensor([*(span for choices in spans for span in choices), (0, 1)])
+        flat = torch.tensor([*(w for row in weights for w in row)], dtype=torch.float64)
+        self.sums = torch.cat((torch.zeros(1, dtype=torch.float64), flat.cumsum(0)))
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(N,) starts and ends; where there is nothing to choose, of no meaning."""
-        which = self.first + below(self.counts.clamp(min=1), generator)
+        low, high = self.sums[self.last + 1 - self.counts], self.sums[self.last + 1]
+        at = low + (high - low) * torch.rand(self.counts.shape, generator=generator, dtype=torch.float64)
+        first, last = self.last + 1 - self.counts, self.last.clamp(min=0)
+        which = torch.searchsorted(self.sums[1:], at, right=True)
+        which = torch.minimum(torch.maximum(which, first), last)
         return self.spans[which, 0], self.spans[which, 1]
 
 
+def answer_likelihood(
+    documents: Sequence[str],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    people: Sequence[str],
+    places: Sequence[str],
+) -> list[list[float]]:
+    """For every span the probability that it is the answer about its document's person, by naive Bayes.
+
+    The features of a span are the words and signs before it, the sign after it, and whether it is the first
+    of its document. Only documents of train people teach them.
+
+    Args:
+        spans: candidates of every document.
+        people, places: names and answers of the train questions; a document begins with its person's name.
+    """
+    answers = dict(zip(people, places, strict=True))
+    counts: dict[bool, Counter[Feature]] = {True: Counter(), False: Counter()}
+    totals = Counter[bool]()
+    for document, choices in zip(documents, spans, strict=True):
+        title = TITLE.match(document)
+        answer = answers.get(title[0].removesuffix(". ")) if title else None
+        for rank, (start, end) in enumerate(choices if answer else []):
+            right = document[start:end] == answer
+            totals[right] += 1
+            counts[right].update(_features(document, start, end, rank))
+
+    def likelihood(document: str, start: int, end: int, rank: int) -> float:
+        logit = math.log((totals[True] + 1) / (totals[False] + 1))
+        for feature in _features(document, start, end, rank):
+            yes, no = ((counts[right][feature] + 0.5) / (totals[right] + 1.0) for right in (True, False))
+            logit += math.log(yes / no)
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
+
+    return [
+        [likelihood(document, *span, rank) for rank, span in enumerate(choices)]
+        for document, choices in zip(documents, spans, strict=True)
+    ]
+
+
+Feature = tuple[str, str]
+
+
+def _features(document: str, start: int, end: int, rank: int) -> list[Feature]:
+    words = WORD.findall(document, max(0, start - 24), start)
+    return [
+        ("last two", " ".join(words[-2:])),
+        ("last", " ".join(words[-1:])),
+        ("after", document[end : end + 1]),
+        ("first", str(rank == 0)),
+    ]
+
+
 def _matches(pattern: re.Pattern[str], document: str, head: int, longest: int) -> list[tuple[int, int]]:
-    return [m.span() for m in pattern.finditer(document, head) if m.end() - m.start() <= longest]
+    return [m.span() for m in pattern.finditer(document, head) if 0 < m.end() - m.start() <= longest]
+
+
+def _whole(document: str, head: int, longest: int) -> tuple[int, int]:
+    start = head if head < len(document) else 0
+    return start, min(len(document), start + longest)

@@ -82,9 +82,9 @@ class GPT(nn.Module):
         With a cache, `ids` are the characters at `cache.positions` and see what the cache holds.
 
         Raises:
-            ValueError: if a sequence is longer than `block_size`.
+            ValueError: if a sequence, or the room of the cache, is longer than `block_size`.
         """
-        _, length = ids.shape
+        length = ids.shape[1] if cache is None else cache.size
         if length > self.block_size:
             raise ValueError(f"{length} characters do not fit into block_size={self.block_size}")
         x = self.tok_emb(ids)  # (B, T, C)

@@ -1,0 +1,88 @@
+"""What the runs of a folder have reached, as a table and as a picture of their learning curves."""
+
+import json
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from birthplace_lm.error import InputError
+
+Curve = list[tuple[float, float]]  # characters seen, exact match on dev
+
+
+def finished_runs(root: Path) -> dict[Path, dict[str, Any]]:
+    """The metrics of every finished run in a folder, or of the run that the folder is.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted({*root.glob("metrics.json"), *root.glob("*/metrics.json")})
+    if not files:
+        raise InputError(f"{root}: no finished run in it; a finished run has a metrics.json")
+    return {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def markdown(runs: dict[Path, dict[str, Any]]) -> str:
+    """One row per run."""
+    lines = [
+        "| attention | pretraining | data | seed | parameters | dev exact match | majority | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in runs.values():
+        dev, baseline = found["dev"], found["baseline"]
+        seconds = sum(stage["seconds"] for stage in found["stages"].values())
+        lines.append(
+            f"| {found['attention']} | {found['pretrain']} | {found['data']} | {found['seed']}"
+            f" | {found['parameters']:,} | {dev['correct']}/{dev['total']} = {dev['exact_match']:.1%}"
+            f" | {baseline['exact_match']:.1%} | {seconds / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def learning_curve(run: Path) -> Curve:
+    """Exact match on dev against the characters read by then, over both stages."""
+    curve: Curve = []
+    before = 0.0
+    for stage in ("pretrain", "finetune"):
+        if not (run / stage).is_dir():
+            continue
+        events = EventAccumulator(str(run / stage))
+        events.Reload()
+        if f"{stage}/exact_match" not in events.Tags()["scalars"]:
+            continue
+        read = events.Scalars(f"{stage}/characters")
+        steps = [event.step for event in read]
+        for event in events.Scalars(f"{stage}/exact_match"):
+            position = bisect_right(steps, event.step)
+            curve.append((before + (read[position - 1].value if position else 0.0), event.value))
+        before += read[-1].value
+    return curve
+
+
+def draw(runs: dict[Path, dict[str, Any]], out: Path) -> None:
+    """Write the learning curves of the runs against their majority baseline, as an SVG or PNG file.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for run, found in runs.items():
+        curve = learning_curve(run)
+        label = f"{found['attention']}, pretrain={found['pretrain']}"
+        axes.plot([x / 1e6 for x, _ in curve], [y for _, y in curve], marker=".", label=label)
+    majority = max(found["baseline"]["exact_match"] for found in runs.values())
+    axes.axhline(majority, color="gray", linestyle="--", linewidth=1, label="majority answer")
+    axes.set(xlabel="million characters read", ylabel="exact match on dev", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error

@@ -1,0 +1,115 @@
+"""Span corruption loses nothing: what was shown can be put together again."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from birthplace_lm.data.rows import Text
+from birthplace_lm.data.span import RandomSpans, SalientSpans, SpanChooser, Spans
+from birthplace_lm.data.span_corruption import SpanCorruption
+from birthplace_lm.error import InputError
+from birthplace_lm.vocab import MASK, PAD, CharVocab
+
+ADA = "Ada Bo. Ada Bo was born in Rome ."
+
+
+class Given:
+    """The same spans every time."""
+
+    def __init__(self, *spans: tuple[int, ...]) -> None:
+        self.spans = Spans(*torch.tensor(spans).T)
+
+    def draw(self, generator: torch.Generator) -> Spans:
+        return self.spans
+
+
+class Remembered:
+    """Another chooser's spans, and what the last ones were."""
+
+    def __init__(self, chooser: SpanChooser) -> None:
+        self.chooser = chooser
+
+    def draw(self, generator: torch.Generator) -> Spans:
+        self.last = self.chooser.draw(generator)
+        return self.last
+
+
+def pairs(
+    documents: list[str], spans: SpanChooser, closing: bool = False, loss_on: str = "all", seed: int = 0
+) -> list[tuple[str, str]]:
+    """Inputs and targets of every document, PADs at the end left out."""
+    vocab = CharVocab.from_text("".join(documents))
+    text = Text.encode(documents, vocab)
+    rows = SpanCorruption(text.pieces, spans, closing, loss_on).rows(torch.Generator().manual_seed(seed))
+    inputs, targets = rows.pairs(text.ids, vocab.pad_id)
+    lengths = (rows.totals - 1).tolist()
+    for n, x, y in zip(lengths, inputs, targets, strict=True):
+        assert set(y[n:].tolist()) <= {vocab.pad_id}
+        assert set(x[n + 1 :].tolist()) <= {vocab.pad_id}
+    decoded = (map(vocab.decode, ids.tolist()) for ids in (inputs, targets))
+    return [(x[:n], y[:n]) for n, x, y in zip(lengths, *decoded, strict=True)]
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_example_in_the_docstring(closing: bool) -> None:
+    start = ADA.index("Rome")
+    characters = f"Ada Bo. Ada Bo was born in {MASK} .{MASK}Rome" + closing * MASK
+    spans = Given((0, 0, start, start + 4, len(ADA)))
+    assert pairs([ADA], spans, closing) == [(characters[:-1], characters[1:])]
+    documented = [line.split(None, 1) for line in (SpanCorruption.__doc__ or "").splitlines()]
+    shown = {words[0]: words[1].split("   ")[0] for words in documented if len(words) == 2}
+    if not closing:
+        assert shown["inputs"].replace("_", MASK) == characters[:-1]
+        assert shown["targets"].replace("_", MASK) == characters[1:]
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_loss_on_span_is_what_follows_the_second_mask(closing: bool) -> None:
+    spans = Given((8, 12, 15, 18, 22), (0, 0, 0, 1, 1), (0, 0, 4, 5, 33))
+    ends = closing * MASK
+    wanted = [ADA[15:18] + ends, ADA[:1] + ends, ADA[4:5] + ends]
+    found = pairs([ADA] * 3, spans, closing, "span")
+    for (inputs, targets), masked in zip(found, wanted, strict=True):
+        assert targets == PAD * (len(targets) - len(masked)) + masked
+        assert inputs[-len(masked)] == MASK  # the loss begins with what the second MASK announces
+    assert [inputs for inputs, _ in found] == [inputs for inputs, _ in pairs([ADA] * 3, spans, closing)]
+
+
+letters = st.text("aB é.", min_size=4, max_size=200)
+
+
+@given(
+    documents=st.lists(
+        st.builds("{}. {}".format, st.text("aB é", max_size=12), letters), min_size=1, max_size=5
+    ),
+    salient=st.booleans(),
+    closing=st.booleans(),
+    block_size=st.integers(8, 128),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_the_shown_text_can_be_put_together_again(
+    documents: list[str], salient: bool, closing: bool, block_size: int, seed: int
+) -> None:
+    chooser = (
+        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0)
+        if salient
+        else RandomSpans(documents, [], [], block_size)
+    )
+    spans = Remembered(chooser)
+    rows = pairs(documents, spans, closing, seed=seed)
+    for document, (inputs, targets), span in zip(documents, rows, zip(*spans.last, strict=True), strict=True):
+        head, left, start, end, right = map(int, span)
+        row = inputs + targets[-1]
+        assert targets == row[1:]  # "all": the loss looks at every character that has one before it
+        assert len(row) <= block_size
+        prefix, suffix, masked, *closed = row.split(MASK)
+        assert closed == [""] * closing
+        assert masked == document[start:end] != ""
+        assert prefix + masked + suffix == document[:head] + document[left:right]
+
+
+def test_loss_on_something_else() -> None:
+    with pytest.raises(InputError, match="loss_on=masked: must be all or span"):
+        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), False, "masked")

@@ -1,0 +1,167 @@
+"""What every attention variant must do; every yaml in conf/attention/ is held to it."""
+
+import io
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from birthplace_lm.config import CONF, load
+from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.pipeline import build_model
+
+NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
+BLOCK, SYMBOLS = 128, 30
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:
+    """A network none of whose parameters is zero, so that nothing hides behind an initialization."""
+    torch.manual_seed(seed)
+    model = build_model(load([f"attention={name}", "model=tiny", f"model.dropout={dropout}"]), SYMBOLS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def characters(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(2, SYMBOLS, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> Tensor:
+    """Logits of `ids` read with a cache: prompts of the given lengths, padded, then so many at a time.
+
+    Where a row ends before the longest does, its logits stay zero.
+    """
+    rows, positions = torch.arange(len(ids))[:, None], torch.arange(max(prefill)).expand(len(ids), -1)
+    lengths = torch.tensor(prefill)[:, None]
+    cache = Cache(model.n_layer, BLOCK)
+    cache.move_to(positions)
+    logits = torch.zeros(*ids.shape, SYMBOLS)
+    prompt = ids[:, : max(prefill)].where(positions < lengths, 0)
+    logits[:, : max(prefill)] = model(prompt, cache)
+    for piece in pieces:
+        positions = lengths + torch.arange(piece)
+        cache.move_to(positions)
+        logits[rows, positions] = model(ids[rows, positions], cache).float()
+        lengths = lengths + piece
+    return logits * (torch.arange(ids.shape[1]) < lengths)[..., None]
+
+
+def test_every_length_up_to_the_block_keeps_its_shape(name: str) -> None:
+    factory = instantiate(load([f"attention={name}", "model=tiny"]).model.attention)
+    layer = factory(n_embd=32, n_head=2, block_size=BLOCK, dropout=0.0).eval()
+    model = built(name)
+    with torch.no_grad():
+        for length in range(1, BLOCK + 1):
+            x = torch.randn(2, length, 32)
+            assert layer(x).shape == x.shape
+        for length in (1, 2, BLOCK - 1, BLOCK):
+            assert model(characters(3, length)).shape == (3, length, SYMBOLS)
+
+
+@torch.no_grad()
+def test_a_character_changes_only_what_follows(name: str) -> None:
+    model, ids = built(name), characters(1, BLOCK)
+    changed = ids.repeat(BLOCK, 1)
+    changed.diagonal().copy_((changed.diagonal() - 2 + 7) % (SYMBOLS - 2) + 2)  # row t differs at t
+    difference = (model(changed) - model(ids)).abs().amax(dim=2)  # (t, position)
+    assert difference.tril(-1).max() < 1e-5
+    later = torch.ones(BLOCK, BLOCK).triu().bool()
+    assert difference[later].min() > 1e-4  # it does reach every later position
+
+
+def test_gradients_reach_every_earlier_character_and_no_later(name: str) -> None:
+    model, seen = built(name), []
+    model.tok_emb.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    logits = model(characters(1, BLOCK).repeat(BLOCK, 1))
+    logits.diagonal(dim1=0, dim2=1).square().sum().backward(inputs=seen)  # row t: logits at position t
+    gradient = seen[0].grad.abs().amax(dim=2)
+    assert gradient.triu(1).max() == 0
+    assert gradient[torch.ones(BLOCK, BLOCK).tril().bool()].min() > 0
+
+
+def test_every_parameter_learns(name: str) -> None:
+    model, ids = built(name), characters(4, BLOCK)
+    model.loss(ids[:, :-1], ids[:, 1:], pad_id=0).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.abs().max() > 0, key
+
+
+def test_state_survives_a_file(name: str) -> None:
+    model, other, ids = built(name), built(name, seed=2), characters(2, 50)
+    assert not torch.allclose(model(ids), other(ids))
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(model(ids), other(ids))
+
+
+def test_dropout_only_in_training(name: str) -> None:
+    model, ids = built(name, dropout=0.5), characters(2, 20)
+    assert torch.equal(model(ids), model(ids))
+    assert torch.equal(model(ids), built(name, dropout=0.0)(ids))
+    model.train()
+    assert not torch.allclose(model(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "pieces"),
+    [
+        ([BLOCK], []),
+        ([1], [1] * (BLOCK - 1)),
+        ([64, 1, 90, 17], [1] * 38),
+        ([30, 5], [1, 40, 1, 7, 49]),
+    ],
+    ids=["in one piece", "one by one", "rows of different lengths", "in pieces"],
+)
+def test_cached_decoding_equals_the_full_forward(name: str, prefill: list[int], pieces: list[int]) -> None:
+    model, ids = built(name), characters(len(prefill), BLOCK)
+    read = torch.arange(BLOCK) < torch.tensor(prefill)[:, None] + sum(pieces)
+    with torch.no_grad():
+        full = model(ids) * read[..., None]
+    assert read.any(dim=0).all()  # up to the last position of the block
+    torch.testing.assert_close(decoded(model, ids, prefill, pieces), full, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_cached_rows_that_are_kept_go_on_alone(name: str) -> None:
+    model, ids = built(name), characters(4, 40)
+    cache = Cache(model.n_layer, 40)
+    cache.move_to(torch.arange(30).expand(4, -1))
+    model(ids[:, :30], cache)
+    full = model(ids)
+    for position, kept in ((30, [3, 0, 1]), (31, [2, 0]), (32, [1])):
+        cache.keep(torch.tensor(kept))
+        ids, full = ids[kept], full[kept]
+        cache.move_to(torch.full((len(kept), 1), position))
+        logits = model(ids[:, position : position + 1], cache)[:, 0]
+        torch.testing.assert_close(logits, full[:, position], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16-true", "bf16-mixed"])
+def test_bfloat16(name: str, autocast: bool) -> None:
+    model, ids = built(name), characters(2, BLOCK)
+    with torch.no_grad():
+        exact = model(ids)
+    if not autocast:
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(ids)
+        model.loss(ids[:, :-1], ids[:, 1:], pad_id=0).backward()
+        cached = decoded(model, ids[:, :30], [20, 10], [1] * 10)
+    assert logits.dtype == torch.bfloat16
+    near = 0.1 * exact.std().item()  # 8 bits of mantissa, a few layers
+    torch.testing.assert_close(logits.float(), exact, atol=5 * near, rtol=0.05)
+    assert (logits.float() - exact).square().mean().sqrt() < near
+    read = torch.arange(30) < torch.tensor([[30], [20]])
+    torch.testing.assert_close(cached, logits[:, :30].float() * read[..., None], atol=5 * near, rtol=0.05)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -1,0 +1,161 @@
+"""The GPT against the numbers of the course and a second implementation with nothing fused in it."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from birthplace_lm.config import load
+from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
+from birthplace_lm.models.attention.vanilla import VanillaAttention
+from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.pipeline import build_model
+
+SYMBOLS, HEADS, BLOCK = 11, 4, 16
+ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}
+both = pytest.mark.parametrize("name", ATTENTIONS)
+
+
+def small(name: str, **sizes: float) -> GPT:
+    torch.manual_seed(0)
+    given = {"vocab_size": SYMBOLS, "n_layer": 2, "n_head": HEADS, "n_embd": 16, "block_size": BLOCK}
+    return GPT(**{**given, "dropout": 0.0, **sizes}, attention=ATTENTIONS[name])
+
+
+def course_model(name: str) -> GPT:
+    torch.manual_seed(0)
+    return build_model(load([f"attention={name}", "model=gpt_3m"]), vocab_size=256)
+
+
+def plain_logits(w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """Section 3 of the course's system, one head at a time."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = centred.square().mean(-1, keepdim=True).add(1e-5).sqrt()
+        return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def attention(x: Tensor, name: str) -> Tensor:
+        length, depth = x.shape[1], x.shape[2] // HEADS
+        outputs = []
+        for head in range(HEADS):
+            part = slice(head * depth, (head + 1) * depth)
+            if f"{name}.query.weight" in w:
+                q, k = linear(x, f"{name}.query")[..., part], linear(x, f"{name}.key")[..., part]
+                scores = q @ k.transpose(1, 2) / math.sqrt(depth)
+            else:
+                hidden = linear(x, f"{name}.w1").clamp(min=0)[..., part]
+                scores = hidden @ w[f"{name}.w2"][:, :length] + w[f"{name}.b2"][:length]
+            weights = scores.exp() * torch.ones(length, length, dtype=x.dtype).tril()
+            weights = weights / weights.sum(-1, keepdim=True)
+            outputs.append(weights @ linear(x, f"{name}.value")[..., part])
+        return linear(torch.cat(outputs, dim=-1), f"{name}.proj")
+
+    x = w["tok_emb.weight"][ids] + w["pos_emb"][:, : ids.shape[1]]
+    for layer in range(2):
+        block = f"blocks.{layer}"
+        x = x + attention(norm(x, f"{block}.ln1"), f"{block}.attn")
+        hidden = linear(norm(x, f"{block}.ln2"), f"{block}.mlp.0")
+        x = x + linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), f"{block}.mlp.2")
+    return norm(x, "ln_f") @ w["head.weight"].T
+
+
+@both
+@pytest.mark.parametrize("length", [1, 7, BLOCK - 1])
+def test_agrees_with_a_plain_implementation(name: str, length: int) -> None:
+    model = small(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    ids, targets = torch.randint(SYMBOLS, (2, 3, length))
+    weights = {key: value.detach().double().requires_grad_() for key, value in model.named_parameters()}
+    expected = plain_logits(weights, ids)
+    logits = model(ids)
+    torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
+
+    picked = expected.log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    loss = -picked[targets != 3].mean()
+    loss.backward()
+    got = model.loss(ids, targets, pad_id=3)
+    got.backward()
+    torch.testing.assert_close(got.double(), loss, atol=1e-5, rtol=0)
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), weights[key].grad, atol=1e-5, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(("name", "count"), [("vanilla", 3_323_392), ("synthesizer", 3_076_988)])
+def test_as_many_parameters_as_the_course(name: str, count: int) -> None:
+    model = course_model(name)
+    assert model.parameters_total == sum(p.numel() for p in model.parameters()) == count
+
+
+def test_without_position_table() -> None:
+    model = small("vanilla", position_table=False)
+    assert small("vanilla").parameters_total - model.parameters_total == BLOCK * 16
+    same = torch.full((1, BLOCK), 5)  # nothing tells one position from the next
+    torch.testing.assert_close(model(same), model(same[:, :1]).expand(-1, BLOCK, -1), atol=1e-6, rtol=0)
+
+
+@both
+def test_initialization(name: str) -> None:
+    model = course_model(name)
+    for key, p in model.named_parameters():
+        if key.endswith("attn.w2"):
+            assert -0.001 <= p.min() < -0.00099, key
+            assert 0.00099 < p.max() <= 0.001, key
+        elif key.endswith(("bias", "b2")) or key == "pos_emb":
+            assert not p.any(), key
+        elif ".ln" in key or key.startswith("ln_f"):
+            assert (p == 1).all(), key
+        else:
+            assert p.std().item() == pytest.approx(0.02, rel=0.02), key
+            assert abs(p.mean().item()) < 0.0005, key
+            assert p.abs().max() > 0.06, key  # normal, not uniform
+
+
+@both
+def test_too_long_a_sequence_is_refused(name: str) -> None:
+    model, ids = small(name), torch.zeros(1, BLOCK + 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="17 characters do not fit into block_size=16"):
+        model(ids)
+    cache = Cache(model.n_layer, BLOCK + 1)
+    cache.move_to(torch.tensor([[BLOCK]]))
+    with pytest.raises(ValueError, match="17 characters"):
+        model(ids[:, :1], cache)
+    assert model(ids[:, 1:]).shape == (1, BLOCK, SYMBOLS)
+
+
+@both
+def test_loss_counts_every_target_but_pad(name: str) -> None:
+    model, pad = small(name), 0
+    ids, targets = torch.randint(1, SYMBOLS, (2, 2, 6))
+    every = -model(ids).log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    loss = partial(model.loss, ids, pad_id=pad)
+    torch.testing.assert_close(loss(targets), every.mean())
+    targets[0, 2:], targets[1, 0] = pad, pad
+    kept = every[targets != pad]
+    assert len(kept) == 7
+    torch.testing.assert_close(loss(targets), kept.mean())
+    torch.testing.assert_close(loss(targets, reduction="sum"), kept.sum())
+    assert loss(torch.zeros_like(targets), reduction="sum") == 0
+
+
+@both
+def test_dropout_is_where_the_course_has_it(name: str) -> None:
+    model = small(name, dropout=0.5)
+    drops = [
+        key for key, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p == 0.5
+    ]
+    residual = [f"blocks.{i}.{key}" for i in range(2) for key in ("attn.resid_drop", "mlp.3")]
+    assert sorted(drops) == sorted(["drop", *residual])
+    layer, x = model.blocks[0].attn, torch.randn(1, 5, 16)
+    layer.resid_drop = nn.Identity()  # what is left is on the attention weights
+    assert not torch.allclose(layer(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
