@@ -1,5 +1,6 @@
 """The command `birthplace-lm`."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ def ask(run: Run, names: Annotated[list[str], typer.Argument(metavar="NAME...", 
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
     answers = model.answer_questions([question_about(normalise(name)) for name in names])
     for name, answer in zip(names, answers, strict=True):
-        print(f"{name}: {answer.text} ({2.718281828459045**answer.log_probability:.0%})")
+        print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})")
 
 
 @app.command()
@@ -68,6 +69,25 @@ def predict(
         result = score(predictions, [place or "" for place in places])
         share = f"{100 * result['exact_match']}%"
         print(f"Correct: {result['correct']} out of {result['total']}: {share}", file=sys.stderr)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
+    figure: Annotated[
+        Path | None, typer.Option(help="also draw the learning curves: an .svg or .png")
+    ] = None,
+) -> None:
+    """Make a table of the finished runs, and a picture of how they learned.
+
+    Example: birthplace-lm report runs --figure curves.svg
+    """
+    from birthplace_lm.report import draw, finished_runs, markdown
+
+    runs = finished_runs(folder)
+    print(markdown(runs))
+    if figure is not None:
+        draw(runs, figure)
 
 
 @app.command()
