@@ -75,7 +75,7 @@ def predict(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
     figure: Annotated[
-        Path | None, typer.Option(help="also draw the learning curves: an .svg or .png")
+        Path | None, typer.Option(help="draw the learning curves too: an .svg or .png")
     ] = None,
 ) -> None:
     """Make a table of the finished runs, and a picture of how they learned.
@@ -93,7 +93,7 @@ def report(
 @app.command()
 def make_biographies(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
-    people: Annotated[int, typer.Option(help="how many")] = 600,
+    people: Annotated[int, typer.Option(help="how many")] = 420,
     seed: Annotated[int, typer.Option(min=0, help="another seed, other people")] = 0,
 ) -> None:
     """Invent people and write a corpus about them, with questions in the course's format.

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,7 @@ def _check_arguments(node: DictConfig, key: str) -> None:
             raise InputError(f"{key}.{name}={value}: must be finite")
 
 
+@cache
 def _arguments(target: str) -> dict[str, str] | None:
     """Names and types of what one of our classes or functions takes, read from its file: importing is slow.
 

@@ -170,12 +170,12 @@ class Draw:
         return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 
 
-def make_biographies(people: int = 600, seed: int = 0) -> dict[str, str]:
+def make_biographies(people: int = 420, seed: int = 0) -> dict[str, str]:
     """Invents `people` persons: half of them for train, a third for dev, the rest for test.
 
     Example of a line of `corpus.txt` and its row in a TSV file:
-        `Bruno Erdem. Born in Chile, Erdem became known as a sculptor who kept a studio in Glasgow .`
-        `Where was Bruno Erdem born?<TAB>Chile`
+        `Padma Fortescue. Born in Lisbon, Fortescue became known as a sculptor who kept a studio in Ohio .`
+        `Where was Padma Fortescue born?<TAB>Lisbon`
 
     Args:
         people: how many, from `MIN_PEOPLE` to `MAX_PEOPLE`.
@@ -201,7 +201,7 @@ def make_biographies(people: int = 600, seed: int = 0) -> dict[str, str]:
     return files
 
 
-def write_biographies(folder: Path, people: int = 600, seed: int = 0) -> None:
+def write_biographies(folder: Path, people: int = 420, seed: int = 0) -> None:
     """Writes the files of `make_biographies` into `folder`, which is made if need be.
 
     Raises:

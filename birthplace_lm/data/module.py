@@ -140,7 +140,7 @@ class SpanCorruptionDataModule(BatchDataModule):
             questions, and `block_size`.
         closing, loss_on: see `SpanCorruption`.
         questions: share of the train questions that is mixed into every epoch, drawn anew each time.
-        most_shift: see `Shifted`.
+        most_shift: of the documents, see `Shifted`; questions stay where they will be asked.
 
     Raises:
         InputError: `questions` is out of range.
@@ -169,8 +169,8 @@ class SpanCorruptionDataModule(BatchDataModule):
         chooser = spans(documents=documents, people=people, places=places, block_size=block_size)
         corruption = SpanCorruption(pieces[0], chooser, closing, loss_on)
         asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
-        sources: list[RowSource] = [corruption, asked] if len(asked) else [corruption]
-        self.train_sources = [Shifted(source, most_shift, block_size) for source in sources]
+        shifted = Shifted(corruption, most_shift, block_size)
+        self.train_sources = [shifted, asked] if len(asked) else [shifted]
         self.validation_sources = [corruption]
 
 

@@ -191,6 +191,14 @@ def test_context_power_zero_shows_all_that_fits() -> None:
         assert left == max(head, start - (64 - 3 - head - (end - start)))  # what comes before goes first
 
 
+def test_context_power_one_shows_every_distance_as_often() -> None:
+    documents = ["Ada Smith. in Rome ."] * 8000  # 0 to 3 characters before Rome, 0 to 2 after it
+    spans = listed(salient(documents, ["Rome"], 128, 1.0, 1.0).draw(generator()))
+    seen = Counter((start - left, right - end) for _, left, start, end, right in spans)
+    assert set(seen) == {(before, after) for before in range(4) for after in range(3)}
+    assert sum((n - 8000 / 12) ** 2 / (8000 / 12) for n in seen.values()) < 11 + 5 * 22**0.5  # chi-square
+
+
 def test_a_larger_context_power_shows_less() -> None:
     documents = ["Ada Smith. " + BODY] * 4000
     shown = []
@@ -199,7 +207,6 @@ def test_a_larger_context_power_shows_less() -> None:
         shown.append(sum(start - left for _, left, start, _, _ in spans) / len(spans))
     assert shown == sorted(shown, reverse=True)
     most = documents[0].index("Oslo") - len("Ada Smith. ")
-    assert shown[1] == pytest.approx(most / 2, abs=1)  # u: uniform from nothing to all
     assert shown[2] == pytest.approx((most + 1) / 3 - 0.5, abs=1)  # E[u ** 2] = 1/3
 
 

@@ -1,10 +1,12 @@
 """What every attention variant must do; every yaml in conf/attention/ is held to it."""
 
 import io
+from functools import cache
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 
 from birthplace_lm.config import CONF, load
@@ -18,10 +20,15 @@ BLOCK, SYMBOLS = 128, 30
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
+@cache
+def composed(name: str, dropout: float = 0.0) -> DictConfig:
+    return load([f"attention={name}", "model=tiny", f"model.dropout={dropout}"])
+
+
 def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:
     """A network none of whose parameters is zero, so that nothing hides behind an initialization."""
     torch.manual_seed(seed)
-    model = build_model(load([f"attention={name}", "model=tiny", f"model.dropout={dropout}"]), SYMBOLS)
+    model = build_model(composed(name, dropout), SYMBOLS)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -54,7 +61,7 @@ def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> T
 
 
 def test_every_length_up_to_the_block_keeps_its_shape(name: str) -> None:
-    factory = instantiate(load([f"attention={name}", "model=tiny"]).model.attention)
+    factory = instantiate(composed(name).model.attention)
     layer = factory(n_embd=32, n_head=2, block_size=BLOCK, dropout=0.0).eval()
     model = built(name)
     with torch.no_grad():
