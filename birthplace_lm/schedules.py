@@ -31,7 +31,7 @@ class Clock:
     def characters(self, steps: int) -> int:
         """Characters seen after `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
-        return self.row_characters * (epochs * self.rows + min(rest * self.rows_per_step, self.rows))
+        return self.row_characters * (epochs * self.rows + rest * self.rows_per_step)
 
 
 Schedule = Callable[[int], float]  # characters seen -> factor of the peak learning rate
