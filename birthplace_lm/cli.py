@@ -74,9 +74,7 @@ def predict(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
-    figure: Annotated[
-        Path | None, typer.Option(help="draw the learning curves too: an .svg or .png")
-    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the learning curves too: an .svg or .png")] = None,
 ) -> None:
     """Make a table of the finished runs, and a picture of how they learned.
 

@@ -136,8 +136,9 @@ class CharacterModel(L.LightningModule):
         lengths = ((inputs != self.vocab.pad_id) * position).amax(1)
         order = lengths.argsort()
         parts = order.chunk(-(-len(order) // ROWS_AT_ONCE) if inputs.device.type == "cpu" else 1)
-        return torch.stack([self._loss_of(inputs, targets, part, int(lengths[part[-1]])) for part in parts]).sum()
-
-    def _loss_of(self, inputs: Tensor, targets: Tensor, rows: Tensor, width: int) -> Tensor:
-        pad_id = self.vocab.pad_id
-        return self.model.loss(inputs[rows, :width], targets[rows, :width], pad_id, reduction="sum")
+        loss = inputs.new_zeros((), dtype=torch.float32)
+        for rows in parts:
+            width = int(lengths[rows[-1]])
+            part = inputs[rows, :width], targets[rows, :width]
+            loss = loss + self.model.loss(*part, self.vocab.pad_id, reduction="sum")
+        return loss

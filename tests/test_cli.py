@@ -1,0 +1,107 @@
+"""The commands, on a run of a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import birthplace_lm
+from birthplace_lm import cli, pipeline
+from birthplace_lm.data.corpus import read_corpus
+from birthplace_lm.report import learning_curve
+
+
+@pytest.fixture
+def run(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    config = configure(f"run_dir={tmp_path / 'run'}", "stages.pretrain.check_val_every_n_epoch=1")
+    pipeline.run(config, read_corpus(config.data, config.model.block_size))
+    return tmp_path / "run"
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["birthplace-lm", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_predict_answers_as_the_run_did(
+    run: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "dev.txt"
+    assert call("predict", str(run), str(people / "dev.tsv"), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert out.read_text() == (run / "predictions" / "dev.txt").read_text()
+    dev = json.loads((run / "metrics.json").read_text())["dev"]
+    share = 100 * dev["correct"] / dev["total"]
+    assert f"Correct: {dev['correct']} out of {dev['total']}: {share}%" in capsys.readouterr().err
+
+
+def test_predict_takes_questions_without_places(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "q.tsv"
+    questions.write_text("Where was Ada Lovelace born?\nWhere was Łukasz 漢 born?\n")
+    assert call("predict", str(run), str(questions), monkeypatch=monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert "Correct" not in captured.err
+
+
+def test_ask_and_load_agree(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = birthplace_lm.load(run)
+    assert not lm.model.training
+    assert lm.model(torch.tensor([lm.vocab.encode("Where")])).shape == (1, 5, len(lm.vocab))
+    names = ["Ada Lovelace", "Alan Turing"]
+    assert call("ask", str(run), *names, monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" (")[0] for line in lines] == [
+        f"{name}: {answer}" for name, answer in zip(names, lm.answer(names), strict=True)
+    ]
+
+
+def test_report_has_a_row_and_a_curve(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "curves.svg"
+    assert call("report", str(run), "--figure", str(picture), monkeypatch=monkeypatch) == 0
+    found = json.loads((run / "metrics.json").read_text())
+    assert (
+        f"| vanilla | span_corruption | biographies | 0 | {found['parameters']:,} |"
+        in capsys.readouterr().out
+    )
+    assert picture.read_text().lstrip().startswith("<?xml")
+    curve = learning_curve(run)
+    assert len(curve) == 4
+    assert [x for x, _ in curve] == sorted(x for x, _ in curve)
+    assert curve[-1][0] == sum(found["stages"][s]["characters"] for s in ("pretrain", "finetune"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "{tmp}/nowhere", "X"], "{tmp}/nowhere: no run directory: it has no config.yaml"),
+        (["report", "{tmp}"], "{tmp}: no finished run in it; a finished run has a metrics.json"),
+        (["make-biographies", "{tmp}/x", "--people", "3"], "people=3: must be from 12 to 10000"),
+        (["predict", "{tmp}/run", "{tmp}/none.tsv"], "QUESTIONS={tmp}/none.tsv: "),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert call(*filled, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message.replace("{tmp}", str(tmp_path)))
+    assert error.count("\n") == 1
