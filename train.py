@@ -27,7 +27,9 @@ def main() -> int:
         job()
     except BirthplaceError:
         return 1  # a job of a sweep failed, and has said why
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and app.composed():
+            raise  # not Hydra's way to say that data=null is no choice
         app.fail(explain(error))
     return app.exit_code()
 

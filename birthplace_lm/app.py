@@ -34,6 +34,11 @@ def run(config: DictConfig) -> float | None:
         return None
 
 
+def composed() -> bool:
+    """Whether Hydra got so far as to start a job."""
+    return bool(log.handlers)
+
+
 def fail(error: BirthplaceError) -> None:
     """Say what went wrong in one line; `exit_code` will tell."""
     print(f"error: {error}", file=sys.stderr)

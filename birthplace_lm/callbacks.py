@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from birthplace_lm import checkpoint
+from birthplace_lm.error import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,15 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["birthplace_lm"] = dict(self.content)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("birthplace_lm", {}).get("data", {})
+        for key, digest in self.content["data"].items():
+            if saved.get(key) != digest:
+                raise CheckpointError(
+                    f"data.{key}: the file has changed since the checkpoint was saved: its SHA-256 was"
+                    f" {saved.get(key)} and is {digest}; restore it, or start over with another run_dir"
+                )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step

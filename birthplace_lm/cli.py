@@ -58,15 +58,14 @@ def predict(
     if output is not None and not output.parent.is_dir():
         raise InputError(f"-o {output}: there is no folder {output.parent}")
     answers = Trained.from_run(run).answer_questions([row.question for row in rows])
-    predictions = [answer.line for answer in answers]
-    text = "".join(line + "\n" for line in predictions)
+    text = "".join(answer.line + "\n" for answer in answers)
     if output is None:
         sys.stdout.write(text)
     else:
         write_text(output, text)
     places = [row.place for row in rows]
     if all(place is not None for place in places):
-        result = score(predictions, [place or "" for place in places])
+        result = score([answer.text for answer in answers], [place or "" for place in places])
         share = f"{100 * result['exact_match']}%"
         print(f"Correct: {result['correct']} out of {result['total']}: {share}", file=sys.stderr)
 

@@ -3,13 +3,9 @@
 Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
-import ast
-import difflib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +16,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from birthplace_lm.error import InputError
+from birthplace_lm.error import InputError, closest
+from birthplace_lm.targets import check_targets
 
 CONF = Path(__file__).parents[1] / "conf"
-PACKAGE = Path(__file__).parent
-TARGETS = ("lightning.Trainer",)  # what a config may name to be called, besides what our own files define
 FACTORY = {"factory": True}  # of a field that names in `_target_` what makes the object
-KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
@@ -64,7 +58,7 @@ class Stage:
     """One call of fit: pretraining or finetuning."""
 
     enabled: bool = True
-    max_epochs: int = number(0, 1_000_000)
+    max_epochs: int = number(1, 1_000_000)
     check_val_every_n_epoch: int = number(1, 1_000_000, 1)
     batch_size: int = number(1, 1_000_000)
     learning_rate: float = number(1e-12, 1.0)
@@ -93,18 +87,18 @@ class Trainer:
     num_nodes: int = number(1, 10_000, 1)
     strategy: str = "auto"
     precision: str = "32-true"
-    max_epochs: int | None = number(0, 1_000_000, None)
+    max_epochs: int | None = number(1, 1_000_000, None)
     max_steps: int = number(-1, 1_000_000_000, -1)
     max_time: str | None = None
     accumulate_grad_batches: int = number(1, 1_000_000, 1)
     gradient_clip_val: float | None = number(0.0, 1e9, 1.0)
     gradient_clip_algorithm: str = "norm"
     check_val_every_n_epoch: int | None = number(1, 1_000_000, None)
-    val_check_interval: float | None = number(0.0, 1e9, None)
+    val_check_interval: Any = number(0.0, 1e9, None)
     num_sanity_val_steps: int = number(-1, 1_000_000, 0)
-    limit_train_batches: float | None = number(0.0, 1e9, None)
-    limit_val_batches: float | None = number(0.0, 1e9, None)
-    overfit_batches: float = number(0.0, 1e9, 0.0)
+    limit_train_batches: Any = number(0.0, 1e9, None)
+    limit_val_batches: Any = number(0.0, 1e9, None)
+    overfit_batches: Any = number(0.0, 1e9, 0.0)
     fast_dev_run: Any = False
     log_every_n_steps: int = number(1, 1_000_000, 10)
     enable_progress_bar: bool = True
@@ -188,13 +182,17 @@ def checked(config: DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     _check_values(Config, config, "")
-    _check_targets(config, "")
+    check_targets(config, "")
     model, stages = config.model, config.stages
     if model.n_embd % model.n_head:
         near = round(model.n_embd / model.n_head) * model.n_head or model.n_head
         raise InputError(
             f"model.n_embd={model.n_embd}: not divisible by model.n_head={model.n_head}; nearest is {near}"
         )
+    if not (stages.pretrain.enabled or stages.finetune.enabled):
+        raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
+    if re.search("spawn|fork|notebook", config.trainer.strategy):
+        raise InputError(f"trainer.strategy={config.trainer.strategy}: use ddp, which starts its processes")
     if config.init_from is not None and stages.pretrain.enabled:
         raise InputError(f"init_from={config.init_from}: it replaces pretraining; give pretrain=none as well")
     OmegaConf.set_readonly(config, True)
@@ -206,7 +204,7 @@ def explain(error: Exception) -> InputError:
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
-        return InputError(f"{group}={wrong}: unknown; {_closest(wrong, error.options)}")
+        return InputError(f"{group}={wrong}: unknown; {closest(wrong, error.options)}")
     if isinstance(error, OverrideParseException):
         return InputError(f"{error.override}: cannot be read; expected KEY=VALUE")
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
@@ -234,13 +232,7 @@ def _unknown(key: str, siblings: Sequence[str]) -> InputError:
     prefix, dot, wrong = key.rpartition(".")
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]
-    return InputError(f"{key}: unknown key; {_closest(wrong, valid, prefix + dot, elsewhere)}")
-
-
-def _closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
-    close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
-    listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
-    return f"did you mean {close[0]}? {listed}" if close else listed
+    return InputError(f"{key}: unknown key; {closest(wrong, valid, prefix + dot, elsewhere)}")
 
 
 def _keys(schema: Any, prefix: str) -> Iterator[str]:
@@ -263,61 +255,8 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
+            if isinstance(value, str):
+                raise InputError(f"{key}={value}: must be a number from {low} to {high}")
             if not low <= value <= high:  # also refuses nan
                 near = high if value > high else low
                 raise InputError(f"{key}={value}: must be from {low} to {high}; the nearest is {near}")
-
-
-def _check_targets(node: Any, key: str) -> None:
-    """Configs are code: what they name is called. Only what we define is, with arguments that it takes."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            _check_arguments(node, key)
-        for name in map(str, node):
-            _check_targets(node[name], f"{key}.{name}".lstrip("."))
-    elif OmegaConf.is_list(node):
-        for item in node:
-            _check_targets(item, key)
-
-
-def _check_arguments(node: DictConfig, key: str) -> None:
-    target = node["_target_"]
-    if target in TARGETS:
-        return
-    arguments = _arguments(str(target))
-    if arguments is None:
-        raise InputError(
-            f"{key}._target_={target}: not allowed; name a class or function that a file of birthplace_lm"
-            f" defines, or {', '.join(TARGETS)}"
-        )
-    for name in (name for name in map(str, node) if not name.startswith("_")):
-        if name not in arguments:
-            raise _unknown(f"{key}.{name}", [*arguments])
-        kinds, value = arguments[name].split(" | "), node[name]
-        if not set(kinds) <= set(KINDS):
-            continue
-        of_a_kind = any(isinstance(value, KINDS[kind]) for kind in kinds)
-        if not of_a_kind or (isinstance(value, bool) and "bool" not in kinds):
-            raise InputError(f"{key}.{name}={value}: must be of type {arguments[name]}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{key}.{name}={value}: must be finite")
-
-
-@cache
-def _arguments(target: str) -> dict[str, str] | None:
-    """Names and types of what one of our classes or functions takes, read from its file: importing is slow.
-
-    None: no file of ours defines it. What a file has imported does not count: `os` would be among it.
-    """
-    match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
-    path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
-    if match is None or path is None or not path.is_file():
-        return None
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == match[2]:
-            made_by = node.body if isinstance(node, ast.ClassDef) else [node]
-            for f in made_by:
-                if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
-                    names = [*f.args.args, *f.args.kwonlyargs]
-                    return {a.arg: ast.unparse(a.annotation) for a in names if a.annotation}
-    return None

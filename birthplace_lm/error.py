@@ -1,5 +1,8 @@
 """The errors a user can cause, each with the exit code that train.py and the commands give for it."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class BirthplaceError(Exception):
     """An error that is shown as one line, without a traceback.
@@ -30,6 +33,13 @@ class CheckpointError(BirthplaceError):
     """A checkpoint that cannot be read or trusted, or a disk that cannot be written."""
 
     exit_code = 4
+
+
+def closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
+    """What a misspelt name may have meant: the nearest valid one, and all of them if they are few."""
+    close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
+    listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
+    return f"did you mean {close[0]}? {listed}" if close else listed
 
 
 def _escape(character: str) -> str:

@@ -21,7 +21,7 @@ from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.data.course import Question
 from birthplace_lm.data.module import BatchDataModule, Loading
-from birthplace_lm.error import BirthplaceError, CheckpointError
+from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.files import write_text
 from birthplace_lm.generate import answer
 from birthplace_lm.metrics import score
@@ -69,20 +69,46 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         log.info("%s", note)
     for warning in corpus.warnings:
         log.warning("%s", warning)
-    start = None if config.init_from is None else Path(config.init_from)
-    pretrained = StageResult()
-    if config.stages.pretrain.enabled:
-        directory.status("running", "pretrain")
-        folder = pretraining_directory(config)
-        with locked(folder, wait=True):
-            pretrained = fit_stage("pretrain", config, corpus, folder, start)
-        _link(directory.path / "pretrain", folder)
-        start = checkpoint.saved_in(folder)[0]
-    directory.status("running", "finetune")
-    folder = directory.path / "finetune"
-    finetuned = fit_stage("finetune", config, corpus, folder, start)
+    _rehearse(config, corpus)
+    weights = None if config.init_from is None else Path(config.init_from)
+    spent = {name: StageResult() for name in config.stages}
+    for name, stage in config.stages.items():
+        if not stage.enabled:
+            continue
+        directory.status("running", name)
+        folder = directory.path / name
+        if name == "pretrain":
+            shared = pretraining_directory(config)
+            with locked(shared, wait=True):
+                spent[name] = fit_stage(name, config, corpus, shared, weights)
+            _link(folder, shared)
+        else:
+            spent[name] = fit_stage(name, config, corpus, folder, weights)
+        weights = checkpoint.saved_in(folder)[0]
     directory.status("running", "evaluate")
-    return _evaluate(config, corpus, directory, pretrained, finetuned)
+    assert weights is not None  # the configuration has at least one stage
+    return _evaluate(config, corpus, directory, weights, spent)
+
+
+def _rehearse(config: DictConfig, corpus: Corpus) -> None:
+    """Build what every stage needs, so that a bad value of the last shows before the first has trained."""
+    model = build_model(config, len(corpus.vocab))
+    for stage in config.stages.values():
+        if stage.enabled:
+            _data_module(config, stage, corpus)
+            instantiate(stage.schedule)(total=10**9)
+            try:
+                instantiate(config.optimizer)(model=model, lr=stage.learning_rate)
+            except ValueError as error:  # torch checks its own numbers
+                raise InputError(f"optimizer: {error}") from error
+
+
+def _data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
+    loading = Loading(stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.pool)
+    data: BatchDataModule = instantiate(stage.data)(
+        corpus=corpus, loading=loading, block_size=config.model.block_size
+    )
+    return data
 
 
 def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> StageResult:
@@ -109,13 +135,10 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
     L.seed_everything(config.seed, workers=True, verbose=False)
     stage = config.stages[name]
     model = build_model(config, len(corpus.vocab))
-    resume = _newest(folder, config.resume)
+    resume = _resume_from(name, folder, config.resume)
     if resume is None and start is not None:
         load_weights(model, start)
-    loading = Loading(stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.pool)
-    data: BatchDataModule = instantiate(stage.data)(
-        corpus=corpus, loading=loading, block_size=config.model.block_size
-    )
+    data = _data_module(config, stage, corpus)
     module = CharacterModel(
         stage=name,
         model=model,
@@ -172,9 +195,12 @@ def load_weights(model: GPT, path: Path) -> None:
         raise CheckpointError(f"{path}: is of another model: {reason} ...") from error
 
 
-def _newest(folder: Path, resume: str) -> Path | None:
+def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
+    """The checkpoint that was asked for, if it is of this stage; else the newest whole one of the folder."""
     if resume not in ("auto", "never"):
-        return Path(resume)
+        asked = Path(resume).expanduser()
+        if checkpoint.load(asked).get("birthplace_lm", {}).get("stage") == stage:
+            return asked
     candidates = checkpoint.saved_in(folder)
     for path in candidates:
         if checkpoint.verified(path):
@@ -214,11 +240,11 @@ def _evaluate(
     config: DictConfig,
     corpus: Corpus,
     directory: RunDirectory,
-    pretrained: StageResult,
-    finetuned: StageResult,
+    weights: Path,
+    spent: dict[str, StageResult],
 ) -> dict[str, Any]:
     model = build_model(config, len(corpus.vocab))
-    load_weights(model, checkpoint.saved_in(directory.path / "finetune")[0])
+    load_weights(model, weights)
     model.eval().to("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     began = time.perf_counter()
     scores = {"dev": _answer_all(model, corpus, corpus.dev.rows, directory, "dev")}
@@ -236,8 +262,7 @@ def _evaluate(
         **{split: found for split, found in scores.items() if found is not None},
         "baseline": {"answer": corpus.majority, **baseline},
         "stages": {
-            "pretrain": asdict(pretrained),
-            "finetune": asdict(finetuned),
+            **{name: asdict(result) for name, result in spent.items()},
             "evaluate": {"names": len(corpus.dev.rows), "seconds": seconds},
         },
     }
@@ -249,12 +274,12 @@ def _answer_all(
     model: GPT, corpus: Corpus, rows: list[Question], directory: RunDirectory, split: str
 ) -> dict[str, Any] | None:
     """Write a predictions file; the score, where the places are known."""
-    predictions = [a.line for a in answer(model, corpus.vocab, [row.question for row in rows])]
+    answers = answer(model, corpus.vocab, [row.question for row in rows])
     folder = directory.path / "predictions"
     folder.mkdir(exist_ok=True)
-    write_text(folder / f"{split}.txt", "".join(line + "\n" for line in predictions))
+    write_text(folder / f"{split}.txt", "".join(a.line + "\n" for a in answers))
     places = [row.place for row in rows]
-    return None if None in places else score(predictions, [place or "" for place in places])
+    return None if None in places else score([a.text for a in answers], [place or "" for place in places])
 
 
 def _log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:

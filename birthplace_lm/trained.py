@@ -34,18 +34,19 @@ class Trained:
 
         Raises:
             InputError: it is no run directory.
-            CheckpointError: no whole checkpoint of the finetuning is in it.
+            CheckpointError: no whole checkpoint of its last stage is in it.
         """
         run = Path(path)
         if not (run / "config.yaml").is_file():
             raise InputError(f"{run}: no run directory: it has no config.yaml")
         try:
             config = checked(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
-        except OmegaConfBaseException as error:
+        except (InputError, OmegaConfBaseException) as error:
             raise InputError(f"{run / 'config.yaml'}: {str(error).splitlines()[0]}") from error
-        whole = [p for p in checkpoint.saved_in(run / "finetune") if checkpoint.verified(p)]
+        stage = "finetune" if config.stages.finetune.enabled else "pretrain"
+        whole = [p for p in checkpoint.saved_in(run / stage) if checkpoint.verified(p)]
         if not whole:
-            raise CheckpointError(f"{run / 'finetune'}: no whole checkpoint; run the training first")
+            raise CheckpointError(f"{run / stage}: no whole checkpoint; run the training first")
         vocab = CharVocab(checkpoint.load(whole[0])["birthplace_lm"]["vocab"])
         model = build_model(config, len(vocab))
         load_weights(model, whole[0])

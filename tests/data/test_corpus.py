@@ -41,8 +41,8 @@ def test_the_embedded_corpus() -> None:
     corpus = read(None)
     text = (DATA / "corpus.txt").read_text(encoding="utf-8")
     assert corpus.notes == [
-        f"{len(text)} characters, {len(set(text)) + 2} symbols; 600 documents,"
-        " 300 train, 200 dev, 100 test questions"
+        f"{len(text)} characters, {len(set(text)) + 2} symbols; 420 documents,"
+        " 210 train, 140 dev, 70 test questions"
     ]
     assert corpus.warnings == []
     assert corpus.vocab.symbols == ("\u25a1", "\u2047", *sorted(set(text)))
@@ -82,7 +82,7 @@ def test_the_corpus_of_the_course() -> None:
     assert sum(row.place == "London" for row in (*corpus.train.rows, *corpus.holdout)) == 91
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 30, 200, 299])
+@pytest.mark.parametrize("count", [0, 1, 7, 30, 140, 209])
 def test_holdout_is_spread_over_the_train_questions(count: int) -> None:
     everything = read(None).train.rows
     corpus = read(None, holdout=count)
@@ -90,15 +90,15 @@ def test_holdout_is_spread_over_the_train_questions(count: int) -> None:
     assert sorted([*corpus.train.rows, *corpus.holdout], key=lambda row: row.line) == everything
     assert corpus.train.rows == [row for row in everything if row not in corpus.holdout]
     lines = [row.line for row in corpus.holdout]
-    gaps = [after - before for before, after in pairwise([*lines, 301])]
-    assert all(300 // count <= gap <= 300 // count + 1 for gap in gaps)
+    gaps = [after - before for before, after in pairwise([*lines, 211])]
+    assert all(210 // count <= gap <= 210 // count + 1 for gap in gaps)
     assert corpus.majority == Counter(row.place for row in corpus.train.rows).most_common(1)[0][0]
     assert corpus.holdout == read(None, holdout=count).holdout
 
 
-@pytest.mark.parametrize("count", [-1, 300, 10**6])
+@pytest.mark.parametrize("count", [-1, 210, 10**6])
 def test_holdout_out_of_range(count: int) -> None:
-    with pytest.raises(InputError, match=f"data.holdout={count}: from 0 to 299"):
+    with pytest.raises(InputError, match=f"data.holdout={count}: from 0 to 209"):
         read(None, holdout=count)
 
 

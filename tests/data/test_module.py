@@ -32,7 +32,7 @@ def embedded(holdout: int) -> Corpus:
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return embedded(holdout=30)
+    return embedded(holdout=35)
 
 
 def pretraining(
@@ -239,7 +239,7 @@ def test_held_out_questions_are_validated_on_and_never_trained_on(corpus: Corpus
     data = finetuning(corpus)
     texts = asked(rows(corpus, epoch_of(data)))
     assert sorted(texts) == sorted((row.question, row.place) for row in corpus.train.rows)
-    assert data.train_rows == len(texts) == 270
+    assert data.train_rows == len(texts) == 175
     assert set(asked(rows(corpus, data.val_dataloader()[0]))) == held_out
     assert not held_out & set(texts)
 
