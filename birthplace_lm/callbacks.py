@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from birthplace_lm import checkpoint
-from birthplace_lm.error import CheckpointError
+from birthplace_lm.checkpoint import check_data
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +96,7 @@ class Checkpoints(L.Callback):
         checkpoint["birthplace_lm"] = dict(self.content)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("birthplace_lm", {}).get("data", {})
-        for key, digest in self.content["data"].items():
-            if saved.get(key) != digest:
-                raise CheckpointError(
-                    f"data.{key}: the file has changed since the checkpoint was saved: its SHA-256 was"
-                    f" {saved.get(key)} and is {digest}; restore it, or start over with another run_dir"
-                )
+        check_data(checkpoint, self.content["data"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +75,25 @@ def verified(path: Path) -> bool:
         return _hash_file(path).read_text(encoding="ascii").strip() == _sha256(path)
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def check_data(saved: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Check that a checkpoint was trained on these files.
+
+    Args:
+        saved: what the checkpoint holds.
+        data: SHA-256 of the files, by their config key.
+
+    Raises:
+        CheckpointError: one of them has changed since.
+    """
+    before = saved.get("birthplace_lm", {}).get("data", {})
+    for key, digest in data.items():
+        if before.get(key) != digest:
+            raise CheckpointError(
+                f"data.{key}: the file has changed since the checkpoint was saved: its SHA-256 was"
+                f" {before.get(key)} and is {digest}; restore it, or take another runs_root"
+            )
 
 
 def saved_in(directory: Path) -> list[Path]:

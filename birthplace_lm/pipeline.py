@@ -85,6 +85,9 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
         weights = checkpoint.saved_in(folder)[0]
+        checkpoint.check_data(
+            checkpoint.load(weights), corpus.sha256
+        )  # of a stage that somebody else finished
     directory.status("running", "evaluate")
     assert weights is not None  # the configuration has at least one stage
     return _evaluate(config, corpus, directory, weights, spent)

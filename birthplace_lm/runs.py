@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,15 @@ class RunDirectory:
 
     @contextmanager
     def opened(self) -> Iterator["RunDirectory"]:
-        """Lock the folder, make it ours, and keep its status true until the end."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with locked(self.path, wait=False):
+        """Lock the folder and make it ours; what is logged until the end goes into its log.txt too."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path, wait=False))
                 self._claim()
-                with _logging_to(self.path / "log.txt"):
-                    yield self
-        except OSError as error:
-            raise InputError(f"run_dir={self.path}: {error.strerror or error}") from error
+                held.enter_context(_logging_to(self.path / "log.txt"))
+            except OSError as error:
+                raise InputError(f"run_dir={self.path}: {error.strerror or error}") from error
+            yield self
 
     @property
     def finished(self) -> bool:

@@ -86,3 +86,10 @@ def test_the_newest_step_comes_first(tmp_path: Path) -> None:
 def test_only_local_files_that_exist(path: str) -> None:
     with pytest.raises(CheckpointError):
         checkpoint.load(Path(path))
+
+
+def test_names_the_file_that_has_changed() -> None:
+    saved = {"birthplace_lm": {"data": {"corpus": "aa", "train": "bb"}}}
+    checkpoint.check_data(saved, {"corpus": "aa", "train": "bb"})
+    with pytest.raises(CheckpointError, match=r"data.train: .* was bb and is cc"):
+        checkpoint.check_data(saved, {"corpus": "aa", "train": "cc"})
