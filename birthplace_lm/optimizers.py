@@ -41,7 +41,15 @@ def muon(
     Args:
         weight_decay: of the matrices.
         matrix_lr: the matrices' learning rate as a multiple of `lr`.
+
+    Raises:
+        ValueError: a number is out of range.
     """
+    if weight_decay < 0 or matrix_lr <= 0 or not 0 <= momentum < 1:
+        raise ValueError(
+            f"weight_decay={weight_decay} must be 0 or more, matrix_lr={matrix_lr} more than 0,"
+            f" momentum={momentum} from 0 to below 1"
+        )
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
     ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in ids]

@@ -265,3 +265,9 @@ def test_the_scaled_loss_of_float16(make: Make) -> None:
     precision.optimizer_step(optimizer, Module(), partial(closure, float("inf")))  # type: ignore[arg-type]
     for name, p in plain.named_parameters():  # skipped
         torch.testing.assert_close(model.get_parameter(name), p, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"weight_decay": -1.0}, {"matrix_lr": 0.0}, {"momentum": 1.0}])
+def test_muon_refuses_numbers_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        MUON(model=small(), **wrong)
