@@ -3,14 +3,12 @@
 import json
 import logging
 import os
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,12 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm import checkpoint
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
 from birthplace_lm.data.corpus import Corpus
-from birthplace_lm.data.course import Question
 from birthplace_lm.data.module import BatchDataModule, Loading
 from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
+from birthplace_lm.evaluate import evaluate, log_hyperparameters
 from birthplace_lm.files import write_text
-from birthplace_lm.generate import answer
-from birthplace_lm.metrics import score
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
@@ -90,7 +86,22 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         )  # of a stage that somebody else finished
     directory.status("running", "evaluate")
     assert weights is not None  # the configuration has at least one stage
-    return _evaluate(config, corpus, directory, weights, spent)
+    model = build_model(config, len(corpus.vocab))
+    load_weights(model, weights)
+    found, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+    metrics = {
+        **config.names,
+        "seed": config.seed,
+        "vocab_size": len(corpus.vocab),
+        "parameters": model.parameters_total,
+        **found,
+        "stages": {
+            **{stage: asdict(result) for stage, result in spent.items()},
+            "evaluate": {"names": len(corpus.dev.rows), "seconds": seconds},
+        },
+    }
+    log_hyperparameters(config, metrics, directory.path / "finetune")
+    return metrics
 
 
 def _rehearse(config: DictConfig, corpus: Corpus) -> None:
@@ -237,73 +248,6 @@ def _trainer(
         use_distributed_sampler=False,
     )
     return trainer
-
-
-def _evaluate(
-    config: DictConfig,
-    corpus: Corpus,
-    directory: RunDirectory,
-    weights: Path,
-    spent: dict[str, StageResult],
-) -> dict[str, Any]:
-    model = build_model(config, len(corpus.vocab))
-    load_weights(model, weights)
-    model.eval().to("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    began = time.perf_counter()
-    scores = {"dev": _answer_all(model, corpus, corpus.dev.rows, directory, "dev")}
-    seconds = time.perf_counter() - began
-    if corpus.test is not None:
-        scores["test"] = _answer_all(model, corpus, corpus.test.rows, directory, "test")
-    if corpus.holdout:
-        scores["holdout"] = _answer_all(model, corpus, corpus.holdout, directory, "holdout")
-    baseline = score([corpus.majority] * len(corpus.dev.rows), [row.place or "" for row in corpus.dev.rows])
-    metrics = {
-        **config.names,
-        "seed": config.seed,
-        "vocab_size": len(corpus.vocab),
-        "parameters": model.parameters_total,
-        **{split: found for split, found in scores.items() if found is not None},
-        "baseline": {"answer": corpus.majority, **baseline},
-        "stages": {
-            **{name: asdict(result) for name, result in spent.items()},
-            "evaluate": {"names": len(corpus.dev.rows), "seconds": seconds},
-        },
-    }
-    _log_hyperparameters(config, metrics, directory.path / "finetune")
-    return metrics
-
-
-def _answer_all(
-    model: GPT, corpus: Corpus, rows: list[Question], directory: RunDirectory, split: str
-) -> dict[str, Any] | None:
-    """Write a predictions file; the score, where the places are known."""
-    answers = answer(model, corpus.vocab, [row.question for row in rows])
-    folder = directory.path / "predictions"
-    folder.mkdir(exist_ok=True)
-    write_text(folder / f"{split}.txt", "".join(a.line + "\n" for a in answers))
-    places = [row.place for row in rows]
-    return None if None in places else score([a.text for a in answers], [place or "" for place in places])
-
-
-def _log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:
-    """The HParams tab: what was chosen, with what came out."""
-    stages = config.stages
-    chosen = {
-        **config.names,
-        "seed": config.seed,
-        "parameters": metrics["parameters"],
-        "dropout": config.model.dropout,
-        "precision": config.trainer.precision,
-        **{
-            f"{name}.{key}": stages[name][key] if stages[name].enabled else 0
-            for name in ("pretrain", "finetune")
-            for key in ("max_epochs", "batch_size", "learning_rate")
-        },
-    }
-    reached = {"final/dev_exact_match": metrics["dev"]["exact_match"]}
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    logger.log_hyperparams(chosen, reached)
-    logger.finalize("success")
 
 
 def _link(link: Path, target: Path) -> None:

@@ -1,0 +1,76 @@
+"""What a trained model answers, on disk and as numbers."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+
+from birthplace_lm.data.corpus import Corpus
+from birthplace_lm.data.course import Question
+from birthplace_lm.files import write_text
+from birthplace_lm.generate import answer
+from birthplace_lm.metrics import score
+from birthplace_lm.models.gpt import GPT
+
+
+def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[str, Any], float]:
+    """Answer all questions and write `predictions/SPLIT.txt`, one answer per line.
+
+    Args:
+        run: the run directory.
+        on_gpu: use one if there is one.
+
+    Returns:
+        For every split with known places `correct`, `total` and `exact_match`, and the same for the
+        `baseline` that always gives the most frequent train answer; and the seconds it took to answer dev.
+    """
+    model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    splits = {
+        "dev": corpus.dev.rows,
+        "test": corpus.test.rows if corpus.test else [],
+        "holdout": corpus.holdout,
+    }
+    found: dict[str, Any] = {}
+    seconds = {}
+    for split, rows in splits.items():
+        began = time.perf_counter()
+        scored = _answer_all(model, corpus, rows, run / "predictions" / f"{split}.txt") if rows else None
+        seconds[split] = time.perf_counter() - began
+        if scored is not None:
+            found[split] = scored
+    golds = [row.place or "" for row in corpus.dev.rows]
+    found["baseline"] = {"answer": corpus.majority, **score([corpus.majority] * len(golds), golds)}
+    return found, seconds["dev"]
+
+
+def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:
+    """Fill TensorBoard's HParams tab: what was chosen, with what came out."""
+    stages = config.stages
+    chosen = {
+        **config.names,
+        "seed": config.seed,
+        "parameters": metrics["parameters"],
+        "dropout": config.model.dropout,
+        "precision": config.trainer.precision,
+        **{
+            f"{name}.{key}": stages[name][key] if stages[name].enabled else 0
+            for name in stages
+            for key in ("max_epochs", "batch_size", "learning_rate")
+        },
+    }
+    reached = {"final/dev_exact_match": metrics["dev"]["exact_match"]}
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams(chosen, reached)
+    logger.finalize("success")
+
+
+def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> dict[str, Any] | None:
+    """The score, where all places are known."""
+    answers = answer(model, corpus.vocab, [row.question for row in rows])
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, "".join(a.line + "\n" for a in answers))
+    places = [row.place for row in rows]
+    return None if None in places else score([a.text for a in answers], [place or "" for place in places])
