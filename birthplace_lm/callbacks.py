@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
 
 from birthplace_lm import checkpoint
 from birthplace_lm.checkpoint import check_data
@@ -151,11 +151,46 @@ class SampleAnswers(L.Callback):
             )
 
 
-class ProgressLines(L.Callback):
-    """A line every few seconds instead of a bar, for log files and pipes."""
+class ProgressBar(L.Callback):
+    """One bar for the whole stage, with the time left, the loss and the last exact match on dev."""
 
-    def __init__(self, stage: str, every_seconds: float = 15.0) -> None:
+    def __init__(self, stage: str) -> None:
         self.stage = stage
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            total = int(trainer.estimated_stepping_batches)
+            self._bar = tqdm(
+                total=total, initial=trainer.global_step, desc=self.stage, unit="step", dynamic_ncols=True
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(_numbers(trainer, self.stage), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ProgressLines(L.Callback):
+    """A line every few seconds, for log files and pipes.
+
+    Args:
+        level: of logging; below INFO the lines are for the log file alone.
+    """
+
+    def __init__(self, stage: str, level: int, every_seconds: float = 15.0) -> None:
+        self.stage = stage
+        self.level = level
         self.every_seconds = every_seconds
         self._started = self._said = 0.0
         self._first_step = 0
@@ -170,30 +205,24 @@ class ProgressLines(L.Callback):
         now = time.perf_counter()
         if now - self._said >= self.every_seconds and trainer.is_global_zero:
             self._said = now
-            total = int(trainer.estimated_stepping_batches)
-            done = trainer.global_step - self._first_step
-            left = (now - self._started) / max(done, 1) * (total - trainer.global_step)
-            metrics = trainer.callback_metrics
-            numbers = [
-                f"{name} {float(metrics[key]):.3f}"
-                for name in ("loss", "exact_match")
-                if (key := f"{self.stage}/{name}") in metrics
-            ]
-            log.info(
-                "%s: step %d of %d, %s, %s left",
-                self.stage,
-                trainer.global_step,
-                total,
-                ", ".join(numbers),
-                f"{int(left) // 60}:{int(left) % 60:02d}",
-            )
+            step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+            left = int((now - self._started) / max(step - self._first_step, 1) * (total - step))
+            numbers = _numbers(trainer, self.stage)
+            text = f"step {step} of {total}, {numbers}, {left // 60}:{left % 60:02d} left"
+            log.log(self.level, "%s: %s", self.stage, text)
 
 
-def progress(stage: str, enabled: bool) -> L.Callback:
-    """A bar with the time left on a terminal; elsewhere lines, which the log file also gets."""
+def progress(stage: str, enabled: bool) -> list[L.Callback]:
+    """A bar on a terminal, elsewhere lines; the log file gets lines in either case."""
     if enabled and sys.stderr.isatty():
-        return TQDMProgressBar(refresh_rate=10, leave=True)
-    return ProgressLines(stage)
+        return [ProgressBar(stage), ProgressLines(stage, logging.DEBUG)]
+    return [ProgressLines(stage, logging.INFO)]
+
+
+def _numbers(trainer: L.Trainer, stage: str) -> str:
+    known = trainer.callback_metrics
+    names = ("loss", "exact_match")
+    return ", ".join(f"{n} {float(known[f'{stage}/{n}']):.3f}" for n in names if f"{stage}/{n}" in known)
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +26,7 @@ from birthplace_lm.processes import fit_in_processes
 from birthplace_lm.runs import RunDirectory, locked, pretraining_directory, run_directory
 
 log = logging.getLogger(__name__)
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
 
 STAGE_RESULT = "result.json"
 
@@ -172,7 +172,7 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
     callbacks = [
         meter,
         SampleAnswers(name),
-        progress(name, config.trainer.enable_progress_bar),
+        *progress(name, config.trainer.enable_progress_bar),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved),
     ]
     trainer = _trainer(config, stage, folder, callbacks, resume)
@@ -180,6 +180,7 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         spent = meter.state_dict()
@@ -239,7 +240,7 @@ def _trainer(
     trainer: L.Trainer = instantiate(
         config.trainer,
         **own,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),  # else it adds one of its own
+        enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(folder),
         logger=logger,
         callbacks=callbacks,

@@ -31,7 +31,7 @@ def fit(
                 raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "progress", lambda *args: Stopper())
+        patch.setattr(pipeline, "progress", lambda *args: [Stopper()])
         folder.mkdir(exist_ok=True)
         corpus = read_corpus(config.data, config.model.block_size)
         pipeline.train_stage(stage, config, corpus, folder, None)

@@ -1,9 +1,15 @@
 """`python train.py` as its users run it, in processes of its own."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -90,6 +96,7 @@ def test_leaves_what_it_promises(finished: Path) -> None:
     assert len((finished / "predictions" / "test.txt").read_text().splitlines()) == 4
     assert json.loads((finished / "status.json").read_text())["state"] == "done"
     assert (finished / "log.txt").stat().st_size > 0
+    assert "\r" not in (finished / "log.txt").read_text()
 
 
 def found_root(run: Path) -> str:
@@ -131,6 +138,21 @@ def test_refuses_the_directory_of_another_run(finished: Path, people: Path) -> N
     assert done.stderr == (
         f"error: run_dir={finished}: belongs to a run with another seed; give another run_dir\n"
     )
+
+
+def test_a_bar_is_for_terminals(people: Path, tmp_path: Path) -> None:
+    terminal, other = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    command = [sys.executable, str(REPOSITORY / "train.py"), *short(people), "pretrain=none"]
+    with subprocess.Popen([*command, f"run_dir={tmp_path / 'run'}"], stdout=other, stderr=other) as child:
+        os.close(other)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while some := os.read(terminal, 65536):
+                shown += some
+    assert child.returncode == 0
+    assert re.search(rb"\rfinetune: +\d+%\|.*<\d\d:\d\d, .*loss \d", shown)
+    assert "\r" not in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_dry_run_leaves_nothing(people: Path, tmp_path: Path) -> None:
