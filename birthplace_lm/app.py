@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from birthplace_lm.config import checked
-from birthplace_lm.data.corpus import read_corpus
+from birthplace_lm.data.corpus import check_unchanged, read_corpus
 from birthplace_lm.error import BirthplaceError
 from birthplace_lm.runs import RunDirectory, check_claim, pretraining_directory, run_directory
 
@@ -62,6 +62,7 @@ def _run(config: DictConfig) -> float | None:
         return None
     if directory.finished and not config.overwrite:
         metrics = directory.metrics
+        check_unchanged(metrics["data_sha256"], corpus.sha256)
     else:
         from birthplace_lm.pipeline import run as run_pipeline  # torch and lightning take seconds to import
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from birthplace_lm import checkpoint
-from birthplace_lm.checkpoint import check_data
+from birthplace_lm.data.corpus import check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Meter(L.Callback):
         self.loss = 0.0
         self._loss_sum, self._batches = 0.0, 0
         self._window, self._since, self._started = 0, 0.0, 0.0
+        self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -42,9 +44,11 @@ class Meter(L.Callback):
         count = int(batch["characters"])
         self.characters += count
         self._window += count
-        self._loss_sum += float(outputs["loss"])
+        self._loss_sum += float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         self._batches += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step != self._logged and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._logged = step
             now = time.perf_counter()
             speed = self._window / max(now - self._since, 1e-9)
             self._window, self._since = 0, now
@@ -53,7 +57,8 @@ class Meter(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
-            self.loss = self._loss_sum / self._batches
+            mean = torch.tensor(self._loss_sum / self._batches, device=pl_module.device)
+            self.loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._loss_sum, self._batches = 0.0, 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -96,7 +101,7 @@ class Checkpoints(L.Callback):
         checkpoint["birthplace_lm"] = dict(self.content)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        check_data(checkpoint, self.content["data"])
+        check_unchanged(checkpoint["birthplace_lm"]["data"], self.content["data"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from birthplace_lm.error import CheckpointError
 from birthplace_lm.files import replacing, write_text
 
-STEP = re.compile(r"step=(\d+)\.ckpt")
+STEP = re.compile(r"step-(\d+)\.ckpt")
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -77,28 +76,9 @@ def verified(path: Path) -> bool:
         return False
 
 
-def check_data(saved: Mapping[str, Any], data: Mapping[str, str]) -> None:
-    """Check that a checkpoint was trained on these files.
-
-    Args:
-        saved: what the checkpoint holds.
-        data: SHA-256 of the files, by their config key.
-
-    Raises:
-        CheckpointError: one of them has changed since.
-    """
-    before = saved.get("birthplace_lm", {}).get("data", {})
-    for key, digest in data.items():
-        if before.get(key) != digest:
-            raise CheckpointError(
-                f"data.{key}: the file has changed since the checkpoint was saved: its SHA-256 was"
-                f" {before.get(key)} and is {digest}; restore it, or take another runs_root"
-            )
-
-
 def saved_in(directory: Path) -> list[Path]:
     """The checkpoints of a folder, newest step first, verified or not."""
-    found = [(step, p) for p in directory.glob("step=*.ckpt") if (step := step_of(p)) is not None]
+    found = [(step, p) for p in directory.glob("step-*.ckpt") if (step := step_of(p)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -109,7 +89,7 @@ def step_of(path: Path) -> int | None:
 
 def path_of(directory: Path, step: int) -> Path:
     """Where the checkpoint of an optimizer step is kept."""
-    return directory / f"step={step:08d}.ckpt"
+    return directory / f"step-{step:08d}.ckpt"
 
 
 def _hash_file(path: Path) -> Path:

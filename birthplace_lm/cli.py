@@ -66,8 +66,8 @@ def predict(
     places = [row.place for row in rows]
     if all(place is not None for place in places):
         result = score([answer.text for answer in answers], [place or "" for place in places])
-        share = f"{100 * result['exact_match']}%"
-        print(f"Correct: {result['correct']} out of {result['total']}: {share}", file=sys.stderr)
+        line = f"Correct: {result['correct']} out of {result['total']}: {100 * result['exact_match']:.1f}%"
+        print(line, file=sys.stderr if output is None else sys.stdout)
 
 
 @app.command()

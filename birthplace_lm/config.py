@@ -83,8 +83,7 @@ class Trainer:
 
     _target_: str = "lightning.Trainer"
     accelerator: str = "auto"
-    devices: Any = "auto"
-    num_nodes: int = number(1, 10_000, 1)
+    devices: Any = 1
     strategy: str = "auto"
     precision: str = "32-true"
     max_epochs: int | None = number(1, 1_000_000, None)

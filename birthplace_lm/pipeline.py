@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
-from birthplace_lm.data.corpus import Corpus
+from birthplace_lm.data.corpus import Corpus, check_unchanged
 from birthplace_lm.data.module import BatchDataModule, Loading
 from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.evaluate import evaluate, log_hyperparameters
@@ -66,7 +67,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
     for warning in corpus.warnings:
         log.warning("%s", warning)
     _rehearse(config, corpus)
-    weights = None if config.init_from is None else Path(config.init_from)
+    weights = None if config.init_from is None else Path(config.init_from).expanduser()
     spent = {name: StageResult() for name in config.stages}
     for name, stage in config.stages.items():
         if not stage.enabled:
@@ -81,9 +82,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
         weights = checkpoint.saved_in(folder)[0]
-        checkpoint.check_data(
-            checkpoint.load(weights), corpus.sha256
-        )  # of a stage that somebody else finished
+        check_unchanged(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
     directory.status("running", "evaluate")
     assert weights is not None  # the configuration has at least one stage
     model = build_model(config, len(corpus.vocab))
@@ -92,6 +91,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
     metrics = {
         **config.names,
         "seed": config.seed,
+        "data_sha256": corpus.sha256,
         "vocab_size": len(corpus.vocab),
         "parameters": model.parameters_total,
         **found,
@@ -107,6 +107,13 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
 def _rehearse(config: DictConfig, corpus: Corpus) -> None:
     """Build what every stage needs, so that a bad value of the last shows before the first has trained."""
     model = build_model(config, len(corpus.vocab))
+    try:
+        instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    except InstantiationException as error:
+        raise InputError(f"trainer: {str(error.__cause__).splitlines()[0]}") from error
+    for given in (config.init_from, config.resume if config.resume not in ("auto", "never") else None):
+        if given is not None:
+            _check_given(model, Path(given).expanduser(), config, corpus)
     for stage in config.stages.values():
         if stage.enabled:
             _data_module(config, stage, corpus)
@@ -115,6 +122,16 @@ def _rehearse(config: DictConfig, corpus: Corpus) -> None:
                 instantiate(config.optimizer)(model=model, lr=stage.learning_rate)
             except ValueError as error:  # torch checks its own numbers
                 raise InputError(f"optimizer: {error}") from error
+
+
+def _check_given(model: GPT, path: Path, config: DictConfig, corpus: Corpus) -> None:
+    """Check that a checkpoint the user names fits: its weights, its characters, its stage."""
+    load_weights(model, path)
+    content = checkpoint.load(path)["birthplace_lm"]
+    if content["vocab"] != list(corpus.vocab.symbols):
+        raise CheckpointError(f"{path}: its vocabulary is not that of the corpus; name the corpus it is of")
+    if path == Path(config.resume).expanduser() and not config.stages[content["stage"]].enabled:
+        raise CheckpointError(f"resume={path}: of the stage {content['stage']}, which this run does not have")
 
 
 def _data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:

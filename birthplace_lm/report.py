@@ -1,7 +1,6 @@
 """What the runs of a folder have reached, as a table and as a picture of their learning curves."""
 
 import json
-from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +40,24 @@ def markdown(runs: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def learning_curve(run: Path) -> Curve:
-    """Exact match on dev against the characters read by then, over both stages."""
+def learning_curve(run: Path, spent: dict[str, dict[str, Any]]) -> Curve:
+    """Exact match on dev against the characters read by then, over both stages.
+
+    Args:
+        spent: `stages` of the run's metrics; the characters of a stage are spread evenly over its steps.
+    """
     curve: Curve = []
     before = 0.0
     for stage in ("pretrain", "finetune"):
-        if not (run / stage).is_dir():
+        if not spent[stage]["steps"]:
             continue
         events = EventAccumulator(str(run / stage))
         events.Reload()
-        if f"{stage}/exact_match" not in events.Tags()["scalars"]:
-            continue
-        read = events.Scalars(f"{stage}/characters")
-        steps = [event.step for event in read]
-        for event in events.Scalars(f"{stage}/exact_match"):
-            position = bisect_right(steps, event.step)
-            curve.append((before + (read[position - 1].value if position else 0.0), event.value))
-        before += read[-1].value
+        each = spent[stage]["characters"] / spent[stage]["steps"]
+        if f"{stage}/exact_match" in events.Tags()["scalars"]:
+            found = events.Scalars(f"{stage}/exact_match")
+            curve += [(before + each * (event.step + 1), event.value) for event in found]
+        before += spent[stage]["characters"]
     return curve
 
 
@@ -74,7 +74,7 @@ def draw(runs: dict[Path, dict[str, Any]], out: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for run, found in runs.items():
-        curve = learning_curve(run)
+        curve = learning_curve(run, found["stages"])
         label = f"{found['attention']}, pretrain={found['pretrain']}"
         axes.plot([x / 1e6 for x, _ in curve], [y for _, y in curve], marker=".", label=label)
     majority = max(found["baseline"]["exact_match"] for found in runs.values())

@@ -63,8 +63,8 @@ def cosine(total: int, warmup: float, floor: float) -> Schedule:
 def cosine_2021(total: int, warmup: int, final: int, floor: float) -> Schedule:
     """max(floor, (1 + cos(pi p)) / 2), p = characters since `warmup` / (`final` - `warmup`).
 
-    Neither follows the length of the stage, and past `final` the cosine rises again: in 650 epochs of
-    pretraining p runs to 3.25.
+    Neither follows the length of the stage, and past `final` the cosine rises again. A step's rate counts its
+    own characters too; the source counts those before it, and takes the first step at the full rate.
 
     Args:
         total: not looked at.

@@ -75,7 +75,7 @@ def test_stopped_at_every_step(
 ) -> None:
     config = configure(f"attention={attention}", "model.dropout=0.1", "checkpoint.every_n_steps=1", *extra)
     fit(config, stage, tmp_path / "whole", monkeypatch)
-    steps = int(checkpoint.saved_in(tmp_path / "whole")[0].stem.split("=")[1])
+    steps = int(checkpoint.saved_in(tmp_path / "whole")[0].stem.split("-")[1])
     assert steps > 1
     for step in range(1, steps):
         folder = tmp_path / f"stopped-{step}"

@@ -1,6 +1,7 @@
 """The data of a run: the corpus, the questions and the vocabulary, read and checked as a whole."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from birthplace_lm.data.course import (
     read_documents,
     read_questions,
 )
-from birthplace_lm.error import InputError
+from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.vocab import CharVocab
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +113,23 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
         notes=[summary, *(note for file in files for note in file.notes)],
         warnings=[w for q in (train, dev) for w in q.warnings] + check_overlap(train, dev),
     )
+
+
+def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check that what was trained on is what is there now.
+
+    Args:
+        before, now: SHA-256 of the files, by their config key.
+
+    Raises:
+        CheckpointError: a file has changed.
+    """
+    for key, digest in now.items():
+        if before.get(key) != digest:
+            raise CheckpointError(
+                f"data.{key}: the file has changed since it was trained on: its SHA-256 was"
+                f" {before.get(key)} and is {digest}; restore it, or take another runs_root"
+            )
 
 
 def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:

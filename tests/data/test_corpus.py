@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from birthplace_lm.config import Data
-from birthplace_lm.data.corpus import Corpus, read_corpus, root_of
-from birthplace_lm.error import InputError
+from birthplace_lm.data.corpus import Corpus, check_unchanged, read_corpus, root_of
+from birthplace_lm.error import CheckpointError, InputError
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 DATA = Path(__file__).parents[2] / "data" / "biographies"
@@ -161,3 +161,9 @@ def test_notes_and_warnings_name_their_file_once(folder: Path) -> None:
     assert corpus.notes[1:] == [f"{folder / 'dev.tsv'}: blank lines skipped: 1"]
     assert len(corpus.warnings) == 1
     assert corpus.warnings[0].startswith(f"{folder / 'dev.tsv'}:3: 1 of 2 questions are also in")
+
+
+def test_names_the_file_that_has_changed() -> None:
+    check_unchanged({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "bb"})
+    with pytest.raises(CheckpointError, match=r"data.train: .* was bb and is cc"):
+        check_unchanged({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "cc"})
