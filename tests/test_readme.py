@@ -31,6 +31,11 @@ def test_the_attention_variant_is_causal_and_decodes() -> None:
         torch.testing.assert_close(layer(x[:, t : t + 1], cache), whole[:, t : t + 1])
 
 
+def test_the_yaml_of_the_variant_begins_with_its_package() -> None:
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "MeanAttention" in b]
+    assert block.startswith("# @package model\n")  # behind any other comment Hydra does not see it
+
+
 def test_every_file_of_the_map_is_there_and_in_it() -> None:
     root = Path(__file__).parents[1]
     table = README[README.index("## Where things are") :]
