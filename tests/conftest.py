@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -10,6 +11,33 @@ from birthplace_lm.config import load
 from birthplace_lm.data.biographies import write_biographies
 
 Configure = Callable[..., DictConfig]
+Amount = Callable[[int, int], int]
+Record = Callable[[str, str], None]
+
+_found: list[tuple[str, str]] = []  # what the reliability tests counted
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="as many kills and mutants as the README reports")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _found:
+        terminalreporter.section("reliability")
+        for what, result in _found:
+            terminalreporter.line(f"{what}: {result}")
+
+
+@pytest.fixture(scope="session")
+def amount(request: pytest.FixtureRequest) -> Amount:
+    """How often to try: the first number in the suite, the second with --torture."""
+    return lambda suite, torture: torture if request.config.getoption("--torture") else suite
+
+
+@pytest.fixture(scope="session")
+def record() -> Record:
+    """Say in the closing summary what was tried and how it ended."""
+    return lambda what, result: _found.append((what, result))
 
 
 @pytest.fixture(scope="session")
