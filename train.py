@@ -3,6 +3,9 @@
 import os
 import sys
 
+from birthplace_lm import signals
+
+signals.install()  # first of all: the imports below take a moment
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say them in one line
 
 import hydra
@@ -10,9 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from birthplace_lm import app
+from birthplace_lm import app, sweep
 from birthplace_lm.config import explain
-from birthplace_lm.error import BirthplaceError
+from birthplace_lm.error import BirthplaceError, CheckpointError
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -26,12 +29,14 @@ def main() -> int:
     try:
         job()
     except BirthplaceError:
-        return 1  # a job of a sweep failed, and has said why
+        pass  # a job of a sweep failed, and has said why
+    except sweep.Refused as refused:
+        app.fail(refused.error)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ValueError) and app.composed():
-            raise  # not Hydra's way to say that data=null is no choice
         app.fail(explain(error))
-    return app.exit_code()
+    except OSError as error:  # the folder of a sweep
+        app.fail(CheckpointError(f"{error.filename}: {error.strerror}"))
+    return app.finish()
 
 
 if __name__ == "__main__":

@@ -2,19 +2,22 @@
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from birthplace_lm import signals, sweep
 from birthplace_lm.config import checked
 from birthplace_lm.data.corpus import check_unchanged, read_corpus
-from birthplace_lm.error import BirthplaceError
+from birthplace_lm.error import BirthplaceError, CheckpointError, Stopped, UnexpectedError
 from birthplace_lm.runs import RunDirectory, check_claim, pretraining_directory, run_directory
 
 log = logging.getLogger("birthplace_lm")
-_failures: list[int] = []  # exit codes of what went wrong in this process
+_failures: list[BirthplaceError] = []  # what went wrong in this process
 
 
 def run(config: DictConfig) -> float | None:
@@ -26,34 +29,43 @@ def run(config: DictConfig) -> float | None:
     _log_to_console()
     try:
         return _run(config)
-    except BirthplaceError as error:
+    except Exception as error:
+        known = error
+        if not isinstance(known, BirthplaceError):
+            known = UnexpectedError(f"{type(error).__name__}: {error}; debug=true shows the traceback")
+        fail(known, debug=bool(config.get("debug")))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            log.error("error: %s", error)
-            raise
-        fail(error)  # raised, Hydra would print more than one line
-        return None
+            sweep.note_failure(HydraConfig.get().job.num, known)
+            raise known from error
+        return None  # raised, Hydra would print more than one line
 
 
-def composed() -> bool:
-    """Whether Hydra got so far as to start a job."""
-    return bool(log.handlers)
+def fail(error: BirthplaceError, debug: bool = False) -> None:
+    """Say what went wrong in one line; `finish` will tell."""
+    if debug:
+        traceback.print_exc()
+    print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
+    _failures.append(error)
 
 
-def fail(error: BirthplaceError) -> None:
-    """Say what went wrong in one line; `exit_code` will tell."""
-    print(f"error: {error}", file=sys.stderr)
-    _failures.append(error.exit_code)
-
-
-def exit_code() -> int:
-    """0, or that of the first error."""
-    return _failures[0] if _failures else 0
+def finish() -> int:
+    """Close a sweep with the table of its jobs, and give the exit code."""
+    if not sweep.jobs:
+        return _failures[0].exit_code if _failures else 0
+    rows = sweep.table()
+    print("\n".join(rows))
+    stopped = [error for error in _failures if isinstance(error, Stopped)]
+    if stopped:
+        return stopped[0].exit_code
+    return 1 if _failures else 0
 
 
 def _run(config: DictConfig) -> float | None:
+    signals.check("before it began")
     config = checked(config)
     path = run_directory(config)
     check_claim(path, config)
+    _check_given(config)
     corpus = read_corpus(config.data, config.model.block_size)
     directory = RunDirectory(path, config)
     if config.dry_run:
@@ -66,9 +78,19 @@ def _run(config: DictConfig) -> float | None:
     else:
         from birthplace_lm.pipeline import run as run_pipeline  # torch and lightning take seconds to import
 
+        signals.check("before it began")
         metrics = run_pipeline(config, corpus)
     _show(_summary(metrics, config))
     return float(metrics["dev"]["exact_match"])
+
+
+def _check_given(config: DictConfig) -> None:
+    for key in ("resume", "init_from"):
+        value = config[key]
+        if value not in (None, "auto", "never") and not Path(value).expanduser().is_file():
+            raise CheckpointError(
+                f"{key}={value}: there is no such checkpoint; give the path of a local file"
+            )
 
 
 def _plan(config: DictConfig) -> dict[str, Any]:

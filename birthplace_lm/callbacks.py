@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from birthplace_lm import checkpoint
+from birthplace_lm import checkpoint, signals
 from birthplace_lm.data.corpus import check_unchanged
+from birthplace_lm.error import NumericError, Stopped
 
 log = logging.getLogger(__name__)
 
 
 class Meter(L.Callback):
-    """Counts what a stage has cost, over all its interruptions, and logs the speed.
+    """Counts what a stage has cost, over all its interruptions, and writes the training curves.
 
-    Logs `STAGE/characters_per_second` over the time since the last logged step, validation left out, and
-    `STAGE/characters`, the running total; PAD is not counted.
+    Under the name of the stage, for every optimizer step that is logged: `loss` (the mean over its batches),
+    `grad_norm`, `learning_rate`; `characters_per_second` since the one before, validation left out;
+    `characters`, the running total. PAD is not counted. They are written before the checkpoint of that step:
+    Lightning's own come after, and a killed run would leave gaps.
     """
 
     def __init__(self, stage: str) -> None:
@@ -31,12 +35,14 @@ class Meter(L.Callback):
         self.seconds = 0.0
         self.loss = 0.0
         self._loss_sum, self._batches = 0.0, 0
+        self._losses: list[float] = []  # of the batches of this optimizer step
         self._window, self._since, self._started = 0, 0.0, 0.0
-        self._logged = 0
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
         self._window, self._since = 0, self._started
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -44,21 +50,33 @@ class Meter(L.Callback):
         count = int(batch["characters"])
         self.characters += count
         self._window += count
-        self._loss_sum += float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
+        loss = float(trainer.callback_metrics[f"{self.stage}/loss"])
+        self._loss_sum += loss
         self._batches += 1
-        step = trainer.global_step
-        if step != self._logged and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._logged = step
-            now = time.perf_counter()
-            speed = self._window / max(now - self._since, 1e-9)
-            self._window, self._since = 0, now
-            pl_module.log(f"{self.stage}/characters_per_second", speed)
-            pl_module.log(f"{self.stage}/characters", float(self.characters))
+        self._losses.append(loss)
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            if self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self._write(trainer)
+            self._losses = []
+
+    def _write(self, trainer: L.Trainer) -> None:
+        now = time.perf_counter()
+        values = {
+            "loss": sum(self._losses) / len(self._losses),
+            "grad_norm": float(trainer.callback_metrics[f"{self.stage}/grad_norm"]),
+            "learning_rate": float(trainer.callback_metrics[f"{self.stage}/learning_rate"]),
+            "characters_per_second": self._window / max(now - self._since, 1e-9),
+            "characters": float(self.characters),
+        }
+        self._window, self._since = 0, now
+        if trainer.logger is not None:
+            curves = {f"{self.stage}/{name}": value for name, value in values.items()}
+            trainer.logger.log_metrics(curves, step=self._step - 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
-            mean = torch.tensor(self._loss_sum / self._batches, device=pl_module.device)
-            self.loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+            self.loss = self._loss_sum / self._batches
         self._loss_sum, self._batches = 0.0, 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,43 +103,126 @@ class Meter(L.Callback):
 
 
 class Checkpoints(L.Callback):
-    """Saves at optimizer-step boundaries and when the stage ends; keeps the newest few.
+    """Saves after optimizer steps and when the stage ends, keeps the newest few, and heeds signals.
 
-    Within a window of accumulated batches nothing is saved: the gradients so far are not in a checkpoint.
+    Within a window of accumulated batches nothing is saved: the gradients so far are not in a checkpoint. A
+    step that is followed by a validation is saved after it, so that no run is resumed between the two: the
+    validation would be missing from the curves.
+
+    Args:
+        directory: of the stage.
+        every_n_steps, keep: see the configuration.
+        content: what goes into every checkpoint as `birthplace_lm`.
+        resumed: the checkpoint that this run goes on from, which stays.
     """
 
-    def __init__(self, directory: Path, every_n_steps: int, keep: int, content: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        every_n_steps: int,
+        keep: int,
+        content: Mapping[str, Any],
+        resumed: Path | None,
+    ) -> None:
         self.directory = directory
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.content = content
-        self._saved_step = -1
+        self.resumed = resumed
+        self._step = self._saved_step = -1
+        self._due, self._signal = False, 0
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["birthplace_lm"] = dict(self.content)
+        checkpoint["birthplace_lm"] = {**self.content, "environment": _environment(trainer)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         check_unchanged(checkpoint["birthplace_lm"]["data"], self.content["data"])
+        before, now = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
+        changed = [
+            f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]
+        ]
+        if changed and trainer.is_global_zero:
+            log.warning("resumed elsewhere, the last bits may differ: %s", "; ".join(changed))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._step = trainer.global_step
+        if self.resumed is not None and self.resumed == checkpoint.path_of(self.directory, self._step):
+            self._saved_step = self._step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step != self._saved_step and step % self.every_n_steps == 0:
-            self._save(trainer)
+        if step == self._step:
+            return
+        self._step = step
+        self._signal = _agreed_signal(trainer)
+        self._due = self._due or step % self.every_n_steps == 0 or self._signal > 0
+        validated = (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        if not (trainer.is_last_batch or validated):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (trainer.sanity_checking or trainer.is_last_batch):
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._save_if_due(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
 
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        if not self._due or trainer.global_step == trainer.max_steps:  # else on_train_end does
+            return
+        self._save(trainer)
+        if self._signal:
+            raise Stopped(self._signal, f"after step {self._step} of {self.content['stage']}")
+
     def _save(self, trainer: L.Trainer) -> None:
-        self._saved_step = trainer.global_step
+        self._due = False
+        if self._saved_step == trainer.global_step:
+            return
+        _check_finite(trainer)
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            trainer.logger.experiment.flush()  # what is after the checkpoint is written again, before it not
         trainer.save_checkpoint(checkpoint.path_of(self.directory, trainer.global_step))
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             for old in checkpoint.saved_in(self.directory)[self.keep :]:
-                trainer.strategy.checkpoint_io.remove_checkpoint(old)
+                if old != self.resumed:
+                    trainer.strategy.checkpoint_io.remove_checkpoint(old)
+
+
+def _agreed_signal(trainer: L.Trainer) -> int:
+    """The signal that any of the processes has received, the same in all of them; 0 if none has."""
+    number = signals.received() or 0
+    if trainer.world_size == 1:
+        return number
+    found = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(found, reduce_op="max"))
+
+
+def _check_finite(trainer: L.Trainer) -> None:
+    for name, weight in trainer.lightning_module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NumericError(
+                f"{name} is not finite after step {trainer.global_step}; no checkpoint was saved"
+            )
+
+
+def _environment(trainer: L.Trainer) -> dict[str, Any]:
+    """What else the last bits depend on."""
+    return {
+        "birthplace_lm": version("birthplace-lm"),
+        "torch": str(torch.__version__),
+        "lightning": L.__version__,
+        "device": trainer.strategy.root_device.type,
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
 
 
 class SampleAnswers(L.Callback):
@@ -152,7 +253,7 @@ class SampleAnswers(L.Callback):
         if isinstance(logger, TensorBoardLogger) and self._rows and not trainer.sanity_checking:
             head = "| question | answer | gold | log-probability (nats) |\n| --- | --- | --- | --- |\n"
             logger.experiment.add_text(
-                f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step
+                f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1
             )
 
 

@@ -1,23 +1,33 @@
 """Checkpoints that are whole or absent, and are verified before they are believed."""
 
 import hashlib
+import io
+import pickle
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
 
 from birthplace_lm.error import CheckpointError
-from birthplace_lm.files import replacing, write_text
+from birthplace_lm.files import remove_unfinished, replacing, sha256_of, write_text
 
+FORMAT = 1  # of what is in a checkpoint; another number is another version's
 STEP = re.compile(r"step-(\d+)\.ckpt")
+DAMAGED = ".damaged"
+
+# What is ours in a checkpoint, besides what Lightning puts there.
+OURS: dict[str, type] = {"format": int, "stage": str, "config": str, "vocab": list, "data": dict}
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Writes beside the destination, syncs, renames, and leaves the SHA-256 in a file of its own.
+    """Writes beside the destination, syncs, reads back, and renames once the SHA-256 lies beside it too.
 
-    A checkpoint without its hash was never finished and does not count.
+    The rename comes last: a checkpoint that has its name is whole, wherever the process was killed.
     """
 
     def save_checkpoint(
@@ -26,14 +36,16 @@ class VerifiedCheckpointIO(CheckpointIO):
         """Save plain tensors, numbers, strings, lists and dicts.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written.
+            CheckpointError: the disk is full, cannot be written, or gives back something else.
         """
         path = Path(path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                torch.save(checkpoint, file)
-            write_text(_hash_file(path), _sha256(path) + "\n")
+            with replacing(path, content):
+                write_text(_hash_file(path), hashlib.sha256(content).hexdigest() + "\n")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -44,34 +56,42 @@ class VerifiedCheckpointIO(CheckpointIO):
         return load(Path(path), map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, its hash first, so that half of a removal is no checkpoint."""
-        _hash_file(Path(path)).unlink(missing_ok=True)
+        """Remove a checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
+        _hash_file(Path(path)).unlink(missing_ok=True)
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read and verify one checkpoint.
+    """Read and verify one checkpoint. Nothing is instantiated from it.
 
     Raises:
-        CheckpointError: it is missing, is not what was saved, or holds more than data.
+        CheckpointError: it is missing, is not what was saved, or holds something else than our data.
     """
-    if "://" in str(path):
-        raise CheckpointError(f"{path}: a checkpoint is a local file")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    if not verified(path):
-        raise CheckpointError(f"{path}: damaged, or its {_hash_file(path).name} is missing")
     try:
-        return cast(dict[str, Any], torch.load(path, map_location=map_location or "cpu", weights_only=True))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be loaded: {reason}") from error
+        content = path.read_bytes()
+        expected = _hash_file(path).read_text(encoding="ascii").strip() if content else ""
+    except FileNotFoundError as error:
+        missing = "its hash is missing" if path.is_file() else "there is no such checkpoint"
+        raise CheckpointError(f"{path}: {missing}: {error.filename}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise CheckpointError(f"{path}: damaged: its {len(content)} bytes are not those that were saved")
+    try:
+        _check_archive(content)
+        found = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file makes the reader stumble over
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds something else than data" if unsafe else f"{type(error).__name__}: {error}".strip()
+        raise CheckpointError(f"{path}: cannot be loaded: {reason.splitlines()[0]}") from error
+    _check_content(path, found)
+    return found
 
 
 def verified(path: Path) -> bool:
     """Whether the file is, bit for bit, the one that was saved."""
     try:
-        return _hash_file(path).read_text(encoding="ascii").strip() == _sha256(path)
+        return _hash_file(path).read_text(encoding="ascii").strip() == sha256_of(path)
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -80,6 +100,42 @@ def saved_in(directory: Path) -> list[Path]:
     """The checkpoints of a folder, newest step first, verified or not."""
     found = [(step, p) for p in directory.glob("step-*.ckpt") if (step := step_of(p)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_in(directory: Path) -> Path | None:
+    """The newest checkpoint of a folder that is whole; None if there never was one.
+
+    Raises:
+        CheckpointError: there are some, and all of them are damaged.
+    """
+    found = saved_in(directory)
+    for path in found:
+        if verified(path):
+            return path
+    if found:
+        raise CheckpointError(f"{directory}: no checkpoint is whole; remove them to start over")
+    return None
+
+
+def tidy(directory: Path, step: int) -> list[Path]:
+    """Leave nothing that could be taken for a later checkpoint than that of `step`, nor half a file.
+
+    Damaged ones are kept under another name. Only for who holds the folder's lock.
+
+    Returns:
+        The damaged ones, by their new names.
+    """
+    remove_unfinished(directory)
+    damaged = []
+    for path in saved_in(directory):
+        if not verified(path):
+            damaged.append(path.replace(path.with_name(path.name + DAMAGED)))
+        elif (step_of(path) or 0) > step:
+            VerifiedCheckpointIO().remove_checkpoint(path)
+    for left in directory.glob("step-*.ckpt.sha256"):
+        if not left.with_suffix("").exists():
+            left.unlink(missing_ok=True)
+    return damaged
 
 
 def step_of(path: Path) -> int | None:
@@ -92,13 +148,46 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
+def differences(saved: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> list[str]:
+    """How the weights of a checkpoint differ in names and shapes from those of a model."""
+    found = []
+    for key in sorted({*saved, *built}):
+        there = tuple(saved[key].shape) if key in saved else "missing"
+        here = tuple(built[key].shape) if key in built else "missing"
+        if there != here:
+            found.append(f"{key} is {there} there and {here} here")
+    return found
+
+
+def _check_archive(content: bytes) -> None:
+    """Check that reading takes no more memory than the file has: torch stores, it does not compress."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > len(content):
+        raise ValueError("it is compressed, which no checkpoint of ours is")
+
+
+def _check_content(path: Path, found: Any) -> None:
+    ours = found.get("birthplace_lm") if isinstance(found, dict) else None
+    state = found.get("state_dict") if isinstance(found, dict) else None
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise CheckpointError(f"{path}: holds no weights")
+    if not isinstance(ours, dict):
+        raise CheckpointError(f"{path}: holds weights only; a checkpoint of this project is needed")
+    if ours.get("format") != FORMAT:
+        theirs = ours.get("format")
+        raise CheckpointError(
+            f"{path}: of another version of birthplace_lm (format {theirs}, this one reads {FORMAT})"
+        )
+    if not isinstance(found.get("global_step"), int):
+        raise CheckpointError(f"{path}: does not say after which step it was saved")
+    for key, kind in OURS.items():
+        if not isinstance(ours.get(key), kind):
+            raise CheckpointError(f"{path}: its birthplace_lm.{key} is no {kind.__name__}")
+    if not all(isinstance(symbol, str) for symbol in ours["vocab"]):
+        raise CheckpointError(f"{path}: its vocabulary holds something else than characters")
+
+
 def _hash_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -20,12 +20,23 @@ from birthplace_lm.error import InputError, closest
 from birthplace_lm.targets import check_targets
 
 CONF = Path(__file__).parents[1] / "conf"
+# What composing raises at what was typed: the last three at an integer of 400 digits, at a group's name too
+# long for a file, and at brackets within brackets.
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError, OverflowError, OSError, RecursionError)
+# Not the same again from config.yaml: control characters, line separators, half characters other than the
+# undecodable bytes of a path, interpolations and the sign for a missing value.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]|\$\{|^\?\?\?$")
 FACTORY = {"factory": True}  # of a field that names in `_target_` what makes the object
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
     """A field whose value, unless it is None, lies in [low, high]."""
     return field(default=default, metadata={"low": low, "high": high})
+
+
+def choice(default: str, *others: str) -> Any:
+    """A field whose value is one of these words."""
+    return field(default=default, metadata={"words": (default, *others)})
 
 
 @dataclass
@@ -143,6 +154,9 @@ class Config:
     resume: str = "auto"
     overwrite: bool = False
     dry_run: bool = False
+    debug: bool = False
+    on_nonfinite: str = choice("stop", "skip")
+    nonfinite_budget: int = number(1, 1_000_000, 10)
     init_from: str | None = None
 
 
@@ -162,7 +176,7 @@ def load(overrides: Sequence[str] = ()) -> DictConfig:
             OmegaConf.set_struct(config, False)
             config.pop("hydra")
             return checked(config)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except COMPOSING as error:
         raise explain(error) from error
 
 
@@ -177,10 +191,13 @@ def checked(config: DictConfig) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
-        config = DictConfig(OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
+        values = OmegaConf.to_container(config, resolve=True)
+    except COMPOSING as error:
         raise explain(error) from error
+    _check_literal(values, "")
+    config = DictConfig(values)
     _check_values(Config, config, "")
+    _check_names(config)
     check_targets(config, "")
     model, stages = config.model, config.stages
     if model.n_embd % model.n_head:
@@ -206,19 +223,24 @@ def explain(error: Exception) -> InputError:
         return InputError(f"{group}={wrong}: unknown; {closest(wrong, error.options)}")
     if isinstance(error, OverrideParseException):
         return InputError(f"{error.override}: cannot be read; expected KEY=VALUE")
+    if isinstance(error, RecursionError):
+        return InputError("brackets within brackets: nested too deeply; give a plain value")
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
     if first.startswith("Config group override must be"):
         return InputError(f"null or a number for a group: {', '.join(sorted(groups))} need a file's name")
     if match := re.match(r"Ambiguous value for argument '(.*)'", first):
         return InputError(f"{match[1]}: several values; add -m to run each, or write [...] for a list")
     source = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = str(getattr(source, "full_key", None) or "")
+    stated = re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE)
+    key = str(getattr(source, "full_key", None) or (stated[1] if stated else ""))
     parent = getattr(source, "parent_node", None)
     if isinstance(source, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
         return _unknown(key, [*map(str, parent), *([] if "." in key else groups)])
     if match := re.match(r"Could not override '([^']+)'", first):
         return _unknown(match[1], groups)
     message, *_ = str(source).strip().splitlines() or [first]
+    if match := re.search(r"hydra:runtime\.choices\.(\w+)", message):
+        return InputError(f"{match[1]}: needs one name; valid: {', '.join(_options(match[1]))}")
     if match := re.match(r"Error merging override (.*)", first):
         key = match[1]
     if "is not Optional" in message:
@@ -232,6 +254,10 @@ def _unknown(key: str, siblings: Sequence[str]) -> InputError:
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]
     return InputError(f"{key}: unknown key; {closest(wrong, valid, prefix + dot, elsewhere)}")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
 
 
 def _keys(schema: Any, prefix: str) -> Iterator[str]:
@@ -252,10 +278,46 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
             _check_values(f.type, value, f"{key}.")
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
+        elif "words" in f.metadata and value not in f.metadata["words"]:
+            raise InputError(f"{key}={value}: unknown; {closest(str(value), f.metadata['words'])}")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
-            if isinstance(value, str):
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InputError(f"{key}={value}: must be a number from {low} to {high}")
             if not low <= value <= high:  # also refuses nan
                 near = high if value > high else low
                 raise InputError(f"{key}={value}: must be from {low} to {high}; the nearest is {near}")
+        elif f.type is Any and "factory" not in f.metadata and isinstance(value, DictConfig):
+            raise InputError(f"{key}={value}: must not be a mapping")
+
+
+def _check_literal(value: Any, key: str) -> None:
+    """Refuse text that would mean something else as a path, or when read again from config.yaml."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"{key}={value}: {name} is no name; quote it")
+            _check_literal(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            _check_literal(item, key)
+    elif isinstance(value, str):
+        if value == "":
+            raise InputError(f"{key}=: must not be empty; give a value, or null for none")
+        if found := _UNFIT.search(value):
+            raise InputError(f"{key}={value}: {found[0]} cannot be part of a value")
+
+
+def _check_names(config: DictConfig) -> None:
+    """Refuse what would put a run elsewhere than below `runs_root`, and a home that nobody has."""
+    for group, name in config.names.items():
+        if not re.fullmatch(r"[\w-]{1,64}", name):
+            raise InputError(
+                f"names.{group}={name}: must be letters, digits, _ and -, at most 64: it names the run"
+                f" directory; {group} has {', '.join(_options(str(group)))}"
+            )
+    for key in ("runs_root", "run_dir", "resume", "init_from"):
+        try:
+            Path(config[key] or ".").expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{key}={config[key]}: there is no such home; write the path in full") from error

@@ -1,6 +1,7 @@
 """The errors a user can cause, each with the exit code that train.py and the commands give for it."""
 
 import difflib
+import signal
 from collections.abc import Sequence
 
 
@@ -33,6 +34,23 @@ class CheckpointError(BirthplaceError):
     """A checkpoint that cannot be read or trusted, or a disk that cannot be written."""
 
     exit_code = 4
+
+
+class UnexpectedError(BirthplaceError):
+    """Something that no input should cause: a mistake of ours, or of a library."""
+
+    exit_code = 1
+
+
+class Stopped(BirthplaceError):
+    """A signal has ended the run, which the same command goes on with."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} {where}; the same command goes on from there"
+        )
+        self.number = number
+        self.exit_code = 128 + number
 
 
 def closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:

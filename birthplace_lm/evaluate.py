@@ -1,5 +1,6 @@
 """What a trained model answers, on disk and as numbers."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
+from birthplace_lm import signals
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.data.course import Question
 from birthplace_lm.files import write_text
 from birthplace_lm.generate import answer
 from birthplace_lm.metrics import score
 from birthplace_lm.models.gpt import GPT
+
+HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
 
 
 def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[str, Any], float]:
@@ -36,6 +40,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
     found: dict[str, Any] = {}
     seconds = {}
     for split, rows in splits.items():
+        signals.check("during the evaluation")
         began = time.perf_counter()
         scored = _answer_all(model, corpus, rows, run / "predictions" / f"{split}.txt") if rows else None
         seconds[split] = time.perf_counter() - began
@@ -62,9 +67,22 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
         },
     }
     reached = {"final/dev_exact_match": metrics["dev"]["exact_match"]}
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
+        before.unlink()
+    logger = TensorBoardLogger(
+        folder, name="", version="", default_hp_metric=False, filename_suffix=HYPERPARAMETERS
+    )
     logger.log_hyperparams(chosen, reached)
     logger.finalize("success")
+
+
+def weights_sha256(model: GPT) -> str:
+    """A hash of all weights, by which two runs can be compared."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> dict[str, Any] | None:

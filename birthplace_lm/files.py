@@ -1,29 +1,71 @@
 """Writing files as a whole or not at all."""
 
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+TEMPORARY = ".tmp"  # ends the names of files that are being written
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once all of it is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def replacing(path: Path, content: bytes | memoryview) -> Iterator[None]:
+    """Put `content` on disk beside `path`, read it back, and let it take that place when the block ends.
+
+    Raises:
+        OSError: it cannot be written, or reads back otherwise; what was at `path` is there still.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
-        os.fsync(folder)  # else the new name may be lost with the power
-    finally:
-        os.close(folder)
+        _write(temporary, content)
+        if sha256_of(temporary) != hashlib.sha256(content).hexdigest():
+            raise OSError(errno.EIO, "reads back otherwise than it was written", str(temporary))
+        yield
+        os.replace(temporary, path)
+        _sync(path.parent)  # else the new name may be lost with the power
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    with replacing(path, text.encode()):
+        pass
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a killed process was writing; only for who holds the folder's lock."""
+    for left in directory.glob(f"*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync(directory: Path) -> None:
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

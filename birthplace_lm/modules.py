@@ -1,7 +1,11 @@
 """The LightningModule around the GPT, the same for every stage and attention."""
 
 import hashlib
+import json
+import logging
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,12 +17,16 @@ from torchmetrics import MeanMetric
 
 from birthplace_lm.data.rows import Batch
 from birthplace_lm.error import NumericError
+from birthplace_lm.files import write_text
 from birthplace_lm.generate import answer
 from birthplace_lm.metrics import ExactMatch
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.schedules import Clock, Schedule
 from birthplace_lm.vocab import CharVocab
 
+log = logging.getLogger(__name__)
+
+SCALED_IN_A_ROW = 50  # steps that the scaler of float16 may leave out; each halves the scale
 ROWS_AT_ONCE = 32  # on a CPU, where many small products cost no more than a few large ones
 
 
@@ -36,6 +44,8 @@ class CharacterModel(L.LightningModule):
         learning_rate: the peak rate.
         schedule: factory called with `total`, the characters of the stage; gives the factor of the rate.
         seed: of the run.
+        may_skip: steps of this stage that may be left out because their gradient is not finite.
+        folder: where to report them.
     """
 
     def __init__(
@@ -47,6 +57,8 @@ class CharacterModel(L.LightningModule):
         learning_rate: float,
         schedule: Callable[..., Schedule],
         seed: int,
+        may_skip: int,
+        folder: Path,
     ) -> None:
         super().__init__()
         self.stage = stage
@@ -56,6 +68,11 @@ class CharacterModel(L.LightningModule):
         self.learning_rate = learning_rate
         self.schedule_factory = schedule
         self.seed = seed
+        self.may_skip = may_skip
+        self.folder = folder
+        self.skipped = 0
+        self._scaled = 0  # steps in a row that a scaler has left out
+        self._window: list[Batch] = []  # the batches of this optimizer step
         self.exact_match = ExactMatch()
         self.val_loss = MeanMetric()
 
@@ -69,9 +86,8 @@ class CharacterModel(L.LightningModule):
             * self.trainer.accumulate_grad_batches,
             row_characters=self.model.block_size - 1,
         )
-        steps = clock.steps_per_epoch * (self.trainer.max_epochs or 0)
-        if self.trainer.max_steps >= 0:
-            steps = min(steps, self.trainer.max_steps) if steps > 0 else self.trainer.max_steps
+        assert self.trainer.max_epochs is not None  # the pipeline always gives it
+        steps = clock.steps_of(self.trainer.max_epochs, self.trainer.max_steps)
         schedule = self.schedule_factory(total=clock.characters(steps))
         optimizer = self.optimizer_factory(model=self.model, lr=self.learning_rate)
         scheduler = LambdaLR(optimizer, lambda step: schedule(clock.characters(step + 1)))
@@ -82,10 +98,17 @@ class CharacterModel(L.LightningModule):
         key = (self.seed, self.stage, self.global_rank, batch["key"].tolist())
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = self.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped = checkpoint["skipped"]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._window.append(batch)
         loss = self._summed_loss(batch) / batch["targets_total"]
-        self.log(f"{self.stage}/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
-        return loss
+        self._log("loss", loss, sync_dist=self.trainer.world_size > 1)
+        return loss * (1 + 0 * loss.detach())  # one, or NaN: what is not finite shows in the gradient
 
     def configure_gradient_clipping(
         self,
@@ -93,25 +116,69 @@ class CharacterModel(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, log the norm from before, and refuse to step with what is not finite.
+        """Clip, log the norm from before, and leave the step out if the gradient holds NaN or infinity.
 
         Raises:
-            NumericError: the gradient holds NaN or infinity; nothing has been changed.
+            NumericError: too many such steps; nothing has been changed.
         """
+        window, self._window = self._window, []
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves out such steps and goes on
-        if not scaled and not torch.isfinite(norm):
-            raise NumericError(
-                f"{self.stage}: the gradient is not finite in step {self.trainer.global_step + 1}"
-                f" (learning rate {optimizer.param_groups[0]['lr']:.3g}); the step was not taken"
-            )
+        self._log("grad_norm", norm)
+        self._log("learning_rate", optimizer.param_groups[0]["lr"])
+        if not torch.isfinite(norm):
+            self._leave_out(window, float(norm), optimizer.param_groups[0]["lr"])
+            return
+        self._scaled = 0
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.log(f"{self.stage}/grad_norm", norm)
-        self.log(f"{self.stage}/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def _leave_out(self, window: list[Batch], norm: float, rate: float) -> None:
+        self._scaled += 1
+        if self.trainer.precision == "16-mixed" and self._scaled <= SCALED_IN_A_ROW:
+            return  # its scaler leaves out such steps by itself, and tries again with smaller numbers
+        step = self.trainer.global_step + 1
+        file = self.folder / f"nonfinite-step-{step:08d}-rank-{self.global_rank}.json"
+        report = self._report(window, step, norm, rate)
+        write_text(file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        said = (
+            f"{self.stage}: the gradient is not finite in step {step} (learning rate {rate:.3g}, norm {norm})"
+        )
+        if self.skipped == self.may_skip:
+            raise NumericError(f"{said}; the step was not taken, its examples are in {file}")
+        self.skipped += 1
+        log.warning("%s; skipped, %d more may be; %s", said, self.may_skip - self.skipped, file)
+        for parameter in self.parameters():
+            parameter.grad = None  # the optimizers leave alone what has no gradient
+
+    @torch.no_grad()
+    def _report(self, window: list[Batch], step: int, norm: float, rate: float) -> dict[str, Any]:
+        """What a step that was left out was made of; every example with its own loss, in nats."""
+        examples = []
+        for batch in window:
+            epoch, index = batch["key"].tolist()
+            for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
+                loss = float(self.model.loss(inputs[None], targets[None], self.vocab.pad_id, reduction="sum"))
+                text = self.vocab.decode(inputs.tolist()).rstrip(self.vocab.pad)
+                examples.append({"epoch": epoch, "batch": index, "loss": _readable(loss), "text": text})
+        named = list(self.model.named_parameters())
+        return {
+            "stage": self.stage,
+            "step": step,
+            "learning_rate": rate,
+            "gradient_norm": _readable(norm),
+            "weights_not_finite": [name for name, p in named if not torch.isfinite(p).all()],
+            "gradients_not_finite": [
+                name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
+            ],
+            "examples": examples,
+        }
+
+    def _log(self, name: str, value: Any, **options: Any) -> None:
+        """For the callbacks; `Meter` writes it down before a checkpoint is saved, Lightning would after."""
+        self.log(f"{self.stage}/{name}", value, logger=False, **options)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Loss on loader 0, answers to the questions of loader 1."""
@@ -143,3 +210,8 @@ class CharacterModel(L.LightningModule):
             part = inputs[rows, :width], targets[rows, :width]
             loss = loss + self.model.loss(*part, self.vocab.pad_id, reduction="sum")
         return loss
+
+
+def _readable(number: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return number if math.isfinite(number) else str(number)

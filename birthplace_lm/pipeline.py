@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -18,13 +20,21 @@ from birthplace_lm import checkpoint
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
 from birthplace_lm.data.corpus import Corpus, check_unchanged
 from birthplace_lm.data.module import BatchDataModule, Loading
-from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
-from birthplace_lm.evaluate import evaluate, log_hyperparameters
+from birthplace_lm.error import BirthplaceError, CheckpointError, InputError, Stopped, UnexpectedError
+from birthplace_lm.evaluate import evaluate, log_hyperparameters, weights_sha256
 from birthplace_lm.files import write_text
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
-from birthplace_lm.runs import RunDirectory, locked, pretraining_directory, run_directory
+from birthplace_lm.runs import (
+    RunDirectory,
+    identity,
+    identity_sha256,
+    locked,
+    pretraining_directory,
+    run_directory,
+)
+from birthplace_lm.schedules import Clock
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
@@ -44,21 +54,39 @@ class StageResult:
 
 
 def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
-    """Do what is not done yet, and return the metrics."""
+    """Do what is not done yet, and return the metrics.
+
+    Raises:
+        BirthplaceError: whatever goes wrong; status.json says so too, and log.txt has the traceback.
+    """
+    _rehearse(config, corpus)
     directory = RunDirectory(run_directory(config), config)
     with directory.opened():
         try:
             metrics = _run(config, corpus, directory)
-        except BirthplaceError as error:
-            directory.status("failed", error=str(error))
+            directory.write_json("metrics.json", metrics)
+        except Stopped as error:
+            directory.end("preempted", error)
             raise
-        except Exception:
-            log.debug("traceback", exc_info=True)
-            directory.status("failed", error="see log.txt")
+        except Exception as error:
+            known = _known(error)
+            log.debug("%s", known, exc_info=True)
+            directory.end("failed", known)
+            raise known from error
+        except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
+            directory.end("preempted", error)
             raise
-        directory.write_json("metrics.json", metrics)
-        directory.status("done")
+        directory.end("done")
         return metrics
+
+
+def _known(error: Exception) -> BirthplaceError:
+    if isinstance(error, BirthplaceError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None:
+        return CheckpointError(f"{error.filename}: {error.strerror}")
+    said = str(error).strip().splitlines()
+    return UnexpectedError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 
 
 def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[str, Any]:
@@ -66,13 +94,12 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         log.info("%s", note)
     for warning in corpus.warnings:
         log.warning("%s", warning)
-    _rehearse(config, corpus)
     weights = None if config.init_from is None else Path(config.init_from).expanduser()
     spent = {name: StageResult() for name in config.stages}
     for name, stage in config.stages.items():
         if not stage.enabled:
             continue
-        directory.status("running", name)
+        directory.begin(name)
         folder = directory.path / name
         if name == "pretrain":
             shared = pretraining_directory(config)
@@ -81,9 +108,13 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
             _link(folder, shared)
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
-        weights = checkpoint.saved_in(folder)[0]
+        weights = checkpoint.newest_in(folder)
+        if weights is None:
+            raise CheckpointError(
+                f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
+            )
         check_unchanged(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
-    directory.status("running", "evaluate")
+    directory.begin("evaluate")
     assert weights is not None  # the configuration has at least one stage
     model = build_model(config, len(corpus.vocab))
     load_weights(model, weights)
@@ -92,6 +123,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         **config.names,
         "seed": config.seed,
         "data_sha256": corpus.sha256,
+        "weights_sha256": weights_sha256(model),
         "vocab_size": len(corpus.vocab),
         "parameters": model.parameters_total,
         **found,
@@ -106,28 +138,52 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
 
 def _rehearse(config: DictConfig, corpus: Corpus) -> None:
     """Build what every stage needs, so that a bad value of the last shows before the first has trained."""
+    _check_size(config, len(corpus.vocab))
     model = build_model(config, len(corpus.vocab))
     try:
-        instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
     except InstantiationException as error:
-        raise InputError(f"trainer: {str(error.__cause__).splitlines()[0]}") from error
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        asked = ", ".join(
+            f"{key}={config.trainer[key]}" for key in ("accelerator", "devices", "precision", "strategy")
+        )
+        raise InputError(f"trainer: {reason} ({asked})") from error
     for given in (config.init_from, config.resume if config.resume not in ("auto", "never") else None):
         if given is not None:
             _check_given(model, Path(given).expanduser(), config, corpus)
     for stage in config.stages.values():
         if stage.enabled:
-            _data_module(config, stage, corpus)
-            instantiate(stage.schedule)(total=10**9)
+            rows = _data_module(config, stage, corpus).train_rows
+            rows_per_step = stage.batch_size * trainer.num_devices * trainer.accumulate_grad_batches
+            clock = Clock(rows, rows_per_step, config.model.block_size - 1)
+            epochs = config.trainer.max_epochs or stage.max_epochs
+            instantiate(stage.schedule)(
+                total=clock.characters(clock.steps_of(epochs, config.trainer.max_steps))
+            )
             try:
                 instantiate(config.optimizer)(model=model, lr=stage.learning_rate)
             except ValueError as error:  # torch checks its own numbers
                 raise InputError(f"optimizer: {error}") from error
 
 
+def _check_size(config: DictConfig, vocab_size: int) -> None:
+    """Check that training fits into memory: weights, gradients and two moments, before any of it is there."""
+    with torch.device("meta"):
+        parameters = build_model(config, vocab_size).parameters_total
+    needed, there = 16 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"model: {parameters:,} parameters need {needed >> 30} GiB to train, and this machine has"
+            f" {there >> 30} GiB; take a smaller model.n_embd or model.n_layer"
+        )
+
+
 def _check_given(model: GPT, path: Path, config: DictConfig, corpus: Corpus) -> None:
     """Check that a checkpoint the user names fits: its weights, its characters, its stage."""
     load_weights(model, path)
     content = checkpoint.load(path)["birthplace_lm"]
+    if content["stage"] not in config.stages:
+        raise CheckpointError(f"{path}: of the stage {content['stage']}, which does not exist")
     if content["vocab"] != list(corpus.vocab.symbols):
         raise CheckpointError(f"{path}: its vocabulary is not that of the corpus; name the corpus it is of")
     if path == Path(config.resume).expanduser() and not config.stages[content["stage"]].enabled:
@@ -150,23 +206,32 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
     result = folder / STAGE_RESULT
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        if config.resume == "never":
-            for old in checkpoint.saved_in(folder):
-                checkpoint.VerifiedCheckpointIO().remove_checkpoint(old)
+        resume = _resume_from(name, folder, config.resume)
+        step = 0 if resume is None else checkpoint.load(resume)["global_step"]
+        for damaged in checkpoint.tidy(folder, step):
+            log.warning("a damaged checkpoint was set aside as %s", damaged)
+        if resume is not None:
+            log.info("%s: resuming after step %d, from %s", name, step, resume)
         probe: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
         if probe.strategy.launcher is None:
-            train_stage(name, config, corpus, folder, start)
+            train_stage(name, config, corpus, folder, start, resume)
         else:
-            fit_in_processes(probe.num_devices, name, config, folder, start)
+            fit_in_processes(probe.num_devices, name, config, folder, start, resume)
     return StageResult(**json.loads(result.read_text(encoding="utf-8")))
 
 
-def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> None:
-    """What every process of a stage does; leaves the last checkpoint and the result in `folder`."""
+def train_stage(
+    name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None, resume: Path | None
+) -> None:
+    """What every process of a stage does; leaves the last checkpoint and the result in `folder`.
+
+    Args:
+        start: a checkpoint whose weights to begin with.
+        resume: one to go on from, which beats `start`.
+    """
     L.seed_everything(config.seed, workers=True, verbose=False)
     stage = config.stages[name]
     model = build_model(config, len(corpus.vocab))
-    resume = _resume_from(name, folder, config.resume)
     if resume is None and start is not None:
         load_weights(model, start)
     data = _data_module(config, stage, corpus)
@@ -178,11 +243,15 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
         learning_rate=stage.learning_rate,
         schedule=instantiate(stage.schedule),
         seed=config.seed,
+        may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
+        folder=folder,
     )
     meter = Meter(name)
     saved = {
+        "format": checkpoint.FORMAT,
         "stage": name,
         "config": OmegaConf.to_yaml(config),
+        "config_sha256": identity_sha256(identity(config)),
         "vocab": list(corpus.vocab.symbols),
         "data": corpus.sha256,
     }
@@ -190,7 +259,7 @@ def train_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, sta
         meter,
         SampleAnswers(name),
         *progress(name, config.trainer.enable_progress_bar),
-        Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved),
+        Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
     ]
     trainer = _trainer(config, stage, folder, callbacks, resume)
     log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
@@ -218,30 +287,25 @@ def load_weights(model: GPT, path: Path) -> None:
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
-    state = checkpoint.load(path).get("state_dict", {})
-    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()[:30])
-        raise CheckpointError(f"{path}: is of another model: {reason} ...") from error
+    state = checkpoint.load(path)["state_dict"]
+    weights = {key.removeprefix("model."): value for key, value in state.items()}
+    if found := checkpoint.differences(weights, model.state_dict()):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(
+            f"{path}: is of another model: {'; '.join(found[:3])}{more}; give its attention= and model.*"
+        )
+    model.load_state_dict(weights)
 
 
 def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
     """The checkpoint that was asked for, if it is of this stage; else the newest whole one of the folder."""
-    if resume not in ("auto", "never"):
+    if resume == "never":
+        return None
+    if resume != "auto":
         asked = Path(resume).expanduser()
-        if checkpoint.load(asked).get("birthplace_lm", {}).get("stage") == stage:
+        if checkpoint.load(asked)["birthplace_lm"]["stage"] == stage:
             return asked
-    candidates = checkpoint.saved_in(folder)
-    for path in candidates:
-        if checkpoint.verified(path):
-            log.info("resuming from %s", path)
-            return path
-        log.warning("%s is damaged; trying the one before", path)
-    if candidates:
-        raise CheckpointError(f"{folder}: no checkpoint is whole; remove them to start over")
-    return None
+    return checkpoint.newest_in(folder)
 
 
 def _trainer(
@@ -251,8 +315,9 @@ def _trainer(
         key: config.trainer[key] if config.trainer[key] is not None else stage[key]
         for key in ("max_epochs", "check_val_every_n_epoch")
     }
+    _await_new_second(folder)
     # "" keeps the event files of a stage in one folder; what was logged after the checkpoint comes again.
-    purge = None if resume is None else checkpoint.step_of(resume)
+    purge = 0 if resume is None else checkpoint.load(resume)["global_step"]
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(
         config.trainer,
@@ -265,7 +330,15 @@ def _trainer(
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
+    # Lightning's handlers would end a run with code 0 within a window of accumulated batches; see `signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _await_new_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which hold the time in whole seconds."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -1,9 +1,11 @@
 """Training in several processes: one child of our own per device, started from the job's saved configuration.
 
 Lightning would start its children by running the command line again, which in a sweep is the whole sweep
-(Lightning issue 11300). Ours get one configuration file and one stage.
+(Lightning issue 11300). Ours get one configuration file and one stage. They end with us, however we end: each
+holds a pipe that only we write to.
 """
 
+import json
 import logging
 import os
 import signal
@@ -17,44 +19,69 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.error import BirthplaceError, CheckpointError, InputError, NumericError
+from birthplace_lm import signals
+from birthplace_lm.error import (
+    BirthplaceError,
+    CheckpointError,
+    InputError,
+    NumericError,
+    Stopped,
+    UnexpectedError,
+)
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 20.0  # between asking the others to stop and making them
+GRACE_SECONDS = 5.0  # for the others after the first has failed: most fail for the same reason
 
 
-def fit_in_processes(count: int, stage: str, config: DictConfig, folder: Path, start: Path | None) -> None:
+def fit_in_processes(
+    count: int, stage: str, config: DictConfig, folder: Path, start: Path | None, resume: Path | None
+) -> None:
     """Train a stage in `count` processes of this host and wait for them.
 
-    When one of them ends badly the others are stopped too.
+    A signal is passed on to all of them, and they stop after the same step. When one fails the others are
+    killed: they would wait for it for ever.
 
     Raises:
         BirthplaceError: what the first process to fail said, or how it ended.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        job = Path(scratch, "config.yaml")
-        job.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-        arguments = [str(job), stage, str(folder), *([] if start is None else [str(start)])]
-        command = [sys.executable, "-m", "birthplace_lm.rank", *arguments]
+        config_file = Path(scratch, "config.yaml")
+        config_file.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        task = {
+            "config": str(config_file),
+            "stage": stage,
+            "folder": str(folder),
+            "start": None if start is None else str(start),
+            "resume": None if resume is None else str(resume),
+        }
+        command = [sys.executable, "-m", "birthplace_lm.rank", json.dumps(task)]
         port = _free_port()
-        children = []
-        for rank in range(count):
-            with Path(scratch, f"{rank}.err").open("wb") as stderr:
-                environment = _environment(rank, count, port)
-                children.append(
-                    subprocess.Popen(
-                        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
-                    )
-                )
-            threading.Thread(target=_relay, args=(children[-1],), daemon=True).start()
+        children: list[subprocess.Popen[str]] = []
         try:
-            failed = _wait(children)
+            for rank in range(count):
+                with Path(scratch, f"{rank}.err").open("wb") as stderr:
+                    child = subprocess.Popen(
+                        command,
+                        env=_environment(rank, count, port),
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=stderr,
+                        text=True,
+                        start_new_session=True,  # Ctrl-C is for us to pass on
+                    )
+                children.append(child)
+                threading.Thread(target=_relay, args=(child,), daemon=True).start()
+            codes = _wait(children)
         finally:
-            _stop(children)
-        if failed is not None:
-            said = Path(scratch, f"{failed}.err").read_text(encoding="utf-8", errors="replace")
-            raise _error(children[failed].returncode, said, stage, failed)
+            for child in children:
+                child.kill()
+                child.wait()
+        said = [Path(scratch, f"{rank}.err").read_text("utf-8", "replace") for rank in range(count)]
+    for rank, text in enumerate(said):
+        log.debug("process %d of %s ended with %d:\n%s", rank, stage, codes[rank], text)
+    if error := _error(codes, said, stage):
+        raise error
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -83,36 +110,45 @@ def _relay(child: subprocess.Popen[str]) -> None:
         log.info("%s", line.rstrip("\n"))
 
 
-def _wait(children: list[subprocess.Popen[str]]) -> int | None:
-    """The rank of the first child that failed, or None when all have ended well."""
-    while True:
-        codes = [child.poll() for child in children]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0):
-                return rank
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(0.1)
+def _wait(children: list[subprocess.Popen[str]]) -> list[int]:
+    """Until all have ended, or the grace after the first failure has; 0 stands for those still running."""
+    passed_on = False
+    failed_at: float | None = None
+    while any(child.poll() is None for child in children):
+        number = signals.received()
+        if number is not None and not passed_on:
+            passed_on = True
+            for child in children:
+                child.send_signal(number)
+        if failed_at is None and any(child.returncode for child in children):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() > failed_at + GRACE_SECONDS:
+            break
+        time.sleep(0.05)
+    return [child.returncode or 0 for child in children]
 
 
-def _stop(children: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + GRACE_SECONDS
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-    for child in children:
-        try:
-            child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def _error(code: int, said: str, stage: str, rank: int) -> BirthplaceError:
-    log.debug("rank %d of %s said:\n%s", rank, stage, said)
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    message = (
-        lines[-1].removeprefix("error: ") if lines else f"{stage}: process {rank} ended with code {code}"
-    )
+def _error(codes: list[int], said: list[str], stage: str) -> BirthplaceError | None:
+    """What to say about the processes: the cause rather than what the others made of it."""
     kinds: dict[int, type[BirthplaceError]] = {2: InputError, 3: NumericError, 4: CheckpointError}
-    return kinds.get(code, BirthplaceError)(message)
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0]
+    for rank, code in enumerate(codes):
+        if code in kinds:
+            return kinds[code](_last_line(said[rank]).removeprefix("error: "))
+    for code in codes:
+        if code > 128:
+            return Stopped(code - 128, f"in {stage}")
+    if killed:
+        rank, number = next((pair for pair in killed if pair[1] != signal.SIGKILL), killed[0])
+        return Stopped(number, f"in process {rank} of {stage}")
+    for rank, code in enumerate(codes):
+        if code:
+            return UnexpectedError(
+                f"{stage}: process {rank} ended with {code}: {_last_line(said[rank])}; log.txt has more"
+            )
+    return None
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,31 +1,43 @@
-"""One of several processes that train a stage: `python -m birthplace_lm.rank CONFIG STAGE FOLDER [START]`."""
+"""One of several processes that train a stage: `python -m birthplace_lm.rank TASK`, TASK being JSON."""
 
+import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm import signals
 from birthplace_lm.config import checked
 from birthplace_lm.data.corpus import read_corpus
-from birthplace_lm.error import BirthplaceError
+from birthplace_lm.error import BirthplaceError, Stopped
 
 
-def main(config_file: str, stage: str, folder: str, start: str | None = None) -> int:
+def main(task: str) -> int:
     """Train, and say in one line what went wrong."""
+    signals.install()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from birthplace_lm.pipeline import train_stage
 
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    given = json.loads(task)
+    start, resume = (None if given[key] is None else Path(given[key]) for key in ("start", "resume"))
     try:
-        config = checked(DictConfig(OmegaConf.load(config_file)))
+        config = checked(DictConfig(OmegaConf.load(given["config"])))
         corpus = read_corpus(config.data, config.model.block_size)
-        train_stage(stage, config, corpus, Path(folder), None if start is None else Path(start))
+        train_stage(given["stage"], config, corpus, Path(given["folder"]), start, resume)
     except BirthplaceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns when the other end is closed, which is when the parent has ended
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,22 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.error import InputError
-from birthplace_lm.files import write_text
+from birthplace_lm import signals
+from birthplace_lm.error import CheckpointError, InputError
+from birthplace_lm.files import remove_unfinished, write_text
 
 log = logging.getLogger(__name__)
 
 # What a run may differ in and still end with the same numbers.
-WITHOUT_EFFECT = ("runs_root", "run_dir", "resume", "overwrite", "dry_run", "checkpoint")
+WITHOUT_EFFECT = ("runs_root", "run_dir", "resume", "overwrite", "dry_run", "debug", "checkpoint")
 TRAINER_WITHOUT_EFFECT = (
     "enable_progress_bar",
     "enable_model_summary",
@@ -52,6 +54,11 @@ def pretraining_identity(config: DictConfig) -> dict[str, Any]:
     return kept
 
 
+def identity_sha256(kept: Mapping[str, Any]) -> str:
+    """A hash that names an identity."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def run_directory(config: DictConfig) -> Path:
     """Where a run lives: `run_dir`, or a name made of its identity, so that the same command comes back."""
     if config.run_dir is not None:
@@ -65,7 +72,7 @@ def pretraining_directory(config: DictConfig) -> Path:
 
 
 def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    digest = identity_sha256(kept)
     names = config.names
     return f"{names.attention}-{names.pretrain}-{names.data}-s{config.seed}-{digest[:8]}"
 
@@ -89,29 +96,35 @@ def check_claim(path: Path, config: DictConfig) -> None:
 class RunDirectory:
     """One run on disk: config.yaml, status.json, log.txt and what the stages leave.
 
-    Raises:
-        InputError: the folder belongs to another configuration, to something else, or cannot be written.
+    status.json tells the truth: `running` with a `pid` that lives, or was killed; `preempted` by a signal;
+    `failed` with its `error`; `done`. In all but the last the same command goes on.
     """
 
     def __init__(self, path: Path, config: DictConfig) -> None:
         self.path = path
         self.config = config
+        self._stage: str | None = None
 
     @contextmanager
     def opened(self) -> Iterator["RunDirectory"]:
-        """Lock the folder and make it ours; what is logged until the end goes into its log.txt too."""
+        """Lock the folder and make it ours; what is logged until the end goes into its log.txt too.
+
+        Raises:
+            InputError: the folder belongs to another configuration, to something else, or to another process.
+            CheckpointError: it cannot be written.
+        """
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.path, wait=False))
                 self._claim()
                 held.enter_context(_logging_to(self.path / "log.txt"))
             except OSError as error:
-                raise InputError(f"run_dir={self.path}: {error.strerror or error}") from error
+                raise CheckpointError(f"run_dir={self.path}: {error.strerror or error}") from error
             yield self
 
     @property
     def finished(self) -> bool:
-        return self._read("status.json").get("state") == "done" and (self.path / "metrics.json").is_file()
+        return self.status.get("state") == "done" and (self.path / "metrics.json").is_file()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -121,13 +134,37 @@ class RunDirectory:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
-    def status(self, state: str, stage: str | None = None, error: str | None = None) -> None:
-        self.write_json("status.json", {"state": state, "stage": stage, "error": error, "pid": os.getpid()})
+    def begin(self, stage: str) -> None:
+        """Say what is being done from now on, unless a signal has asked to end.
+
+        Raises:
+            Stopped: it has.
+        """
+        self._stage = stage
+        signals.check(f"before {stage}")
+        self._status("running")
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """Say how it ended."""
+        reason = None if error is None else str(error) or type(error).__name__
+        with suppress(OSError):  # on a full disk the error itself has to come through
+            self._status(state, reason)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says."""
+        return self._read("status.json")
+
+    def _status(self, state: str, error: str | None = None) -> None:
+        content = {"state": state, "stage": self._stage, "error": error, "pid": os.getpid()}
+        self.write_json("status.json", content)
 
     def _claim(self) -> None:
         check_claim(self.path, self.config)
         if self.config.overwrite:
             self._clear()
+        remove_unfinished(self.path)
+        remove_unfinished(self.path / "predictions")
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
 
     def _clear(self) -> None:
@@ -150,18 +187,30 @@ def locked(directory: Path, wait: bool) -> Iterator[None]:
     """Hold the lock of a folder; it is let go when the process ends, however it ends.
 
     Raises:
-        InputError: somebody else holds it and `wait` is false.
+        InputError: another process holds it and `wait` is false.
+        Stopped: a signal has ended the waiting.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        waited = False
+        while not _lock(file.fileno()):
             if not wait:
-                raise InputError(f"{directory}: another process is working in it; wait for it") from None
-            log.info("waiting for the process that works in %s", directory)
-            fcntl.flock(file, fcntl.LOCK_EX)
+                raise InputError(f"{directory}: another process is working in it; wait for it")
+            if not waited:
+                log.info("waiting for the process that works in %s", directory)
+            waited = True
+            signals.check(f"while waiting for {directory}")
+            time.sleep(0.2)
         yield
+
+
+def _lock(file: int) -> bool:
+    """Try to take the lock of an open file; unlike with flock, forked workers do not hold it on."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class Clock:
     def steps_per_epoch(self) -> int:
         return -(-self.rows // self.rows_per_step)
 
+    def steps_of(self, epochs: int, max_steps: int) -> int:
+        """Optimizer steps of so many epochs, but at most `max_steps` if that is not negative."""
+        steps = self.steps_per_epoch * epochs
+        return steps if max_steps < 0 else min(steps, max_steps)
+
     def characters(self, steps: int) -> int:
         """Characters seen after `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
@@ -67,11 +72,11 @@ def cosine_2021(total: int, warmup: int, final: int, floor: float) -> Schedule:
     own characters too; the source counts those before it, and takes the first step at the full rate.
 
     Args:
-        total: not looked at.
+        total: characters of the whole stage, for a check only.
         warmup, final: in characters.
 
     Raises:
-        InputError: `final` does not come after `warmup`, or `floor` is no share.
+        InputError: `final` or the end of the stage does not come after `warmup`, or `floor` is no share.
 
     Source: CS224N 2021, assignment 5.
     """
@@ -79,6 +84,11 @@ def cosine_2021(total: int, warmup: int, final: int, floor: float) -> Schedule:
         raise InputError(
             f"schedule: warmup={warmup}, final={final}, floor={floor}:"
             " warmup must be from 0 to below final, and floor from 0 to 1"
+        )
+
+    if warmup > total:
+        raise InputError(
+            f"schedule: warmup={warmup}, but the stage has {total} characters; the nearest is {total}"
         )
 
     def factor(characters: int) -> float:

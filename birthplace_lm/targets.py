@@ -1,8 +1,8 @@
 """What a configuration may name in `_target_` to be called: configs are code, so this is an allow-list."""
 
 import ast
-import math
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ def check_targets(node: Any, key: str) -> None:
         InputError: with the key, for anything else.
     """
     if isinstance(node, DictConfig):
-        if "_target_" in node:
-            _check_arguments(node, key)
         for name in map(str, node):
             check_targets(node[name], f"{key}.{name}".lstrip("."))
+        if "_target_" in node:
+            _check_arguments(node, key)
     elif OmegaConf.is_list(node):
         for item in node:
             check_targets(item, key)
@@ -34,25 +34,38 @@ def check_targets(node: Any, key: str) -> None:
 
 def _check_arguments(node: DictConfig, key: str) -> None:
     target = node["_target_"]
-    if target in TARGETS:
-        return
-    arguments = _arguments(str(target))
+    arguments = {} if target in TARGETS else _arguments(str(target))
     if arguments is None:
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that a file of birthplace_lm"
             f" defines, or {', '.join(TARGETS)}"
         )
-    for name in (name for name in map(str, node) if arguments and not name.startswith("_")):
-        if name not in arguments:
+    if key != "trainer" and node.get("_partial_") is not True:
+        # Called at once, with nothing but what the configuration says, it could be made to write anywhere.
+        raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
+    for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
+        if name.startswith("_") or (arguments and name not in arguments):
             raise InputError(f"{key}.{name}: unknown key; {closest(name, [*arguments], f'{key}.')}")
-        kinds, value = arguments[name].split(" | "), node[name]
-        if not set(kinds) <= set(KINDS):
-            continue
-        of_a_kind = any(isinstance(value, KINDS[kind]) for kind in kinds)
-        if not of_a_kind or (isinstance(value, bool) and "bool" not in kinds):
-            raise InputError(f"{key}.{name}={value}: must be of type {arguments[name]}")
-        if isinstance(value, float) and not math.isfinite(value):
+        kind, value = arguments.get(name, ""), node[name]
+        if not _is_of(value, kind):
+            raise InputError(f"{key}.{name}={value}: must be of type {kind}")
+        numbers = [n for n in (value if OmegaConf.is_list(value) else [value]) if isinstance(n, int | float)]
+        if any(not abs(n) <= sys.float_info.max for n in numbers):  # also refuses nan
             raise InputError(f"{key}.{name}={value}: must be finite")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether a value is of a type as it is written; True for types that a configuration cannot check."""
+    if kind.startswith("Callable["):
+        return isinstance(value, DictConfig) and "_target_" in value
+    if items := re.fullmatch(r"tuple\[([\w, ]+)\]", kind):
+        kinds = items[1].split(", ")
+        return OmegaConf.is_list(value) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if not (alternatives := set(kind.split(" | "))) <= set(KINDS):
+        return True
+    if isinstance(value, bool):
+        return "bool" in alternatives
+    return any(isinstance(value, KINDS[alternative]) for alternative in alternatives)
 
 
 @cache

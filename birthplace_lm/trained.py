@@ -44,12 +44,12 @@ class Trained:
         except (InputError, OmegaConfBaseException) as error:
             raise InputError(f"{run / 'config.yaml'}: {str(error).splitlines()[0]}") from error
         stage = "finetune" if config.stages.finetune.enabled else "pretrain"
-        whole = [p for p in checkpoint.saved_in(run / stage) if checkpoint.verified(p)]
-        if not whole:
-            raise CheckpointError(f"{run / stage}: no whole checkpoint; run the training first")
-        vocab = CharVocab(checkpoint.load(whole[0])["birthplace_lm"]["vocab"])
+        newest = checkpoint.newest_in(run / stage)
+        if newest is None:
+            raise CheckpointError(f"{run / stage}: no checkpoint; run the training first")
+        vocab = CharVocab(checkpoint.load(newest)["birthplace_lm"]["vocab"])
         model = build_model(config, len(vocab))
-        load_weights(model, whole[0])
+        load_weights(model, newest)
         return cls(model, vocab)
 
     def answer(self, names: Sequence[str]) -> list[str]:

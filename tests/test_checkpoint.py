@@ -12,7 +12,13 @@ import torch
 from birthplace_lm import checkpoint, files
 from birthplace_lm.error import CheckpointError
 
-STATE = {"state_dict": {"w": torch.arange(1000.0)}, "epoch": 3, "names": ["a"]}
+OURS = {"format": 1, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
+STATE: dict[str, Any] = {
+    "state_dict": {"w": torch.arange(1000.0)},
+    "global_step": 7,
+    "epoch": 3,
+    "birthplace_lm": OURS,
+}
 
 
 @pytest.fixture
@@ -24,8 +30,8 @@ def saved(tmp_path: Path) -> Path:
 
 def test_gives_back_what_was_saved(saved: Path) -> None:
     found = checkpoint.load(saved)
-    assert torch.equal(found["state_dict"].pop("w"), STATE["state_dict"]["w"])  # type: ignore[index]
-    assert found == {"state_dict": {}, "epoch": 3, "names": ["a"]}
+    assert torch.equal(found["state_dict"].pop("w"), STATE["state_dict"]["w"])
+    assert found == {**STATE, "state_dict": {}}
     assert sorted(p.name for p in saved.parent.iterdir()) == [
         "step-00000007.ckpt",
         "step-00000007.ckpt.sha256",

@@ -34,7 +34,7 @@ def fit(
         patch.setattr(pipeline, "progress", lambda *args: [Stopper()])
         folder.mkdir(exist_ok=True)
         corpus = read_corpus(config.data, config.model.block_size)
-        pipeline.train_stage(stage, config, corpus, folder, None)
+        pipeline.fit_stage(stage, config, corpus, folder, None)
     return began[0]
 
 

@@ -68,7 +68,7 @@ def test_overwrite_clears_the_folder(configure: Any, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run", configure()).opened() as run:
         (run.path / "finetune").mkdir()
         run.write_json("metrics.json", {})
-        run.status("done")
+        run.end("done")
         assert run.finished
     with RunDirectory(tmp_path / "run", configure("overwrite=true")).opened() as run:
         assert not run.finished

@@ -17,7 +17,7 @@ from birthplace_lm.data.rows import Text
 from birthplace_lm.data.source import RowSource, Sample, Shifted
 from birthplace_lm.data.span import SpanChooser
 from birthplace_lm.data.span_corruption import SpanCorruption
-from birthplace_lm.error import InputError
+from birthplace_lm.error import CheckpointError, InputError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
@@ -45,7 +45,8 @@ class Loading:
 class BatchDataModule(L.LightningDataModule):
     """Serves a stage: training batches, held-out batches for the loss, and questions to answer.
 
-    The position within the training data is part of its state: a checkpoint resumes with the next batch.
+    The position within the training data is part of its state, with a hash of the next batch: a checkpoint
+    resumes with that very batch or not at all.
     A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`.
     """
 
@@ -59,6 +60,7 @@ class BatchDataModule(L.LightningDataModule):
         self.questions = corpus.holdout or corpus.dev.rows
         self.loading = loading
         self.position = Position()
+        self._expected: str | None = None  # the next batch, according to the checkpoint
 
     @property
     def train_rows(self) -> int:
@@ -66,7 +68,17 @@ class BatchDataModule(L.LightningDataModule):
         return sum(len(source) for source in self.train_sources)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """The rest of the epoch that `position` is in.
+
+        Raises:
+            CheckpointError: its next batch is not the one that the checkpoint had before it.
+        """
         self.train_batches = self._batches(self.train_sources, self.loading.seed, self.loading.shuffle)
+        if self._expected not in (None, self._next_batch()):
+            raise CheckpointError(
+                f"resume: batch {self.position.index} of epoch {self.position.epoch} was not the next one"
+                " when the checkpoint was saved: the number of processes, the versions or the code differ"
+            )
         keys = Keys(len(self.train_batches), self.position)
         return self._loader(self.train_batches, sampler=keys)
 
@@ -90,10 +102,15 @@ class BatchDataModule(L.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.position.epoch, "index": self.position.index}
+        position = {"epoch": self.position.epoch, "index": self.position.index}
+        return {**position, "next_batch": self._next_batch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.position.epoch, self.position.index = state_dict["epoch"], state_dict["index"]
+        self._expected = state_dict["next_batch"]
+
+    def _next_batch(self) -> str:
+        return self.train_batches.fingerprint((self.position.epoch, self.position.index))
 
     @property
     def _rank(self) -> int:

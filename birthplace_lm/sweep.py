@@ -1,0 +1,111 @@
+"""The jobs of a sweep: all of them checked before the first starts, and what became of each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from birthplace_lm.config import checked, explain
+from birthplace_lm.data.corpus import read_corpus
+from birthplace_lm.error import BirthplaceError, InputError
+from birthplace_lm.runs import RunDirectory, check_claim, run_directory
+
+
+@dataclass
+class Job:
+    """One job: what it was started with, and where it lives."""
+
+    overrides: list[str]
+    directory: RunDirectory
+    finished_before: bool
+    failure: BirthplaceError | None = None
+
+
+class Refused(BaseException):
+    """A job is not valid, so none is started; Hydra lets only such exceptions out of a callback."""
+
+    def __init__(self, error: BirthplaceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+jobs: list[Job] = []  # of the sweep that this process is
+
+
+class CheckJobs(Callback):
+    """Composes and checks every job of a sweep over lists, data included, before the first is started."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return  # others find their jobs one by one
+        loader = GlobalHydra.instance().config_loader()
+        seen: set[str] = set()
+        for number, overrides in enumerate(_expand(config, loader)):
+            try:
+                jobs.append(_checked_job(config, loader, number, overrides, seen))
+            except (BirthplaceError, HydraException, OmegaConfBaseException, ValueError) as error:
+                known = error if isinstance(error, BirthplaceError) else explain(error)
+                jobs.clear()
+                raise Refused(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
+
+
+def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
+    """The overrides of each job, as Hydra's sweeper will make them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given += [str(override) for override in config.hydra.overrides.task]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[str], seen: set[str]) -> Job:
+    composed = loader.load_sweep_config(config, overrides)
+    OmegaConf.set_struct(composed, False)
+    composed.hydra.job.num = number
+    HydraConfig.instance().set_config(composed)
+    composed.pop("hydra")
+    settings = checked(composed)
+    path = run_directory(settings)
+    check_claim(path, settings)
+    if str(path) in seen:
+        raise InputError(f"run_dir={path}: another job of this sweep has it too")
+    seen.add(str(path))
+    read_corpus(settings.data, settings.model.block_size)
+    directory = RunDirectory(path, settings)
+    return Job(overrides, directory, directory.finished and not settings.overwrite)
+
+
+def note_failure(number: int, error: BirthplaceError) -> None:
+    """Remember why a job failed, for the table."""
+    if number < len(jobs):
+        jobs[number].failure = error
+
+
+def table() -> list[str]:
+    """A line for each job: number, how it ended, exact match on dev, the overrides that vary, folder."""
+    common = set.intersection(*(set(job.overrides) for job in jobs))
+    rows = [("job", "state", "dev", "overrides", "run directory")]
+    for number, job in enumerate(jobs):
+        varying = " ".join(override for override in job.overrides if override not in common)
+        dev = job.directory.metrics.get("dev", {}).get("exact_match") if job.directory.finished else None
+        shown = "" if dev is None else f"{dev:.1%}"
+        rows.append((str(number), _state(job), shown, varying, str(job.directory.path)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _state(job: Job) -> str:
+    if job.failure is not None:
+        return f"failed ({job.failure.exit_code})" if job.failure.exit_code < 128 else "stopped"
+    if job.finished_before:
+        return "done before"
+    return str(job.directory.status.get("state", "not started"))
