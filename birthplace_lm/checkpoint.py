@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ class VerifiedCheckpointIO(CheckpointIO):
             with replacing(path, content):
                 write_text(_hash_file(path), hashlib.sha256(content).hexdigest() + "\n")
         except OSError as error:
+            if not path.exists():
+                with suppress(OSError):
+                    _hash_file(path).unlink()
             raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     def load_checkpoint(
@@ -56,9 +60,16 @@ class VerifiedCheckpointIO(CheckpointIO):
         return load(Path(path), map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and its hash."""
-        Path(path).unlink(missing_ok=True)
-        _hash_file(Path(path)).unlink(missing_ok=True)
+        """Remove a checkpoint and its hash.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        try:
+            Path(path).unlink(missing_ok=True)
+            _hash_file(Path(path)).unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -68,31 +79,38 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         CheckpointError: it is missing, is not what was saved, or holds something else than our data.
     """
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such checkpoint; give the path of a local file")
         content = path.read_bytes()
-        expected = _hash_file(path).read_text(encoding="ascii").strip() if content else ""
-    except FileNotFoundError as error:
-        missing = "its hash is missing" if path.is_file() else "there is no such checkpoint"
-        raise CheckpointError(f"{path}: {missing}: {error.filename}") from error
-    except (OSError, ValueError) as error:
+        if not _hash_file(path).is_file():
+            raise CheckpointError(
+                f"{path}: {len(content)} bytes without a {_hash_file(path).name} beside them, as every"
+                " checkpoint has"
+            )
+        expected = _saved_hash(path)
+    except (OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise CheckpointError(f"{path}: damaged: its {len(content)} bytes are not those that were saved")
     try:
         _check_archive(content)
         found = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
+        _check_content(path, found)
+        # Ordered dicts may bring attributes, by which they can be made to seem something else.
+        return {**found, "state_dict": {**found["state_dict"]}}
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever a hostile file makes the reader stumble over
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "it holds something else than data" if unsafe else f"{type(error).__name__}: {error}".strip()
         raise CheckpointError(f"{path}: cannot be loaded: {reason.splitlines()[0]}") from error
-    _check_content(path, found)
-    return found
 
 
 def verified(path: Path) -> bool:
     """Whether the file is, bit for bit, the one that was saved."""
     try:
-        return _hash_file(path).read_text(encoding="ascii").strip() == sha256_of(path)
-    except (OSError, UnicodeDecodeError):
+        return path.is_file() and _saved_hash(path) == sha256_of(path)
+    except (OSError, ValueError):
         return False
 
 
@@ -171,7 +189,10 @@ def _check_archive(content: bytes) -> None:
 def _check_content(path: Path, found: Any) -> None:
     ours = found.get("birthplace_lm") if isinstance(found, dict) else None
     state = found.get("state_dict") if isinstance(found, dict) else None
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+    weights = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    if not weights:
         raise CheckpointError(f"{path}: holds no weights")
     if not isinstance(ours, dict):
         raise CheckpointError(f"{path}: holds weights only; a checkpoint of this project is needed")
@@ -187,6 +208,10 @@ def _check_content(path: Path, found: Any) -> None:
             raise CheckpointError(f"{path}: its birthplace_lm.{key} is no {kind.__name__}")
     if not all(isinstance(symbol, str) for symbol in ours["vocab"]):
         raise CheckpointError(f"{path}: its vocabulary holds something else than characters")
+
+
+def _saved_hash(path: Path) -> str:
+    return _hash_file(path).read_text(encoding="ascii").strip()
 
 
 def _hash_file(path: Path) -> Path:

@@ -9,7 +9,7 @@ import typer
 
 from birthplace_lm.data.course import ask as question_about
 from birthplace_lm.data.course import normalise, read_questions
-from birthplace_lm.error import BirthplaceError, InputError
+from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -110,3 +110,6 @@ def main() -> None:
     except BirthplaceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(CheckpointError.exit_code)

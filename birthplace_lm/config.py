@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -20,9 +21,6 @@ from birthplace_lm.error import InputError, closest
 from birthplace_lm.targets import check_targets
 
 CONF = Path(__file__).parents[1] / "conf"
-# What composing raises at what was typed: the last three at an integer of 400 digits, at a group's name too
-# long for a file, and at brackets within brackets.
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError, OverflowError, OSError, RecursionError)
 # Not the same again from config.yaml: control characters, line separators, half characters other than the
 # undecodable bytes of a path, interpolations and the sign for a missing value.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]|\$\{|^\?\?\?$")
@@ -169,15 +167,15 @@ def load(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         InputError: for whatever is wrong with the overrides.
     """
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
             config = compose("train", list(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            OmegaConf.set_struct(config, False)
-            config.pop("hydra")
-            return checked(config)
-    except COMPOSING as error:
-        raise explain(error) from error
+        except Exception as error:  # of any kind: a TypeError at attention=[{a:1}], an OSError at a long name
+            raise explain(error) from error
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra")
+        return checked(config)
 
 
 def checked(config: DictConfig) -> DictConfig:
@@ -192,7 +190,7 @@ def checked(config: DictConfig) -> DictConfig:
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
         values = OmegaConf.to_container(config, resolve=True)
-    except COMPOSING as error:
+    except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise explain(error) from error
     _check_literal(values, "")
     config = DictConfig(values)
@@ -215,9 +213,30 @@ def checked(config: DictConfig) -> DictConfig:
     return config
 
 
+def read(file: Path) -> DictConfig:
+    """The resolved configuration of a run, from its config.yaml. Nothing is looked up on its behalf.
+
+    Raises:
+        InputError: it is not what we write.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("has aliases, by which few lines can stand for any number")
+        config = OmegaConf.create(text)
+        if not isinstance(config, DictConfig):
+            raise ValueError("is no mapping")
+        if "${" in str(OmegaConf.to_container(config)):  # resolved, it could tell what is in the environment
+            raise ValueError("has interpolations, and a run's are resolved")
+        return checked(config)
+    except Exception as error:  # of any kind: YAML, OmegaConf and Python each have their own
+        said, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{file}: {said}") from error
+
+
 def explain(error: Exception) -> InputError:
     """What Hydra or OmegaConf complain about, in one line with the closest valid names."""
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    groups = [*_options()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         return InputError(f"{group}={wrong}: unknown; {closest(wrong, error.options)}")
@@ -226,8 +245,8 @@ def explain(error: Exception) -> InputError:
     if isinstance(error, RecursionError):
         return InputError("brackets within brackets: nested too deeply; give a plain value")
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    if first.startswith("Config group override must be"):
-        return InputError(f"null or a number for a group: {', '.join(sorted(groups))} need a file's name")
+    if first.startswith("Config group override must be") or isinstance(error, TypeError):
+        return InputError(f"no name for a group: {', '.join(sorted(groups))} need that of a file")
     if match := re.match(r"Ambiguous value for argument '(.*)'", first):
         return InputError(f"{match[1]}: several values; add -m to run each, or write [...] for a list")
     source = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -240,7 +259,7 @@ def explain(error: Exception) -> InputError:
         return _unknown(match[1], groups)
     message, *_ = str(source).strip().splitlines() or [first]
     if match := re.search(r"hydra:runtime\.choices\.(\w+)", message):
-        return InputError(f"{match[1]}: needs one name; valid: {', '.join(_options(match[1]))}")
+        return _unknown(match[1], groups)
     if match := re.match(r"Error merging override (.*)", first):
         key = match[1]
     if "is not Optional" in message:
@@ -250,14 +269,18 @@ def explain(error: Exception) -> InputError:
 
 def _unknown(key: str, siblings: Sequence[str]) -> InputError:
     """`siblings`: the last parts of the keys that are valid in its place."""
+    if names := _options().get(key):  # a group, but what it was given is no name
+        return InputError(f"{key}: needs one name; valid: {', '.join(names)}")
     prefix, dot, wrong = key.rpartition(".")
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]
     return InputError(f"{key}: unknown key; {closest(wrong, valid, prefix + dot, elsewhere)}")
 
 
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in CONF.glob(f"{group}/*.yaml"))
+def _options() -> dict[str, list[str]]:
+    """The names that every group can be given."""
+    files = sorted(CONF.glob("*/*.yaml"))
+    return {file.parent.name: [f.stem for f in files if f.parent == file.parent] for file in files}
 
 
 def _keys(schema: Any, prefix: str) -> Iterator[str]:
@@ -314,7 +337,7 @@ def _check_names(config: DictConfig) -> None:
         if not re.fullmatch(r"[\w-]{1,64}", name):
             raise InputError(
                 f"names.{group}={name}: must be letters, digits, _ and -, at most 64: it names the run"
-                f" directory; {group} has {', '.join(_options(str(group)))}"
+                f" directory; {group} has {', '.join(_options()[str(group)])}"
             )
     for key in ("runs_root", "run_dir", "resume", "init_from"):
         try:

@@ -25,9 +25,11 @@ def replacing(path: Path, content: bytes | memoryview) -> Iterator[None]:
         yield
         os.replace(temporary, path)
         _sync(path.parent)  # else the new name may be lost with the power
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk shows in os.write, which knows of no name
         raise
 
 
@@ -53,7 +55,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    # Not through a link that somebody has laid there to a file of ours elsewhere.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     try:
         left = memoryview(content)
         while left:

@@ -83,8 +83,9 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
 def _known(error: Exception) -> BirthplaceError:
     if isinstance(error, BirthplaceError):
         return error
-    if isinstance(error, OSError) and error.filename is not None:
-        return CheckpointError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno is not None:
+        # TensorBoard writes where no name is at hand.
+        return CheckpointError(f"{error.filename or 'the run directory'}: {error.strerror}")
     said = str(error).strip().splitlines()
     return UnexpectedError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 
@@ -108,11 +109,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
             _link(folder, shared)
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
-        weights = checkpoint.newest_in(folder)
-        if weights is None:
-            raise CheckpointError(
-                f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
-            )
+        weights = checkpoint.path_of(folder, spent[name].steps)
         check_unchanged(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
     directory.begin("evaluate")
     assert weights is not None  # the configuration has at least one stage
@@ -141,16 +138,19 @@ def _rehearse(config: DictConfig, corpus: Corpus) -> None:
     _check_size(config, len(corpus.vocab))
     model = build_model(config, len(corpus.vocab))
     try:
-        trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        trainer = _bare_trainer(config)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         asked = ", ".join(
             f"{key}={config.trainer[key]}" for key in ("accelerator", "devices", "precision", "strategy")
         )
         raise InputError(f"trainer: {reason} ({asked})") from error
-    for given in (config.init_from, config.resume if config.resume not in ("auto", "never") else None):
-        if given is not None:
-            _check_given(model, Path(given).expanduser(), config, corpus)
+    for key in ("init_from", "resume"):
+        if config[key] not in (None, "auto", "never"):
+            try:
+                _check_given(model, Path(config[key]).expanduser(), config, corpus)
+            except CheckpointError as error:
+                raise CheckpointError(f"{key}={error}") from error
     for stage in config.stages.values():
         if stage.enabled:
             rows = _data_module(config, stage, corpus).train_rows
@@ -180,14 +180,19 @@ def _check_size(config: DictConfig, vocab_size: int) -> None:
 
 def _check_given(model: GPT, path: Path, config: DictConfig, corpus: Corpus) -> None:
     """Check that a checkpoint the user names fits: its weights, its characters, its stage."""
-    load_weights(model, path)
     content = checkpoint.load(path)["birthplace_lm"]
     if content["stage"] not in config.stages:
         raise CheckpointError(f"{path}: of the stage {content['stage']}, which does not exist")
-    if content["vocab"] != list(corpus.vocab.symbols):
-        raise CheckpointError(f"{path}: its vocabulary is not that of the corpus; name the corpus it is of")
+    there, here = content["vocab"], list(corpus.vocab.symbols)
+    if there != here:
+        more, fewer = "".join(sorted({*there} - {*here})), "".join(sorted({*here} - {*there}))
+        raise CheckpointError(
+            f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only there:"
+            f" {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
+        )
+    load_weights(model, path)
     if path == Path(config.resume).expanduser() and not config.stages[content["stage"]].enabled:
-        raise CheckpointError(f"resume={path}: of the stage {content['stage']}, which this run does not have")
+        raise CheckpointError(f"{path}: of the stage {content['stage']}, which this run does not have")
 
 
 def _data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
@@ -204,19 +209,27 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
     With several devices the training happens in as many processes of this program.
     """
     result = folder / STAGE_RESULT
-    if not result.is_file():
+    if not (result.is_file() and checkpoint.verified(checkpoint.path_of(folder, _read(result).steps))):
         folder.mkdir(parents=True, exist_ok=True)
         resume = _resume_from(name, folder, config.resume)
+        if resume is None and result.is_file() and config.resume == "auto":
+            raise CheckpointError(
+                f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
+            )
         step = 0 if resume is None else checkpoint.load(resume)["global_step"]
         for damaged in checkpoint.tidy(folder, step):
             log.warning("a damaged checkpoint was set aside as %s", damaged)
         if resume is not None:
             log.info("%s: resuming after step %d, from %s", name, step, resume)
-        probe: L.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        probe = _bare_trainer(config)
         if probe.strategy.launcher is None:
             train_stage(name, config, corpus, folder, start, resume)
         else:
             fit_in_processes(probe.num_devices, name, config, folder, start, resume)
+    return _read(result)
+
+
+def _read(result: Path) -> StageResult:
     return StageResult(**json.loads(result.read_text(encoding="utf-8")))
 
 
@@ -294,7 +307,10 @@ def load_weights(model: GPT, path: Path) -> None:
         raise CheckpointError(
             f"{path}: is of another model: {'; '.join(found[:3])}{more}; give its attention= and model.*"
         )
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # of a kind that cannot be copied: sparse, quantized, without values
+        raise CheckpointError(f"{path}: its weights are no plain tensors") from error
 
 
 def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
@@ -306,6 +322,15 @@ def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
         if checkpoint.load(asked)["birthplace_lm"]["stage"] == stage:
             return asked
     return checkpoint.newest_in(folder)
+
+
+def _bare_trainer(config: DictConfig) -> L.Trainer:
+    """One that knows what devices there are, to train nothing with."""
+    every = config.trainer.check_val_every_n_epoch or 1
+    trainer: L.Trainer = instantiate(
+        config.trainer, check_val_every_n_epoch=every, logger=False, enable_checkpointing=False
+    )
+    return trainer
 
 
 def _trainer(

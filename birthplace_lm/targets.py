@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.error import InputError, closest
 
 PACKAGE = Path(__file__).parent
-TARGETS = ("lightning.Trainer",)  # besides what our own files define
+TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of this name alone
+# What the other keys may name: where it is defined, and what it is called with.
+FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "attention": ("models.attention", ("n_embd", "n_head", "block_size", "dropout")),
+    "optimizer": ("optimizers", ("model", "lr")),
+    "schedule": ("schedules", ("total",)),
+    "data": ("data", ("corpus", "loading", "block_size")),
+    "spans": ("data", ("documents", "people", "places", "block_size")),
+}
 KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
 
 
@@ -34,24 +42,35 @@ def check_targets(node: Any, key: str) -> None:
 
 def _check_arguments(node: DictConfig, key: str) -> None:
     target = node["_target_"]
-    arguments = {} if target in TARGETS else _arguments(str(target))
-    if arguments is None:
+    if key == "trainer":
+        if target != TRAINER:
+            raise InputError(f"{key}._target_={target}: not allowed; it is {TRAINER}")
+        return  # its keys are those of the schema
+    parts = key.split(".")
+    # What is given to a factory, and is one too, is defined in the same place.
+    home = next((f"birthplace_lm.{FACTORIES[part][0]}" for part in reversed(parts) if part in FACTORIES), "")
+    arguments = _arguments(str(target)) if home and str(target).startswith(f"{home}.") else None
+    called_with = FACTORIES[parts[-1]][1] if parts[-1] in FACTORIES else ()
+    if arguments is None or (arguments and not {*called_with} <= {*arguments}):
         raise InputError(
-            f"{key}._target_={target}: not allowed; name a class or function that a file of birthplace_lm"
-            f" defines, or {', '.join(TARGETS)}"
+            f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
+            f" defines and that takes {', '.join(called_with) or 'what is given here'}"
         )
-    if key != "trainer" and node.get("_partial_") is not True:
+    if node.get("_partial_") is not True:
         # Called at once, with nothing but what the configuration says, it could be made to write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
         if name.startswith("_") or (arguments and name not in arguments):
             raise InputError(f"{key}.{name}: unknown key; {closest(name, [*arguments], f'{key}.')}")
-        kind, value = arguments.get(name, ""), node[name]
+        kind, value = arguments.get(name, ("", False))[0], node[name]
         if not _is_of(value, kind):
             raise InputError(f"{key}.{name}={value}: must be of type {kind}")
         numbers = [n for n in (value if OmegaConf.is_list(value) else [value]) if isinstance(n, int | float)]
         if any(not abs(n) <= sys.float_info.max for n in numbers):  # also refuses nan
             raise InputError(f"{key}.{name}={value}: must be finite")
+    for name, (_, required) in arguments.items():
+        if required and name not in node and name not in called_with:
+            raise InputError(f"{key}.{name} is missing; give {key}.{name}=VALUE")
 
 
 def _is_of(value: Any, kind: str) -> bool:
@@ -69,11 +88,13 @@ def _is_of(value: Any, kind: str) -> bool:
 
 
 @cache
-def _arguments(target: str) -> dict[str, str] | None:
-    """Names and types of what one of our classes or functions takes, read from its file: importing is slow.
+def _arguments(target: str) -> dict[str, tuple[str, bool]] | None:
+    """What one of our classes or functions takes, read from its file: importing is slow.
 
-    None: no file of ours defines it. What a file has imported does not count: `os` would be among it. Empty:
-    it inherits what it takes, and is not checked.
+    Returns:
+        By name its type and whether it has to be given. None: no file of ours defines it. What a file has
+        imported does not count: `os` would be among it. Empty: a class that inherits what it takes, and is
+        not checked.
     """
     match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
     path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
@@ -84,7 +105,13 @@ def _arguments(target: str) -> dict[str, str] | None:
             made_by = node.body if isinstance(node, ast.ClassDef) else [node]
             for f in made_by:
                 if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
-                    names = [*f.args.args, *f.args.kwonlyargs]
-                    return {a.arg: ast.unparse(a.annotation) for a in names if a.annotation}
-            return {}
+                    return _signature(f.args)
+            return {} if isinstance(node, ast.ClassDef) and node.bases else None
     return None
+
+
+def _signature(taken: ast.arguments) -> dict[str, tuple[str, bool]]:
+    optional = taken.args[len(taken.args) - len(taken.defaults) :]
+    optional += [a for a, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if default]
+    named = [a for a in (*taken.args, *taken.kwonlyargs) if a.arg != "self"]
+    return {a.arg: (ast.unparse(a.annotation) if a.annotation else "", a not in optional) for a in named}

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from birthplace_lm import checkpoint
-from birthplace_lm.config import checked
+from birthplace_lm.config import read
 from birthplace_lm.data.course import ask, normalise
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.generate import Answer, answer
@@ -34,22 +31,20 @@ class Trained:
 
         Raises:
             InputError: it is no run directory.
-            CheckpointError: no whole checkpoint of its last stage is in it.
+            CheckpointError: its last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
         if not (run / "config.yaml").is_file():
             raise InputError(f"{run}: no run directory: it has no config.yaml")
-        try:
-            config = checked(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
-        except (InputError, OmegaConfBaseException) as error:
-            raise InputError(f"{run / 'config.yaml'}: {str(error).splitlines()[0]}") from error
+        config = read(run / "config.yaml")
         stage = "finetune" if config.stages.finetune.enabled else "pretrain"
-        newest = checkpoint.newest_in(run / stage)
-        if newest is None:
+        found = checkpoint.saved_in(run / stage)
+        if not found:
             raise CheckpointError(f"{run / stage}: no checkpoint; run the training first")
-        vocab = CharVocab(checkpoint.load(newest)["birthplace_lm"]["vocab"])
+        # The newest or none: that an older one is asked would not be seen in the answers.
+        vocab = CharVocab(checkpoint.load(found[0])["birthplace_lm"]["vocab"])
         model = build_model(config, len(vocab))
-        load_weights(model, newest)
+        load_weights(model, found[0])
         return cls(model, vocab)
 
     def answer(self, names: Sequence[str]) -> list[str]:

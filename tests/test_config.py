@@ -172,7 +172,33 @@ INVALID = [  # overrides, how the message begins
     ("attention=vanilla,synthesizer", "attention=vanilla,synthesizer: several values; add -m"),
     ("seed", "seed: cannot be read; expected KEY=VALUE"),
     ("runs_root='a", "runs_root='a: cannot be read; expected KEY=VALUE"),
-    ("data=null", "null or a number for a group: "),
+    ("data=null", "no name for a group: attention, data, "),
+    ("data=[{a:1}]", "no name for a group: attention, data, "),
+    ("attention=[vanilla]", "attention: needs one name; valid: synthesizer, vanilla"),
+    ("finetune={a:1}", "finetune: needs one name; valid: cs224n_2021, name_to_birthplace"),
+    ("~data", "data: needs one name; valid: biographies, cs224n"),
+    (f"attention={'x' * 5000}", "[Errno 36] File name too long: "),
+    (f"model.dropout={10**400}", "model.dropout: int too large to convert to float"),
+    (f"run_dir={'{a:' * 300}1{'}' * 300}", "brackets within brackets: nested too deeply"),
+    ("names.attention=../../x", "names.attention=../../x: must be letters, digits, _ and -, at most 64"),
+    ("attention=/vanilla", "names.attention=/vanilla: must be letters"),
+    ("attention=vanilla.yaml", "names.attention=vanilla.yaml: must be letters"),
+    ("run_dir='~nobody_has_this/x'", "run_dir=~nobody_has_this/x: there is no such home"),
+    ("runs_root='\\${seed}'", "runs_root=${seed}: ${ cannot be part of a value"),
+    ("runs_root='a\0b'", "runs_root=a\\x00b: \\x00 cannot be part of a value"),
+    ("runs_root='a\u2028b'", "runs_root=a\\u2028b: \\u2028 cannot be part of a value"),
+    ("run_dir=", "run_dir=: must not be empty"),
+    ("trainer.limit_val_batches=[1]", "trainer.limit_val_batches=[1]: must be a number from 0.0"),
+    ("trainer.limit_val_batches=true", "trainer.limit_val_batches=True: must be a number from 0.0"),
+    ("trainer.devices={1:2,a:3}", "trainer.devices={1: 2, 'a': 3}: 1 is no name"),
+    ("trainer.devices={a:1}", "trainer.devices={'a': 1}: must not be a mapping"),
+    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be of type tuple[float, float]"),
+    ("optimizer.betas=[0.9,nan]", "optimizer.betas=[0.9, nan]: must be finite"),
+    (f"optimizer.weight_decay={10**400}", "optimizer.weight_decay=1000"),
+    ("stages.pretrain.data.spans=3", "stages.pretrain.data.spans=3: must be of type Callable"),
+    ("optimizer._partial_=false", "optimizer._partial_=False: must be true"),
+    ("~optimizer._partial_", "optimizer._partial_=None: must be true"),
+    ("+optimizer._args_=[1]", "optimizer._args_: unknown key"),
     ("optimizer.weight_decay=nan", "optimizer.weight_decay=nan: must be finite"),
     ("stages.finetune.schedule.warmup=inf", "stages.finetune.schedule.warmup=inf: must be finite"),
 ]
@@ -218,7 +244,7 @@ def test_an_unknown_option_comes_with_all_valid_ones() -> None:
 
 @pytest.mark.parametrize(("overrides", "begins"), INVALID)
 def test_an_invalid_value_is_named_with_its_key(overrides: str, begins: str) -> None:
-    assert message_of(lambda: load(overrides.split())).startswith(begins)
+    assert message_of(lambda: load(overrides.split(" "))).startswith(begins)
 
 
 @pytest.mark.parametrize(("overrides", "begins"), OUT_OF_RANGE)
@@ -275,6 +301,54 @@ def test_arguments_of_every_kind_of_target() -> None:
     load(["attention=synthesizer", "+model.attention.positions=null"])
     with pytest.raises(InputError, match=r"positions=True: must be of type int \| None"):
         load(["attention=synthesizer", "+model.attention.positions=true"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        ("runs_root=${oc.env:PLACE}/runs", "runs_root", "/a b/runs"),
+        ("seed=${oc.env:NOT_THERE,3}", "seed", 3),
+        ("seed=${oc.decode:${oc.env:NUMBER}}", "seed", 7),
+        ("run_dir=${runs_root}/one", "run_dir", "runs/one"),
+        ("run_dir=${names.attention}-${hydra:runtime.choices.model}", "run_dir", "vanilla-auto"),
+        ("stages.finetune.schedule=${stages.pretrain.schedule}", "stages.finetune.schedule.warmup", 0.02),
+    ],
+)
+def test_interpolations_are_resolved_once(
+    monkeypatch: pytest.MonkeyPatch, overrides: str, key: str, value: object
+) -> None:
+    """A run directory keeps what they meant, whatever the environment says later."""
+    monkeypatch.setenv("PLACE", "/a b")
+    monkeypatch.setenv("NUMBER", "7")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    config = load([overrides])
+    assert OmegaConf.select(config, key) == value
+    assert "${" not in OmegaConf.to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begins"),
+    [
+        ("runs_root=${oc.env:NOT_THERE}", "runs_root: KeyError raised while resolving interpolation: "),
+        ("seed=${oc.env:TRICKY}", "seed: While dereferencing interpolation '${oc.env:TRICKY}': Value '${oc"),
+        ("runs_root=${oc.env:TRICKY}", "runs_root=${oc.env:HOME}: ${ cannot be part of a value"),
+        ("runs_root=${oc.decode:${oc.env:TRICKY}}", "runs_root: "),
+        ("seed=${oc.decode:'{a'}", "seed: GrammarParseError raised while resolving interpolation: "),
+        ("seed=${seed}", "seed: Recursive interpolation detected"),
+        ("model.attention=${model}", "model.attention: Interpolation to parent node detected"),
+        ("runs_root=${hydra:nope}", "runs_root: While dereferencing interpolation '${hydra:nope}'"),
+        ("runs_root=${hydra:}", "runs_root: TypeError raised while resolving interpolation: "),
+        ("runs_root=${python:os.system}", "runs_root: Unsupported interpolation type python"),
+        ("names.attention=${oc.env:PLACE}", "names.attention=/a b: must be letters, digits, _ and -"),
+    ],
+)
+def test_an_interpolation_that_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch, overrides: str, begins: str
+) -> None:
+    monkeypatch.setenv("PLACE", "/a b")
+    monkeypatch.setenv("TRICKY", "${oc.env:HOME}")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    assert message_of(lambda: load([overrides])).startswith(begins)
 
 
 def test_it_is_composed_once_and_never_written_to() -> None:

@@ -1,6 +1,8 @@
-"""A stage that stops after any step and starts again ends as one that was left alone."""
+"""A stage that stops anywhere and starts again ends as one that was left alone."""
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +10,65 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm import checkpoint, pipeline
 from birthplace_lm.data.corpus import read_corpus
+from birthplace_lm.error import CheckpointError
+
+HOOKS = (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+    "on_save_checkpoint",
+    "on_train_epoch_end",
+    "on_train_end",
+)
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Ends a run without a chance to tidy up, as SIGKILL would."""
 
 
+class Hooks(L.Callback):
+    """Calls `before(trainer, name)` in every hook; the other callbacks' turn comes after."""
+
+    def __init__(self, before: Callable[[L.Trainer, str], None]) -> None:
+        for name in HOOKS:
+            setattr(self, name, lambda trainer, *args, name=name, **kwargs: before(trainer, name))
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs within a second: their event files are told apart by a count, which has to sort as text."""
+    monkeypatch.setattr(pipeline, "_await_new_second", lambda folder: None)
+    monkeypatch.setattr(event_file_writer._global_uid, "_value", 10**6, raising=False)
+
+
 def fit(
-    config: DictConfig, stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int = -1
+    config: DictConfig,
+    stage: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[L.Trainer, str], None] = lambda trainer, name: None,
 ) -> int:
-    """Train, from the newest checkpoint if there is one; the optimizer step it began with."""
+    """Train, from the newest checkpoint if there is one; the optimizer step it began after."""
     began = []
 
-    class Stopper(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+    def note(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_start":
             began.append(trainer.global_step)
-            if trainer.global_step == stop_after:
-                raise Stop
+        before(trainer, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "progress", lambda *args: [Stopper()])
-        folder.mkdir(exist_ok=True)
+        patch.setattr(pipeline, "progress", lambda *args: [Hooks(note)])
         corpus = read_corpus(config.data, config.model.block_size)
         pipeline.fit_stage(stage, config, corpus, folder, None)
     return began[0]
@@ -62,10 +98,41 @@ def digest(folder: Path) -> str:
     return sha.hexdigest()
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What TensorBoard shows of a stage: step and value of every point of every curve and text."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        tag: [
+            (e.step, None if tag.endswith("per_second") else str(e.tensor_proto)) for e in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+    }
+
+
+def assert_alike(folder: Path, whole: Path, when: str) -> None:
+    assert digest(folder) == digest(whole), when
+    assert curves(folder) == curves(whole), when
+    one, other = (json.loads((f / pipeline.STAGE_RESULT).read_text()) for f in (folder, whole))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}, when
+    assert not [p for p in folder.iterdir() if p.suffix == ".tmp"], when
+
+
+BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+
+
+@BOTH
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
-@pytest.mark.parametrize("extra", [(), ("trainer.accumulate_grad_batches=3",)], ids=["plain", "accumulate"])
-def test_stopped_at_every_step(
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("trainer.accumulate_grad_batches=3",),
+        ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
+    ],
+    ids=["plain", "accumulate", "workers"],
+)
+def test_stopped_after_every_step(
     stage: str,
     attention: str,
     extra: tuple[str, ...],
@@ -74,21 +141,93 @@ def test_stopped_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = configure(f"attention={attention}", "model.dropout=0.1", "checkpoint.every_n_steps=1", *extra)
-    fit(config, stage, tmp_path / "whole", monkeypatch)
-    steps = int(checkpoint.saved_in(tmp_path / "whole")[0].stem.split("-")[1])
+    whole = tmp_path / "whole"
+    fit(config, stage, whole, monkeypatch)
+    steps = checkpoint.step_of(checkpoint.saved_in(whole)[0])
+    assert steps is not None
     assert steps > 1
+    assert [step for step, _ in curves(whole)[f"{stage}/loss"]] == list(range(steps))
     for step in range(1, steps):
         folder = tmp_path / f"stopped-{step}"
+
+        def stop(trainer: L.Trainer, name: str, step: int = step) -> None:
+            if name == "on_train_batch_start" and trainer.global_step == step:
+                raise Stop
+
         with pytest.raises(Stop):
-            fit(config, stage, folder, monkeypatch, stop_after=step)
-        assert digest(folder) != digest(tmp_path / "whole")
+            fit(config, stage, folder, monkeypatch, stop)
+        assert digest(folder) != digest(whole)
         assert fit(config, stage, folder, monkeypatch) == step
-        assert digest(folder) == digest(tmp_path / "whole"), f"after step {step}"
-        assert logged(folder, stage) == list(range(steps))
+        assert_alike(folder, whole, f"after step {step}")
 
 
-def logged(folder: Path, stage: str) -> list[int]:
-    """The steps of the loss curve as TensorBoard shows it."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [event.step for event in events.Scalars(f"{stage}/loss")]
+@BOTH
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("checkpoint.every_n_steps=1",),
+        ("checkpoint.every_n_steps=2", "trainer.val_check_interval=0.5"),
+        ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
+    ],
+    ids=["often", "mid-epoch validation", "seldom"],
+)
+def test_stopped_in_every_hook(
+    stage: str, extra: tuple[str, ...], configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between training, logging, validation and saving; and once more while it makes up for it."""
+    config = configure("model.dropout=0.1", "stages.pretrain.check_val_every_n_epoch=1", *extra)
+    whole = tmp_path / "whole"
+    passed: list[str] = []
+    fit(config, stage, whole, monkeypatch, lambda trainer, name: passed.append(name))
+    assert set(HOOKS) <= set(passed)
+    for count, at in enumerate(passed):
+        folder = tmp_path / f"stopped-{count}"
+        for more in (0, 3):
+            left = [count + more]
+
+            def stop(trainer: L.Trainer, name: str, left: list[int] = left) -> None:
+                if left[0] == 0:
+                    raise Stop
+                left[0] -= 1
+
+            try:
+                fit(config, stage, folder, monkeypatch, stop)
+            except Stop:
+                continue
+            break
+        fit(config, stage, folder, monkeypatch) if not (folder / pipeline.STAGE_RESULT).is_file() else None
+        assert_alike(folder, whole, f"stopped in hook {count}, {at}")
+
+
+def test_another_next_batch_is_refused(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be after a change of the code or of torch's random numbers."""
+    config = configure("checkpoint.every_n_steps=1")
+
+    def stop(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_batch_start" and trainer.global_step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
+    other = configure("checkpoint.every_n_steps=1", "stages.pretrain.pool=1")
+    with pytest.raises(CheckpointError, match="was not the next one when the checkpoint was saved"):
+        fit(other, "pretrain", tmp_path / "run", monkeypatch)
+
+
+def test_a_change_of_threads_is_said(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure("checkpoint.every_n_steps=1")
+
+    def stop(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_batch_start" and trainer.global_step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    fit(config, "pretrain", tmp_path / "run", monkeypatch)
+    assert f"the last bits may differ: threads was {threads} and is {threads + 1}" in caplog.text

@@ -130,7 +130,7 @@ class TextFile:
             raise InputError(
                 f"{place}: binary data (byte 0x{raw[found.start()]:02x}); give a UTF-8 text file"
             )
-        if len(raw) > MAX_LINE_BYTES:
+        if len(raw.rstrip(b"\r\n")) > MAX_LINE_BYTES:
             raise InputError(f"{self.path}:{number}: longer than {MAX_LINE_BYTES:,} bytes; break the line up")
         return text
 

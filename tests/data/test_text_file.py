@@ -107,6 +107,14 @@ def test_long_line_is_refused_in_bounded_memory(tmp_path: Path, content: bytes) 
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_end_of_a_line_is_no_part_of_its_length(tmp_path: Path, end: str) -> None:
+    longest = "x" * text_file.MAX_LINE_BYTES
+    assert read_documents(write(tmp_path, longest + end)).lines == [longest]
+    with pytest.raises(InputError, match=r"train.tsv:1: longer than 100,000 bytes"):
+        read_documents(write(tmp_path, longest + "x" + end))
+
+
 def test_binary_data_is_refused_after_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, ADA * 1000 + "\0" + "x" * 1_000_000)
     chunks: list[bytes] = []

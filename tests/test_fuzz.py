@@ -1,0 +1,791 @@
+"""Data files and overrides that nobody would write: an error in one line, or exactly what they say."""
+
+import hashlib
+import importlib
+import random
+import re
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.config import CONF, checked, load
+from birthplace_lm.data import text_file
+from birthplace_lm.data.corpus import Corpus, read_corpus
+from birthplace_lm.data.course import Questions
+from birthplace_lm.data.module import BirthplaceDataModule, Loading, SpanCorruptionDataModule
+from birthplace_lm.data.span import SalientSpans
+from birthplace_lm.error import InputError
+from birthplace_lm.runs import identity, pretraining_directory, run_directory
+from birthplace_lm.vocab import MASK, PAD
+
+SECONDS = 2.0  # the longest that an error may take to show
+BLOCK_SIZE = 128
+FILES = ("corpus.txt", "train.tsv", "dev.tsv", "test.tsv")
+
+Row = tuple[str, str | None, int]
+
+
+class Timed(NamedTuple):
+    """What a call gave, or the line of its error, and how long it took."""
+
+    result: Any
+    message: str | None
+    seconds: float
+
+
+def timed(call: Callable[[], object], what: object) -> Timed:
+    begin = time.perf_counter()
+    result, message = None, None
+    try:
+        result = call()
+    except InputError as error:
+        message = str(error)
+        assert message, what
+        assert message.isprintable(), (what, message)
+    except BaseException as error:
+        error.add_note(f"of {what!r}")
+        raise
+    seconds = time.perf_counter() - begin
+    assert seconds < SECONDS, (what, seconds)
+    return Timed(result, message, seconds)
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+class Fault(Exception):
+    """Why the simple reader refuses: a file, and its line where one is to blame."""
+
+
+class Simple(NamedTuple):
+    """What the simple reader makes of the four files."""
+
+    documents: list[tuple[str, int, int]]  # text, line, row
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+
+
+def simple_lines(path: Path) -> Iterator[tuple[int, str]]:
+    lines = re.split(rb"\r\n|\r|\n", path.read_bytes())
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise Fault(path.name, number) from error
+        control = any(byte < 32 and byte not in b"\t\v\f" for byte in line)
+        if control or len(line) > 100_000:
+            raise Fault(path.name, number)
+        yield number, text
+
+
+def simple_text(text: str, invisible: str, place: tuple[str, int]) -> str:
+    for character in invisible:
+        text = text.replace(character, "")
+    marks = "".join("m" if unicodedata.combining(character) else "." for character in text)
+    text = unicodedata.normalize("NFC", text).strip()
+    if "m" * 31 in marks or PAD in text or MASK in text:
+        raise Fault(*place)
+    return text
+
+
+def simple_documents(path: Path) -> list[tuple[str, int, int]]:
+    lines = [(simple_text(text, "\u200b\u2060\ufeff", (path.name, n)), n) for n, text in simple_lines(path)]
+    written = [(text, n) for text, n in lines if text]
+    kept = [(text, n, row) for row, (text, n) in enumerate(written) if len(text) >= 4]
+    if not kept:
+        raise Fault(path.name, None)
+    return kept
+
+
+def simple_questions(path: Path, answered: bool) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in simple_lines(path):
+        place = (path.name, number)
+        fields = [simple_text(f, "\u200b\u2060\ufeff\u00ad\u200e\u200f", place) for f in line.split("\t")]
+        if fields == [""]:
+            continue
+        if "" in fields or len(fields) > 2 or (answered and len(fields) == 1):
+            raise Fault(*place)
+        rows.append((fields[0], fields[1] if len(fields) == 2 else None, number))
+    if not rows:
+        raise Fault(path.name, None)
+    return rows
+
+
+def simple_reader(folder: Path) -> Simple:
+    """The rules of the table of bad input once more, as short as they can be said."""
+    corpus, train, dev, test = (folder / name for name in FILES)
+    read = Simple(
+        simple_documents(corpus),
+        simple_questions(train, answered=True),
+        simple_questions(dev, answered=True),
+        simple_questions(test, answered=False),
+    )
+    known = {"\n", *"".join(text for text, _, _ in read.documents)}
+    for path, rows in ((train, read.train), (dev, read.dev), (test, read.test)):
+        for question, place, number in rows:
+            text = question + (place or "")
+            if len(text) + 2 > BLOCK_SIZE or (path != test and not known.issuperset(text)):
+                raise Fault(path.name, number)
+    return read
+
+
+def rows_of(questions: Questions | None) -> list[Row]:
+    assert questions is not None
+    return [(row.question, row.place, row.line) for row in questions.rows]
+
+
+def check_same(found: Corpus, expected: Simple, folder: Path) -> None:
+    documents = found.documents
+    numbered = zip(documents.lines, documents.line_numbers, documents.row_numbers, strict=True)
+    assert list(numbered) == expected.documents
+    assert documents.text == "".join(text + "\n" for text, _, _ in expected.documents)
+    assert rows_of(found.train) == expected.train
+    assert rows_of(found.dev) == expected.dev
+    assert rows_of(found.test) == expected.test
+    assert found.vocab.symbols == (PAD, MASK, *sorted({*documents.text}))
+    hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+    assert list(found.sha256.values()) == hashes
+
+
+def check_tidy(found: Corpus, folder: Path, data: DictConfig) -> None:
+    """Reading is a projection: what was read, written down and read again, is the same and tidy."""
+    folder.mkdir(exist_ok=True)
+    (folder / FILES[0]).write_text(found.documents.text, encoding="utf-8", newline="\n")
+    for name, rows in zip(FILES[1:], map(rows_of, (found.train, found.dev, found.test)), strict=True):
+        lines = [question if place is None else f"{question}\t{place}" for question, place, _ in rows]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    again = read_corpus(OmegaConf.merge(data, {"root": str(folder)}), BLOCK_SIZE)  # type: ignore[arg-type]
+    assert again.documents.text == found.documents.text
+    for one, other in ((again.train, found.train), (again.dev, found.dev), (again.test, found.test)):
+        assert [row[:2] for row in rows_of(one)] == [row[:2] for row in rows_of(other)]
+    assert all("repeated with the same answer" in note for note in again.notes[1:])
+
+
+def check_trainable(corpus: Corpus) -> None:
+    """Every row of both stages fits the block; those of finetuning say what the file says."""
+    loading = Loading(batch_size=5, num_workers=0, seed=0, shuffle=True, pool=2)
+    spans = partial(SalientSpans, gazetteer=0.5, context_power=1.0)
+    pretrain = SpanCorruptionDataModule(corpus, loading, BLOCK_SIZE, spans, True, "span", 0.5, 12)
+    finetune = BirthplaceDataModule(corpus, loading, BLOCK_SIZE, ascii_only=False)
+    generator = torch.Generator().manual_seed(0)
+    for source in (*pretrain.train_sources, *finetune.train_sources, *finetune.validation_sources):
+        totals = source.rows(generator).totals
+        assert 3 < totals.min() <= totals.max() <= BLOCK_SIZE
+    ids, over = finetune.train_sources[0].rows(generator).characters(finetune.ids)
+    texts = [corpus.vocab.decode(row[~end].tolist()) for row, end in zip(ids, over, strict=True)]
+    assert texts == [f"{question}{MASK}{place}{MASK}" for question, place, _ in rows_of(corpus.train)]
+
+
+SNIPPETS = [
+    *(b"\t", b"\t\t", b"\r", b"\n", b"\r\n", b"\n\n", b"\r\r", b" ", b"\n \n", b"\v", b"\f", b"\0", b"\x1b"),
+    *(b"\x7f", b"\x1c", b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc0\x80", b"\xed\xa0\x80"),
+    *(b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\xff\xfe", b"\x89PNG\r\n", b"\x1f\x8b\x08"),
+    *map(str.encode, [PAD, MASK, "\u200b", "\u2060", "\u00ad", "\u200e", "\u200f", "\u200d", "\u00a0"]),
+    *map(
+        str.encode,
+        ["\u2028", "\u2029", "\u0085", "\u3000", "e\u0301", "\u00e9", "\u0301", "\u212b", "\ufb01"],
+    ),
+    *map(
+        str.encode, ["\u0323\u0307", "\u0301" * 30, "\u0301" * 31, "\u1100\u1161", "\U0001f600", "\U00010000"]
+    ),
+    *map(str.encode, ["\u202e", "\ufffd", "\ufffe", "\U0010ffff", "\u0344", "\u0958", "\u2126", "\u0130"]),
+    *(
+        b"a" * 99_999,
+        b"a" * 100_001,
+        b"\xc3\xa9" * 60_000,
+        b"Where was A born?\tRome\n",
+        b"\tRome\n",
+        b"A\t\n",
+    ),
+]
+ENCODINGS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-7", "utf-8-sig", "cp037"]
+
+
+def insert(content: bytes, new: bytes, rng: random.Random) -> bytes:
+    at = rng.randint(0, len(content))
+    return content[:at] + new + content[at:]
+
+
+def insert_snippet(content: bytes, rng: random.Random) -> bytes:
+    return insert(content, rng.choice(SNIPPETS), rng)
+
+
+def insert_bytes(content: bytes, rng: random.Random) -> bytes:
+    return insert(content, rng.randbytes(rng.randint(1, 5)), rng)
+
+
+def flip_bits(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 3) if content else 0):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def cut_out(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randint(0, len(content))
+    return content[:at] + content[at + rng.choice([1, 1, 2, 5, 50]) :]
+
+
+def truncate(content: bytes, rng: random.Random) -> bytes:
+    return content[: rng.choice([0, 1, 2, 3, rng.randint(0, len(content)), len(content) - 1])]
+
+
+def repeat(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randint(0, len(content))
+    return content[:at] + content[at : at + rng.choice([1, 2, 50])] * rng.choice([2, 3, 40]) + content[at:]
+
+
+def change_lines(content: bytes, rng: random.Random) -> bytes:
+    """A line removed, doubled, moved, blanked, padded with spaces or cut at its tab."""
+    lines = content.split(b"\n")
+    at = rng.randrange(len(lines))
+    line = lines[at]
+    with_spaces = b" \xc2\xa0" + line.replace(b"\t", b" \t  ") + b"  "
+    lines[at : at + 1] = rng.choice(
+        [
+            *([], [line, line], [b"", line], [b" ", line], [with_spaces], [line + b"\r"], [line[:3]]),
+            *([line.split(b"\t")[0]], [line.split(b"\t")[0] + b"\t"], [b"\t" + line.split(b"\t")[-1]]),
+            *([b" \t "], [rng.choice(lines), line], [line + b"\t"], [line + rng.choice(lines)]),
+        ]
+    )
+    return b"\n".join(lines)
+
+
+def change_ends(content: bytes, rng: random.Random) -> bytes:
+    ends = rng.choice([[b"\r\n"], [b"\r"], [b"\n\n"], [b"\n", b"\r\n", b"\r", b"\r\r\n", b"\n\r"]])
+    return b"".join(line + rng.choice(ends) for line in content.split(b"\n"))[: rng.choice([None, -1])]
+
+
+def change_encoding(content: bytes, rng: random.Random) -> bytes:
+    return content.decode("utf-8", "replace").encode(rng.choice(ENCODINGS), "replace")
+
+
+def change_form(content: bytes, rng: random.Random) -> bytes:
+    text = content.decode("utf-8", "surrogateescape")
+    return unicodedata.normalize(rng.choice(["NFD", "NFKD", "NFC"]), text).encode("utf-8", "surrogateescape")
+
+
+def sprinkle(content: bytes, rng: random.Random) -> bytes:
+    """The same sign at many places, between characters."""
+    sign = rng.choice(["\u200b", "\u200e", "\u00ad", "\ufeff", "\u0301", " ", "\u00a0", "\r", "\n", "e"])
+    pieces = content.decode("utf-8", "surrogateescape")
+    mixed = "".join(c + sign * (rng.random() < 0.02) for c in pieces)
+    return mixed.encode("utf-8", "surrogateescape")
+
+
+MUTATIONS = [
+    *(insert_snippet, insert_snippet, insert_bytes, flip_bits, cut_out, truncate, repeat),
+    *(change_lines, change_lines, change_ends, change_encoding, change_form, sprinkle),
+]
+
+
+def test_mutants_of_data_files(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: Any, record: Any
+) -> None:
+    folder = tmp_path / "mutants"
+    folder.mkdir()
+    originals = {name: (people / name).read_bytes() for name in FILES}
+    data = OmegaConf.merge(load().data, {"root": str(folder)})
+    for name, content in originals.items():
+        (folder / name).write_bytes(content)
+    counts: Counter[str] = Counter()
+    longest, mutants = 0.0, amount(300, 10_000)
+    for seed in range(mutants):
+        rng = random.Random(seed)
+        name = rng.choice(FILES)
+        applied = rng.choices(MUTATIONS, k=rng.choice([1, 1, 1, 2, 3]))
+        content = originals[name]
+        for mutate in applied:
+            content = mutate(content, rng)
+        (folder / name).write_bytes(content)
+        monkeypatch.setattr(text_file, "CHUNK_BYTES", rng.choice([97, 1000, 65_536]))
+        what = (seed, name, [mutate.__name__ for mutate in applied])
+        outcome = timed(lambda: read_corpus(data, BLOCK_SIZE), what)  # type: ignore[arg-type]
+        longest = max(longest, outcome.seconds)
+        try:
+            expected = simple_reader(folder)
+        except Fault as fault:
+            blamed, line = fault.args
+            place = f"{folder / blamed}:" if line is None else f"{folder / blamed}:{line}:"
+            assert place in (outcome.message or ""), (*what, outcome.message, place)
+            counts["refused"] += 1
+            counts["with its line"] += line is not None
+        else:
+            assert outcome.message is None, (*what, outcome.message)
+            check_same(outcome.result, expected, folder)
+            check_tidy(outcome.result, tmp_path / "tidy", data)  # type: ignore[arg-type]
+            check_trainable(outcome.result)
+            counts["accepted"] += 1
+        (folder / name).write_bytes(originals[name])
+    assert min(counts["accepted"], counts["refused"]) > mutants / 5, counts
+    record(
+        f"{mutants} mutants of data files",
+        f"{counts['refused']} refused ({counts['with its line']} with the line), {counts['accepted']} read as"
+        f" an independent reader does, at most {longest:.2f} s",
+    )
+
+
+# ------------------------------------------------------------------------------------------- configuration
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration, inner ones too, with its value."""
+    for name, value in node.items():
+        yield prefix + name, value
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+
+
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in CONF.iterdir()
+    if group.is_dir()
+}
+TARGETS = [
+    *(
+        "os.system",
+        "torch.load",
+        "subprocess.Popen",
+        "builtins.eval",
+        "pickle.loads",
+        "birthplace_lm.files.os.system",
+    ),
+    *(
+        "birthplace_lm.files.write_text",
+        "birthplace_lm.data.biographies.write_biographies",
+        "lightning.Trainer",
+    ),
+    *(
+        "birthplace_lm.optimizers.adamw",
+        "birthplace_lm.schedules.cosine",
+        "birthplace_lm.data.rows.Batch",
+        "[]",
+    ),
+    *(
+        "birthplace_lm",
+        "birthplace_lm.models.attention.synthesizer.SynthesizerAttention",
+        "null",
+        "3",
+        "???",
+        "''",
+    ),
+]
+GOOD: dict[str, list[str]] = {
+    "model.n_layer": ["1", "3", "'2'", "int(2.0)"],
+    "model.n_head": ["1", "2", "8", "${model.n_layer}"],
+    "model.n_embd": ["64", "48", "7"],
+    "model.dropout": ["0", "0.99", "1e-3"],
+    "seed": ["0", "1", "2147483647", "1_000"],
+    "stages.pretrain.learning_rate": ["1", "1e-12", "6e-3"],
+    "stages.finetune.batch_size": ["1", "1000000"],
+    "stages.finetune.schedule.warmup": ["0", "1", "0.5"],
+    "stages.pretrain.data.spans.gazetteer": ["0", "0.3", "1"],
+    "optimizer.weight_decay": ["0", "0.5", "1e-300"],
+    "optimizer.betas": ["[0.9,0.99]", "[0,0]"],
+    "trainer.max_steps": ["-1", "5"],
+    "trainer.gradient_clip_val": ["null", "0", "2.5"],
+    "trainer.devices": ["auto", "2", "[0,1]", "-1"],
+    "trainer.precision": ["16-mixed", "bf16-true"],
+    "checkpoint.keep": ["2", "10"],
+    "runs_root": ["/tmp/a b", "'a=b,c'", "é", "${oc.env:HOME}/x", "a/../b", "'~/x'", "${hydra:runtime.cwd}"],
+    "run_dir": ["null", "x", "'1e3'", "'null'", "'2020-01-01'", "${runs_root}/one"],
+    "data.root": ["/nowhere", "${oc.env:HOME}", "${oc.env:NOT_THERE,x}", "'~/data'"],
+    "names.attention": ["mine", "${oc.decode:3}", "a_b-c"],
+}
+BAD = [
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "-1",
+        "0",
+        "1.5",
+        "1e400",
+        "-1e400",
+        "1" + "0" * 30,
+        "1" + "0" * 400,
+        "1" + "0" * 5000,
+    ),
+    *(
+        "many",
+        "true",
+        "null",
+        "",
+        "''",
+        "[]",
+        "{}",
+        "[1,2]",
+        "[[]]",
+        "{a:1}",
+        "{1:2,a:3}",
+        "{true:1}",
+        "[{1:2}]",
+    ),
+    *(
+        "???",
+        "'???'",
+        "'${'",
+        "${",
+        "}",
+        "a b",
+        "'a b'",
+        "a,b",
+        "a=b",
+        "\"'",
+        "'a\x00b'",
+        "'a\nb'",
+        "'\x1b[31m'",
+    ),
+    *("'\udcff'", "'\ud800'", "'\u2028'", "'\u0085'", "'\u202e'", "'😀'", "'" + "x" * 300 + "'", "x" * 5000),
+    *(
+        "../../x",
+        "/etc/passwd",
+        "'~nobody_has_this/x'",
+        "'./~nobody_has_this'",
+        ".",
+        "..",
+        "/",
+        "'\\\\'",
+        "\\",
+    ),
+    *(
+        "[" * 50,
+        "{a:" * 100 + "1" + "}" * 100,
+        "[" * 100 + "]" * 100,
+        "'!!python/object:os.system'",
+        "&a",
+        "*a",
+        "<<",
+    ),
+    *(
+        "choice(1,2)",
+        "range(1,3)",
+        "glob(*)",
+        "int(x)",
+        "int(inf)",
+        "float(nan)",
+        "str([1])",
+        "sort(2,1)",
+        "tag(a,1)",
+    ),
+    *("extend_list(1)", "json_str({a:1})", "shuffle(1)", "bool(2)", "interval(0,1)", "cast(3)", "int(" * 60),
+    *(
+        "spawn",
+        "ddp_notebook",
+        "None",
+        "~",
+        "yes",
+        "0x10",
+        "1:30",
+        "2020-01-01",
+        "1e-3",
+        "-0.0",
+        "+1",
+        "%",
+        "#",
+        "@",
+    ),
+    *(f"{{_target_:{target}}}" for target in TARGETS),
+    *(f"[{{_target_:{target},_partial_:true}}]" for target in TARGETS),
+]
+INTERPOLATIONS = [
+    *(
+        "${model}",
+        "${seed}",
+        "${nope}",
+        "${.x}",
+        "${..seed}",
+        "${...}",
+        "${model.n_layer}",
+        "${stages.finetune}",
+    ),
+    *(
+        "${oc.env:HOME}",
+        "${oc.env:NOT_THERE}",
+        "${oc.env:NOT_THERE,null}",
+        "${oc.env:NOT_THERE,'${seed}'}",
+        "${oc.env:}",
+    ),
+    *(
+        "${oc.env:TRICKY}",
+        "${oc.decode:${oc.env:TRICKY}}",
+        "${oc.decode:'{a'}",
+        "${oc.decode:'[1,2]'}",
+        "${oc.decode:null}",
+    ),
+    *(
+        "${oc.decode:'{1: 2, a: 3}'}",
+        "${oc.decode:'${oc.env:HOME}'}",
+        "${oc.decode:nan}",
+        "${oc.decode:'\\${seed}'}",
+    ),
+    *(
+        "${oc.create:{a:1}}",
+        "${oc.create:'{_target_: os.system}'}",
+        "${oc.select:nope}",
+        "${oc.select:seed,3}",
+    ),
+    *(
+        "${oc.dict.keys:model}",
+        "${oc.dict.values:model}",
+        "${oc.dict.keys:seed}",
+        "${oc.deprecated:nope}",
+        "${oc.x:1}",
+    ),
+    *(
+        "${hydra:}",
+        "${hydra:job.name}",
+        "${hydra:job.id}",
+        "${hydra:runtime}",
+        "${hydra:runtime.cwd}",
+        "${hydra:nope.x}",
+    ),
+    *(
+        "${hydra:runtime.choices}",
+        "${hydra:runtime.choices.nope}",
+        "${python:os.system}",
+        "${eval:'1+1'}",
+        "${now:%Y}",
+    ),
+    *(
+        "'\\${seed}'",
+        "'\\${nope}'",
+        "a${seed}b",
+        "${seed}${nope}",
+        "${${seed}}",
+        "${oc.env:${seed}}",
+        "${" * 40 + "}" * 40,
+    ),
+]
+WHOLE = [  # overrides that are no KEY=VALUE of ours
+    *(
+        "",
+        "=",
+        "==",
+        "+",
+        "++",
+        "~",
+        "+=",
+        "seed",
+        "--help",
+        "-m",
+        "/",
+        "@",
+        "a b=1",
+        "\0=1",
+        "\udcff=1",
+        "x\ny=1",
+        "é=1",
+    ),
+    *(
+        "~seed",
+        "~seed=3",
+        "~zzz",
+        "~optimizer",
+        "~model",
+        "~stages.finetune",
+        "~attention",
+        "~attention=zzz",
+        "~optimizer.betas",
+    ),
+    *(
+        "hydra=null",
+        "hydra.x=1",
+        "hydra.mode=x",
+        "hydra.run.dir=/x",
+        "hydra.run=3",
+        "hydra/launcher=x",
+        "hydra/launcher=null",
+    ),
+    *(
+        "hydra.searchpath=3",
+        "hydra.searchpath=[x]",
+        "hydra.callbacks={a:{_target_:os.system}}",
+        "hydra.job.chdir=x",
+        "~hydra",
+    ),
+    *(
+        "+hydra.job.env_set.A=b",
+        "hydra/sweeper=x",
+        "hydra.verbose={}",
+        "hydra.version=x",
+        "hydra.overrides=3",
+        "defaults=[]",
+    ),
+    *(
+        "+seed=1",
+        "++seed=1",
+        "+model={n_layer:1}",
+        "schema=x",
+        "+schema=x",
+        "attention@model=vanilla",
+        "attention@x.y=vanilla",
+    ),
+    *(
+        "+experiment=cs224n_2021",
+        "experiment=[cs224n_2021]",
+        "attention=[vanilla,synthesizer]",
+        "attention=vanilla,synthesizer",
+    ),
+    *(
+        "optimizer.betas.0=1",
+        "optimizer.betas.x=1",
+        "optimizer.betas.9=1",
+        "optimizer.betas[0]=1",
+        "seed.x=1",
+        "++seed.x.y=1",
+    ),
+    *(
+        "+model._target_=os.system",
+        "+_target_=os.system",
+        "+trainer.plugins=[{_target_:os.system}]",
+        "+trainer.callbacks=[x]",
+    ),
+    *(
+        "+optimizer._args_=[1]",
+        "+optimizer._convert_=all",
+        "+optimizer._recursive_=false",
+        "~optimizer._partial_",
+    ),
+    *(
+        "attention=/vanilla",
+        "attention=vanilla.yaml",
+        "attention=../attention/vanilla",
+        "attention=vanilla/",
+        "data=.",
+        "data=..",
+    ),
+]
+
+
+def misspelt(key: str, rng: random.Random) -> str:
+    at = rng.randrange(len(key))
+    return (
+        key[:at]
+        + rng.choice(["", ".", "x", "_", "é", "-", "/", ":", "[", "$", " ", key[at] * 2])
+        + key[at + 1 :]
+    )
+
+
+def random_override(keys: list[str], rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.40:
+        key = rng.choice([*GOOD])
+        return f"{key}={rng.choice(GOOD[key])}"
+    if draw < 0.48:
+        group = rng.choice([*GROUPS])
+        return f"{group}={rng.choice(GROUPS[group])}"
+    if draw < 0.52:
+        return f"{rng.choice([*GROUPS])}={rng.choice([*BAD, *INTERPOLATIONS, 'vanila', 'tiny'])}"
+    if draw < 0.58:
+        return rng.choice(WHOLE)
+    key = rng.choice(
+        [*keys, *(key for key in keys if key.endswith(("_target_", "_partial_")) for _ in range(3))]
+    )
+    if draw < 0.64:
+        key = misspelt(key, rng)
+    if key.endswith("._target_"):
+        return f"{key}={rng.choice(TARGETS)}"
+    return f"{rng.choice(['', '', '', '+', '++'])}{key}={rng.choice(BAD if draw < 0.88 else INTERPOLATIONS)}"
+
+
+RANGES = {
+    "model.n_layer": (1, 1000),
+    "model.n_head": (1, 1000),
+    "model.n_embd": (1, 100_000),
+    "model.block_size": (8, 1_000_000),
+    "model.dropout": (0, 0.999),
+    "data.holdout": (0, 1_000_000),
+    "seed": (0, 2**31 - 1),
+    "checkpoint.every_n_steps": (1, 10**9),
+    "checkpoint.keep": (2, 1000),
+    "trainer.accumulate_grad_batches": (1, 1_000_000),
+    **{
+        f"stages.{stage}.{key}": limits
+        for stage in ("pretrain", "finetune")
+        for key, limits in {
+            "batch_size": (1, 1_000_000),
+            "learning_rate": (1e-300, 1),
+            "max_epochs": (1, 1_000_000),
+            "num_workers": (0, 64),
+        }.items()
+    },
+}
+
+
+def check_sound(config: DictConfig) -> None:
+    """What an accepted configuration promises to whatever is built from it."""
+    plain: Any = OmegaConf.to_container(config)
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(config, key)
+        assert type(value) in (int, float), key
+        assert low <= value <= high, key
+    assert config.trainer.gradient_clip_val is None or config.trainer.gradient_clip_val >= 0
+    assert config.model.n_embd % config.model.n_head == 0
+    for key, value in flat(plain):
+        if key.endswith("_target_"):
+            module, _, name = value.rpartition(".")
+            if (key, value) != ("trainer._target_", "lightning.Trainer"):
+                assert module.startswith("birthplace_lm.")
+                assert getattr(importlib.import_module(module), name).__module__ == module
+                assert OmegaConf.select(config, key.replace("_target_", "_partial_")) is True
+        elif isinstance(value, str):
+            assert value
+            assert not re.search(r"\$\{|[\0\n\r]", value)
+    for folder in (
+        run_directory(config) if config.run_dir is None else None,
+        pretraining_directory(config).parent,
+    ):
+        if folder is not None:
+            assert folder.parent == Path(config.runs_root).expanduser()
+            assert len(folder.name.encode()) < 255
+    assert OmegaConf.is_readonly(config)
+
+
+def check_survives_disk(config: DictConfig) -> None:
+    """What config.yaml holds is the same configuration of the same run."""
+    written = OmegaConf.to_yaml(config).encode("utf-8")
+    again = checked(OmegaConf.create(written.decode("utf-8")))  # type: ignore[arg-type]
+    assert again == config
+    assert identity(again) == identity(config)
+    assert run_directory(again) == run_directory(config)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Change your code")
+def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: Any) -> None:
+    monkeypatch.setenv("TRICKY", "${oc.env:HOME}")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    before = load()
+    keys = [key for key, _ in flat(OmegaConf.to_container(before))]
+    counts: Counter[str] = Counter()
+    longest, tries = 0.0, amount(120, 2_000)
+    for seed in range(tries):
+        rng = random.Random(seed)
+        overrides = [random_override(keys, rng) for _ in range(rng.choice([1, 1, 2, 3]))]
+        outcome = timed(partial(load, overrides), (seed, overrides))
+        longest = max(longest, outcome.seconds)
+        counts["accepted" if outcome.message is None else "refused"] += 1
+        if outcome.message is None:
+            try:
+                check_sound(outcome.result)
+                check_survives_disk(outcome.result)
+            except Exception as error:
+                error.add_note(f"of {seed, overrides}")
+                raise
+    assert load() == before
+    assert min(counts.values()) > tries / 5, counts
+    record(
+        f"{tries} random overrides",
+        f"{counts['refused']} refused in one line, {counts['accepted']} accepted and sound,"
+        f" at most {longest:.2f} s",
+    )
