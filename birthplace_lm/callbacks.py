@@ -102,6 +102,21 @@ class Meter(L.Callback):
         self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
 
 
+class StepLimit(L.Callback):
+    """Ends a stage after its `max_steps`. With a limit of its own Lightning counts the epoch that a run is
+    resumed at the end of twice, and leaves one out.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if 0 <= pl_module.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.on_train_start(trainer, pl_module)
+
+
 class Checkpoints(L.Callback):
     """Saves after optimizer steps and when the stage ends, keeps the newest few, and heeds signals.
 
@@ -174,7 +189,7 @@ class Checkpoints(L.Callback):
         self._save(trainer)
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
-        if not self._due or trainer.global_step == trainer.max_steps:  # else on_train_end does
+        if not self._due or trainer.should_stop:  # then on_train_end does
             return
         self._save(trainer)
         if self._signal:
@@ -264,11 +279,14 @@ class ProgressBar(L.Callback):
         self.stage = stage
         self._bar: tqdm[Any] | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            total = int(trainer.estimated_stepping_batches)
             self._bar = tqdm(
-                total=total, initial=trainer.global_step, desc=self.stage, unit="step", dynamic_ncols=True
+                total=pl_module.total_steps,
+                initial=trainer.global_step,
+                desc=self.stage,
+                unit="step",
+                dynamic_ncols=True,
             )
 
     def on_train_batch_end(
@@ -311,7 +329,7 @@ class ProgressLines(L.Callback):
         now = time.perf_counter()
         if now - self._said >= self.every_seconds and trainer.is_global_zero:
             self._said = now
-            step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+            step, total = trainer.global_step, pl_module.total_steps
             left = int((now - self._started) / max(step - self._first_step, 1) * (total - step))
             numbers = _numbers(trainer, self.stage)
             text = f"step {step} of {total}, {numbers}, {left // 60}:{left % 60:02d} left"

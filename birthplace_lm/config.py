@@ -339,8 +339,11 @@ def _check_names(config: DictConfig) -> None:
                 f"names.{group}={name}: must be letters, digits, _ and -, at most 64: it names the run"
                 f" directory; {group} has {', '.join(_options()[str(group)])}"
             )
-    for key in ("runs_root", "run_dir", "resume", "init_from"):
+    for key in ("runs_root", "run_dir", "resume", "init_from", "data.root"):
+        value = OmegaConf.select(config, key)
+        if "://" in (value or ""):
+            raise InputError(f"{key}={value}: a URL; give the path of something on this machine")
         try:
-            Path(config[key] or ".").expanduser()
+            Path(value or ".").expanduser()
         except RuntimeError as error:
-            raise InputError(f"{key}={config[key]}: there is no such home; write the path in full") from error
+            raise InputError(f"{key}={value}: there is no such home; write the path in full") from error

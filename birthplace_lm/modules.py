@@ -43,6 +43,7 @@ class CharacterModel(L.LightningModule):
         optimizer: factory called with `model` and `lr`.
         learning_rate: the peak rate.
         schedule: factory called with `total`, the characters of the stage; gives the factor of the rate.
+        max_steps: optimizer steps to end after; -1 for no other end than that of the epochs.
         seed: of the run.
         may_skip: steps of this stage that may be left out because their gradient is not finite.
         folder: where to report them.
@@ -56,6 +57,7 @@ class CharacterModel(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         learning_rate: float,
         schedule: Callable[..., Schedule],
+        max_steps: int,
         seed: int,
         may_skip: int,
         folder: Path,
@@ -67,6 +69,8 @@ class CharacterModel(L.LightningModule):
         self.optimizer_factory = optimizer
         self.learning_rate = learning_rate
         self.schedule_factory = schedule
+        self.max_steps = max_steps
+        self.total_steps = 0  # of the stage; known when the optimizers are
         self.seed = seed
         self.may_skip = may_skip
         self.folder = folder
@@ -87,8 +91,8 @@ class CharacterModel(L.LightningModule):
             row_characters=self.model.block_size - 1,
         )
         assert self.trainer.max_epochs is not None  # the pipeline always gives it
-        steps = clock.steps_of(self.trainer.max_epochs, self.trainer.max_steps)
-        schedule = self.schedule_factory(total=clock.characters(steps))
+        self.total_steps = clock.steps_of(self.trainer.max_epochs, self.max_steps)
+        schedule = self.schedule_factory(total=clock.characters(self.total_steps))
         optimizer = self.optimizer_factory(model=self.model, lr=self.learning_rate)
         scheduler = LambdaLR(optimizer, lambda step: schedule(clock.characters(step + 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
-from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, progress
+from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit, progress
 from birthplace_lm.data.corpus import Corpus, check_unchanged
 from birthplace_lm.data.module import BatchDataModule, Loading
 from birthplace_lm.error import BirthplaceError, CheckpointError, InputError, Stopped, UnexpectedError
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
 
 STAGE_RESULT = "result.json"
+SHORTENED_BY = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
             raise
         except Exception as error:
             known = _known(error)
-            log.debug("%s", known, exc_info=True)
+            with suppress(OSError):  # the disk may be what is wrong
+                log.debug("%s", known, exc_info=True)
             directory.end("failed", known)
             raise known from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
@@ -145,6 +148,10 @@ def _rehearse(config: DictConfig, corpus: Corpus) -> None:
             f"{key}={config.trainer[key]}" for key in ("accelerator", "devices", "precision", "strategy")
         )
         raise InputError(f"trainer: {reason} ({asked})") from error
+    if config.trainer.precision.startswith("16") and trainer.strategy.root_device.type == "cpu":
+        raise InputError(
+            f"trainer.precision={config.trainer.precision}: needs a GPU, and this is a CPU; take bf16-mixed"
+        )
     for key in ("init_from", "resume"):
         if config[key] not in (None, "auto", "never"):
             try:
@@ -187,8 +194,8 @@ def _check_given(model: GPT, path: Path, config: DictConfig, corpus: Corpus) -> 
     if there != here:
         more, fewer = "".join(sorted({*there} - {*here})), "".join(sorted({*here} - {*there}))
         raise CheckpointError(
-            f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only there:"
-            f" {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
+            f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only"
+            f" there: {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
         )
     load_weights(model, path)
     if path == Path(config.resume).expanduser() and not config.stages[content["stage"]].enabled:
@@ -255,6 +262,7 @@ def train_stage(
         optimizer=instantiate(config.optimizer),
         learning_rate=stage.learning_rate,
         schedule=instantiate(stage.schedule),
+        max_steps=config.trainer.max_steps,
         seed=config.seed,
         may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
         folder=folder,
@@ -272,6 +280,7 @@ def train_stage(
         meter,
         SampleAnswers(name),
         *progress(name, config.trainer.enable_progress_bar),
+        StepLimit(),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
     ]
     trainer = _trainer(config, stage, folder, callbacks, resume)
@@ -281,6 +290,9 @@ def train_stage(
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    whole = not any(config.trainer[key] for key in SHORTENED_BY)
+    if whole and trainer.global_step < module.total_steps:
+        raise UnexpectedError(f"{name} ended after step {trainer.global_step} of {module.total_steps}")
     if trainer.is_global_zero:
         spent = meter.state_dict()
         result = StageResult(
@@ -347,6 +359,7 @@ def _trainer(
     trainer: L.Trainer = instantiate(
         config.trainer,
         **own,
+        max_steps=-1,  # see StepLimit
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(folder),
         logger=logger,

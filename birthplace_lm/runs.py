@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,11 +17,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import signals
+from birthplace_lm.config import read
 from birthplace_lm.error import CheckpointError, InputError
-from birthplace_lm.files import remove_unfinished, write_text
+from birthplace_lm.files import TEMPORARY, remove_unfinished, write_text
 
 log = logging.getLogger(__name__)
 
+UNCLAIMED = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
 # What a run may differ in and still end with the same numbers.
 WITHOUT_EFFECT = ("runs_root", "run_dir", "resume", "overwrite", "dry_run", "debug", "checkpoint")
 TRAINER_WITHOUT_EFFECT = (
@@ -85,11 +89,11 @@ def check_claim(path: Path, config: DictConfig) -> None:
     """
     saved = path / "config.yaml"
     if saved.is_file():
-        ours, theirs = identity(config), identity(DictConfig(OmegaConf.load(saved)))
+        ours, theirs = identity(config), identity(read(saved))
         if ours != theirs:
             key = _first_difference(theirs, ours)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
-    elif path.exists() and (not path.is_dir() or any(p.name != "lock" for p in path.iterdir())):
+    elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= UNCLAIMED):
         raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
 
 
@@ -191,7 +195,7 @@ def locked(directory: Path, wait: bool) -> Iterator[None]:
         Stopped: a signal has ended the waiting.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    with (directory / "lock").open("a") as file:
         waited = False
         while not _lock(file.fileno()):
             if not wait:
@@ -216,7 +220,7 @@ def _lock(file: int) -> bool:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Everything we, Lightning and `warnings` have to say, with times, at the end of a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("birthplace_lm", "lightning.pytorch", "py.warnings")]
     for logger in loggers:
@@ -226,7 +230,16 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk has not taken
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let a full disk end the run; logging would print a traceback and go on."""
+        error = sys.exception()
+        if isinstance(error, OSError) and threading.current_thread() is threading.main_thread():
+            raise OSError(error.errno, error.strerror, self.baseFilename) from error
 
 
 def _first_difference(one: Any, other: Any, key: str = "") -> str:

@@ -1,14 +1,23 @@
-"""`train.py` in processes that start in a moment, so that they can be killed by the hundred."""
+"""`train.py` in processes that start in a moment, so that they can be killed by the hundred, and what it leaves."""
 
+import contextlib
+import functools
+import hashlib
+import json
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from birthplace_lm import checkpoint
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -16,34 +25,35 @@ _context = multiprocessing.get_context("forkserver")
 
 
 class Program:
-    """`python train.py ARGUMENTS`, in a process group of its own, forked from a server that has torch already.
+    """`python train.py ARGUMENTS`, leading a session of its own, forked from a server that has torch already.
 
     Attributes:
-        stdout, stderr: files that it writes to, anew each time.
+        stdout, stderr: files in `folder`, written anew by each.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+        _start_server()
         folder.mkdir(exist_ok=True)
         self.stdout, self.stderr = folder / "stdout", folder / "stderr"
-        self.began = time.monotonic()
-        paths = str(self.stdout), str(self.stderr)
-        self._process = _context.Process(target=_train, args=(list(arguments), *paths))
+        for file in (self.stdout, self.stderr):
+            file.write_bytes(b"")
+        self._process = _context.Process(
+            target=_train, args=(list(arguments), str(self.stdout), str(self.stderr))
+        )
         self._process.start()
         self.pid: int = self._process.pid or 0
 
     def heeds(self, number: int) -> bool:
-        """Whether it has installed a handler of this signal."""
-        status = dict(
-            line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        )
-        return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+        """Whether it handles this signal by now."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+        return False
 
-    def send(self, number: int, group: bool = False) -> None:
-        """Send a signal; to all of its group, as a terminal does."""
-        try:
-            (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
+    def send(self, number: int, to_all: bool = False) -> None:
+        """Send a signal to it, or as a terminal does to all of its processes."""
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            (os.killpg if to_all else os.kill)(self.pid, number)
 
     def running(self, seconds: float) -> bool:
         """Whether it is still running after that time."""
@@ -54,25 +64,93 @@ class Program:
         """Its exit code as a shell shows it."""
         assert not self.running(seconds), f"hangs: {self.stderr.read_text()}"
         code = self._process.exitcode
-        self._process.close()
+        assert code is not None
         return code if code >= 0 else 128 - code
 
 
-def start_server() -> None:
-    """Import everything once."""
+@functools.cache
+def _start_server() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _context.set_forkserver_preload(
-        ["__main__", "program", "birthplace_lm.pipeline", "birthplace_lm.sweep", "torch.utils.tensorboard"]
-    )
+    _context.set_forkserver_preload(["__main__", "pytest", "birthplace_lm.pipeline", "birthplace_lm.sweep"])
     forkserver.ensure_running()
 
 
 def _train(arguments: list[str], stdout: str, stderr: str) -> None:
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # of data loading workers; ours would be inherited
+    multiprocessing.set_start_method("fork", force=True)  # of data workers; else they would inherit ours
     for number in SIGNALS:  # whoever runs the tests may ignore some
         signal.signal(number, signal.SIG_DFL)
     for file, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), file)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), file)
     sys.argv = [str(TRAIN), *arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What a finished run leaves, but for times: metrics, answers, and of each stage weights and curves."""
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    found: dict[str, Any] = {"metrics": _without_times(json.loads((run / "metrics.json").read_text()))}
+    found |= {path.name: path.read_text() for path in (run / "predictions").iterdir()}
+    for stage in ("pretrain", "finetune"):
+        if (run / stage).exists():
+            found[f"{stage} result"] = _without_times(json.loads((run / stage / "result.json").read_text()))
+            found[f"{stage} weights"] = _digest(checkpoint.load(checkpoint.saved_in(run / stage)[0]))
+            found |= {f"{stage} {tag}": points for tag, points in curves(run / stage).items()}
+    return found
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What TensorBoard shows: (step, value) by tag; of speeds the steps alone."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})  # as TensorBoard itself reads them
+    events.Reload()
+    found: dict[str, list[tuple[int, Any]]] = {}
+    for tag in events.Tags()["tensors"]:
+        timed = tag.endswith("characters_per_second")
+        found[tag] = [
+            (event.step, None if timed else make_ndarray(event.tensor_proto).tolist())
+            for event in events.Tensors(tag)
+        ]
+    return found
+
+
+def steps_taken(folder: Path, stage: str) -> int:
+    """As far as the curves on disk tell."""
+    return max((step + 1 for step, _ in curves(folder).get(f"{stage}/loss", [])), default=0)
+
+
+def saved_step(folder: Path) -> int:
+    """Of the newest whole checkpoint; 0 if there is none."""
+    newest = checkpoint.newest_in(folder)
+    return 0 if newest is None else checkpoint.step_of(newest) or 0
+
+
+def unfinished(root: Path, run: Path) -> dict[str, Path]:
+    """The folders of the stages that have begun and not ended."""
+    folders = {"finetune": run / "finetune"} | {"pretrain": path for path in root.glob("pretrained/*")}
+    return {
+        stage: folder
+        for stage, folder in folders.items()
+        if folder.is_dir() and not (folder / "result.json").exists()
+    }
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Half-written files, and hashes of nothing."""
+    return [
+        path
+        for path in root.rglob("*")
+        if path.suffix == ".tmp" or (path.suffix == ".sha256" and not path.with_suffix("").exists())
+    ]
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(inner) for key, inner in value.items() if key != "seconds"}
+    return value
+
+
+def _digest(state: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(state["state_dict"].items()):
+        digest.update(name.encode() + weight.numpy().tobytes())
+    return digest.hexdigest()

@@ -186,28 +186,20 @@ def check_trainable(corpus: Corpus) -> None:
     assert texts == [f"{question}{MASK}{place}{MASK}" for question, place, _ in rows_of(corpus.train)]
 
 
-SNIPPETS = [
-    *(b"\t", b"\t\t", b"\r", b"\n", b"\r\n", b"\n\n", b"\r\r", b" ", b"\n \n", b"\v", b"\f", b"\0", b"\x1b"),
-    *(b"\x7f", b"\x1c", b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc0\x80", b"\xed\xa0\x80"),
-    *(b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\xff\xfe", b"\x89PNG\r\n", b"\x1f\x8b\x08"),
-    *map(str.encode, [PAD, MASK, "\u200b", "\u2060", "\u00ad", "\u200e", "\u200f", "\u200d", "\u00a0"]),
-    *map(
-        str.encode,
-        ["\u2028", "\u2029", "\u0085", "\u3000", "e\u0301", "\u00e9", "\u0301", "\u212b", "\ufb01"],
-    ),
-    *map(
-        str.encode, ["\u0323\u0307", "\u0301" * 30, "\u0301" * 31, "\u1100\u1161", "\U0001f600", "\U00010000"]
-    ),
-    *map(str.encode, ["\u202e", "\ufffd", "\ufffe", "\U0010ffff", "\u0344", "\u0958", "\u2126", "\u0130"]),
-    *(
-        b"a" * 99_999,
-        b"a" * 100_001,
-        b"\xc3\xa9" * 60_000,
-        b"Where was A born?\tRome\n",
-        b"\tRome\n",
-        b"A\t\n",
-    ),
+SIGNS = (  # each alone does something to a line, a word or its form
+    "\t\r\n\v\f\0\x1b\x7f\x1c \u00a0\u3000\u0085\u2028\u200b\u2060\u00ad\u200e\u200f\u200d\u202e"
+    "\u00e9\u0301\u212b\ufb01\u0344\u0958\ufffd\ufffe\U0010ffff"
+)
+TEXTS = [
+    *(*SIGNS, PAD, MASK, "\r\n", "\n\n", "\n \n", "\t\t", "A\t\n", "\tRome\n", "Where was A born?\tRome\n"),
+    *("e\u0301", "\u0323\u0307", "\u1100\u1161", "\u0301" * 30, "\u0301" * 31),
+    *("a" * 99_999, "\n" + "a" * 100_000 + "\n", "a" * 100_001, "\u00e9" * 60_000),
 ]
+BYTES = [  # none of it UTF-8
+    *(b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"),
+    *(b"\xff\xfe", b"\x89PNG\r\n", b"\x1f\x8b\x08"),
+]
+SNIPPETS = [*(text.encode() for text in TEXTS), *BYTES]
 ENCODINGS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-7", "utf-8-sig", "cp037"]
 
 
@@ -347,39 +339,16 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 GROUPS = {
-    group.name: sorted(path.stem for path in group.glob("*.yaml"))
-    for group in CONF.iterdir()
-    if group.is_dir()
+    folder.name: sorted(f.stem for f in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
 }
-TARGETS = [
-    *(
-        "os.system",
-        "torch.load",
-        "subprocess.Popen",
-        "builtins.eval",
-        "pickle.loads",
-        "birthplace_lm.files.os.system",
-    ),
-    *(
-        "birthplace_lm.files.write_text",
-        "birthplace_lm.data.biographies.write_biographies",
-        "lightning.Trainer",
-    ),
-    *(
-        "birthplace_lm.optimizers.adamw",
-        "birthplace_lm.schedules.cosine",
-        "birthplace_lm.data.rows.Batch",
-        "[]",
-    ),
-    *(
-        "birthplace_lm",
-        "birthplace_lm.models.attention.synthesizer.SynthesizerAttention",
-        "null",
-        "3",
-        "???",
-        "''",
-    ),
-]
+TARGET_WORDS = """
+os.system torch.load subprocess.Popen builtins.eval pickle.loads lightning.Trainer birthplace_lm null 3 ???
+'' [] birthplace_lm.files.os.system birthplace_lm.files.write_text
+birthplace_lm.data.biographies.write_biographies birthplace_lm.data.rows.Batch
+birthplace_lm.models.attention.synthesizer.SynthesizerAttention birthplace_lm.optimizers.adamw
+birthplace_lm.schedules.cosine
+"""
+TARGETS = TARGET_WORDS.split()
 GOOD: dict[str, list[str]] = {
     "model.n_layer": ["1", "3", "'2'", "int(2.0)"],
     "model.n_head": ["1", "2", "8", "${model.n_layer}"],
@@ -400,281 +369,56 @@ GOOD: dict[str, list[str]] = {
     "runs_root": ["/tmp/a b", "'a=b,c'", "é", "${oc.env:HOME}/x", "a/../b", "'~/x'", "${hydra:runtime.cwd}"],
     "run_dir": ["null", "x", "'1e3'", "'null'", "'2020-01-01'", "${runs_root}/one"],
     "data.root": ["/nowhere", "${oc.env:HOME}", "${oc.env:NOT_THERE,x}", "'~/data'"],
-    "names.attention": ["mine", "${oc.decode:3}", "a_b-c"],
+    "names.attention": ["mine", "3", "a_b-c"],
 }
+BAD_WORDS = r"""
+nan inf -inf -1 0 1.5 1e400 -1e400 1e-3 -0.0 +1 0x10 1:30 2020-01-01 many true null yes None ~ '' [] {}
+[1,2] [[]] {a:1} {1:2,a:3} {true:1} [{1:2}] ??? '???' '${' ${ } a,b a=b "' . .. / \ '\\' % # @ &a *a <<
+../../x /etc/passwd '~nobody_has_this/x' './~nobody_has_this' '!!python/object:os.system' spawn ddp_notebook
+int(x) int(inf) str([1]) choice(1,2) range(1,3) glob(*) float(nan) sort(2,1) tag(a,1) extend_list(1)
+json_str({a:1}) shuffle(1) bool(2) interval(0,1) cast(3) https://example.org/x
+"""
 BAD = [
-    *(
-        "nan",
-        "inf",
-        "-inf",
-        "-1",
-        "0",
-        "1.5",
-        "1e400",
-        "-1e400",
-        "1" + "0" * 30,
-        "1" + "0" * 400,
-        "1" + "0" * 5000,
-    ),
-    *(
-        "many",
-        "true",
-        "null",
-        "",
-        "''",
-        "[]",
-        "{}",
-        "[1,2]",
-        "[[]]",
-        "{a:1}",
-        "{1:2,a:3}",
-        "{true:1}",
-        "[{1:2}]",
-    ),
-    *(
-        "???",
-        "'???'",
-        "'${'",
-        "${",
-        "}",
-        "a b",
-        "'a b'",
-        "a,b",
-        "a=b",
-        "\"'",
-        "'a\x00b'",
-        "'a\nb'",
-        "'\x1b[31m'",
-    ),
-    *("'\udcff'", "'\ud800'", "'\u2028'", "'\u0085'", "'\u202e'", "'😀'", "'" + "x" * 300 + "'", "x" * 5000),
-    *(
-        "../../x",
-        "/etc/passwd",
-        "'~nobody_has_this/x'",
-        "'./~nobody_has_this'",
-        ".",
-        "..",
-        "/",
-        "'\\\\'",
-        "\\",
-    ),
-    *(
-        "[" * 50,
-        "{a:" * 100 + "1" + "}" * 100,
-        "[" * 100 + "]" * 100,
-        "'!!python/object:os.system'",
-        "&a",
-        "*a",
-        "<<",
-    ),
-    *(
-        "choice(1,2)",
-        "range(1,3)",
-        "glob(*)",
-        "int(x)",
-        "int(inf)",
-        "float(nan)",
-        "str([1])",
-        "sort(2,1)",
-        "tag(a,1)",
-    ),
-    *("extend_list(1)", "json_str({a:1})", "shuffle(1)", "bool(2)", "interval(0,1)", "cast(3)", "int(" * 60),
-    *(
-        "spawn",
-        "ddp_notebook",
-        "None",
-        "~",
-        "yes",
-        "0x10",
-        "1:30",
-        "2020-01-01",
-        "1e-3",
-        "-0.0",
-        "+1",
-        "%",
-        "#",
-        "@",
-    ),
+    *BAD_WORDS.split(),
+    *("", "a b", "'a b'", "'a\0b'", "'a\nb'", "'\x1b[31m'", "'\u2028'", "'\u0085'", "'\u202e'"),
+    *("'\udcff'", "'\ud800'", "x" * 5000, f"'{'x' * 300}'"),
+    *("1" + "0" * zeros for zeros in (30, 400, 5000)),
+    *("[" * 50, "[" * 100 + "]" * 100, "{a:" * 100 + "1" + "}" * 100, "int(" * 60),
     *(f"{{_target_:{target}}}" for target in TARGETS),
     *(f"[{{_target_:{target},_partial_:true}}]" for target in TARGETS),
 ]
-INTERPOLATIONS = [
-    *(
-        "${model}",
-        "${seed}",
-        "${nope}",
-        "${.x}",
-        "${..seed}",
-        "${...}",
-        "${model.n_layer}",
-        "${stages.finetune}",
-    ),
-    *(
-        "${oc.env:HOME}",
-        "${oc.env:NOT_THERE}",
-        "${oc.env:NOT_THERE,null}",
-        "${oc.env:NOT_THERE,'${seed}'}",
-        "${oc.env:}",
-    ),
-    *(
-        "${oc.env:TRICKY}",
-        "${oc.decode:${oc.env:TRICKY}}",
-        "${oc.decode:'{a'}",
-        "${oc.decode:'[1,2]'}",
-        "${oc.decode:null}",
-    ),
-    *(
-        "${oc.decode:'{1: 2, a: 3}'}",
-        "${oc.decode:'${oc.env:HOME}'}",
-        "${oc.decode:nan}",
-        "${oc.decode:'\\${seed}'}",
-    ),
-    *(
-        "${oc.create:{a:1}}",
-        "${oc.create:'{_target_: os.system}'}",
-        "${oc.select:nope}",
-        "${oc.select:seed,3}",
-    ),
-    *(
-        "${oc.dict.keys:model}",
-        "${oc.dict.values:model}",
-        "${oc.dict.keys:seed}",
-        "${oc.deprecated:nope}",
-        "${oc.x:1}",
-    ),
-    *(
-        "${hydra:}",
-        "${hydra:job.name}",
-        "${hydra:job.id}",
-        "${hydra:runtime}",
-        "${hydra:runtime.cwd}",
-        "${hydra:nope.x}",
-    ),
-    *(
-        "${hydra:runtime.choices}",
-        "${hydra:runtime.choices.nope}",
-        "${python:os.system}",
-        "${eval:'1+1'}",
-        "${now:%Y}",
-    ),
-    *(
-        "'\\${seed}'",
-        "'\\${nope}'",
-        "a${seed}b",
-        "${seed}${nope}",
-        "${${seed}}",
-        "${oc.env:${seed}}",
-        "${" * 40 + "}" * 40,
-    ),
-]
-WHOLE = [  # overrides that are no KEY=VALUE of ours
-    *(
-        "",
-        "=",
-        "==",
-        "+",
-        "++",
-        "~",
-        "+=",
-        "seed",
-        "--help",
-        "-m",
-        "/",
-        "@",
-        "a b=1",
-        "\0=1",
-        "\udcff=1",
-        "x\ny=1",
-        "é=1",
-    ),
-    *(
-        "~seed",
-        "~seed=3",
-        "~zzz",
-        "~optimizer",
-        "~model",
-        "~stages.finetune",
-        "~attention",
-        "~attention=zzz",
-        "~optimizer.betas",
-    ),
-    *(
-        "hydra=null",
-        "hydra.x=1",
-        "hydra.mode=x",
-        "hydra.run.dir=/x",
-        "hydra.run=3",
-        "hydra/launcher=x",
-        "hydra/launcher=null",
-    ),
-    *(
-        "hydra.searchpath=3",
-        "hydra.searchpath=[x]",
-        "hydra.callbacks={a:{_target_:os.system}}",
-        "hydra.job.chdir=x",
-        "~hydra",
-    ),
-    *(
-        "+hydra.job.env_set.A=b",
-        "hydra/sweeper=x",
-        "hydra.verbose={}",
-        "hydra.version=x",
-        "hydra.overrides=3",
-        "defaults=[]",
-    ),
-    *(
-        "+seed=1",
-        "++seed=1",
-        "+model={n_layer:1}",
-        "schema=x",
-        "+schema=x",
-        "attention@model=vanilla",
-        "attention@x.y=vanilla",
-    ),
-    *(
-        "+experiment=cs224n_2021",
-        "experiment=[cs224n_2021]",
-        "attention=[vanilla,synthesizer]",
-        "attention=vanilla,synthesizer",
-    ),
-    *(
-        "optimizer.betas.0=1",
-        "optimizer.betas.x=1",
-        "optimizer.betas.9=1",
-        "optimizer.betas[0]=1",
-        "seed.x=1",
-        "++seed.x.y=1",
-    ),
-    *(
-        "+model._target_=os.system",
-        "+_target_=os.system",
-        "+trainer.plugins=[{_target_:os.system}]",
-        "+trainer.callbacks=[x]",
-    ),
-    *(
-        "+optimizer._args_=[1]",
-        "+optimizer._convert_=all",
-        "+optimizer._recursive_=false",
-        "~optimizer._partial_",
-    ),
-    *(
-        "attention=/vanilla",
-        "attention=vanilla.yaml",
-        "attention=../attention/vanilla",
-        "attention=vanilla/",
-        "data=.",
-        "data=..",
-    ),
-]
+INTERPOLATION_WORDS = r"""
+${model} ${seed} ${nope} ${.x} ${..seed} ${...} ${model.n_layer} ${stages.finetune} '\${seed}' '\${nope}'
+a${seed}b ${seed}${nope} ${${seed}} ${oc.env:HOME} ${oc.env:NOT_THERE} ${oc.env:NOT_THERE,null}
+${oc.env:NOT_THERE,'${seed}'} ${oc.env:} ${oc.env:TRICKY} ${oc.env:${seed}} '${oc.decode:${oc.env:TRICKY}}'
+${oc.decode:'{a'} ${oc.decode:'[1,2]'} ${oc.decode:null} ${oc.decode:nan} ${oc.decode:'{1:2,a:3}'}
+${oc.decode:'${oc.env:HOME}'} ${oc.decode:'\${seed}'} ${oc.create:{a:1}} ${oc.create:'{_target_:os.system}'}
+${oc.select:nope} ${oc.select:seed,3} ${oc.dict.keys:model} ${oc.dict.values:model} ${oc.dict.keys:seed}
+${oc.deprecated:nope} ${oc.x:1} ${hydra:} ${hydra:job.name} ${hydra:job.id} ${hydra:runtime}
+${hydra:runtime.cwd} ${hydra:nope.x} ${hydra:runtime.choices} ${hydra:runtime.choices.nope}
+${python:os.system} ${eval:'1+1'} ${now:%Y}
+"""
+INTERPOLATIONS = [*INTERPOLATION_WORDS.split(), "${" * 40 + "}" * 40]
+OTHER_WORDS = """
+= == + ++ ~ += seed --help -m / @ é=1 ~seed ~seed=3 ~zzz ~optimizer ~model ~stages.finetune ~attention
+~attention=zzz ~optimizer.betas ~optimizer._partial_ hydra=null hydra.x=1 hydra.mode=x hydra.run.dir=/x
+hydra.run=3 hydra/launcher=x hydra/launcher=null hydra.searchpath=3 hydra.searchpath=[x] hydra.job.chdir=x
+~hydra hydra.callbacks={a:{_target_:os.system}} +hydra.job.env_set.A=b hydra/sweeper=x hydra.verbose={}
+hydra.version=x hydra.overrides=3 defaults=[] +seed=1 ++seed=1 +model={n_layer:1} schema=x +schema=x
+attention@model=vanilla attention@x.y=vanilla +experiment=cs224n_2021 experiment=[cs224n_2021]
+attention=[vanilla,synthesizer] attention=vanilla,synthesizer attention=[{a:1}] attention={a:1}
+attention=/vanilla attention=vanilla.yaml attention=../attention/vanilla attention=vanilla/ data=. data=..
+optimizer.betas.0=1 optimizer.betas.x=1 optimizer.betas.9=1 optimizer.betas[0]=1 seed.x=1 ++seed.x.y=1
++model._target_=os.system +_target_=os.system +trainer.plugins=[{_target_:os.system}] +trainer.callbacks=[x]
++optimizer._args_=[1] +optimizer._convert_=all +optimizer._recursive_=false
+"""
+OTHERS = [*OTHER_WORDS.split(), "", "a b=1", "\0=1", "\udcff=1", "x\ny=1"]  # no KEY=VALUE with a key of ours
 
 
 def misspelt(key: str, rng: random.Random) -> str:
     at = rng.randrange(len(key))
-    return (
-        key[:at]
-        + rng.choice(["", ".", "x", "_", "é", "-", "/", ":", "[", "$", " ", key[at] * 2])
-        + key[at + 1 :]
-    )
+    wrong = rng.choice(["", ".", "x", "_", "é", "-", "/", ":", "[", "$", " ", key[at] * 2])
+    return key[:at] + wrong + key[at + 1 :]
 
 
 def random_override(keys: list[str], rng: random.Random) -> str:
@@ -688,10 +432,9 @@ def random_override(keys: list[str], rng: random.Random) -> str:
     if draw < 0.52:
         return f"{rng.choice([*GROUPS])}={rng.choice([*BAD, *INTERPOLATIONS, 'vanila', 'tiny'])}"
     if draw < 0.58:
-        return rng.choice(WHOLE)
-    key = rng.choice(
-        [*keys, *(key for key in keys if key.endswith(("_target_", "_partial_")) for _ in range(3))]
-    )
+        return rng.choice(OTHERS)
+    called = [key for key in keys if key.endswith(("_target_", "_partial_"))]
+    key = rng.choice(keys + called * 3)
     if draw < 0.64:
         key = misspelt(key, rng)
     if key.endswith("._target_"):
@@ -742,13 +485,11 @@ def check_sound(config: DictConfig) -> None:
         elif isinstance(value, str):
             assert value
             assert not re.search(r"\$\{|[\0\n\r]", value)
-    for folder in (
-        run_directory(config) if config.run_dir is None else None,
-        pretraining_directory(config).parent,
-    ):
-        if folder is not None:
-            assert folder.parent == Path(config.runs_root).expanduser()
-            assert len(folder.name.encode()) < 255
+    root = Path(config.runs_root).expanduser()
+    assert pretraining_directory(config).parent == root / "pretrained"
+    if config.run_dir is None:
+        assert run_directory(config).parent == root
+        assert len(run_directory(config).name.encode()) < 255
     assert OmegaConf.is_readonly(config)
 
 

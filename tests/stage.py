@@ -1,0 +1,130 @@
+"""A stage that is fitted in this process, or in a child that can be killed, and what it leaves."""
+
+import hashlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.summary.writer import event_file_writer
+
+from birthplace_lm import checkpoint, pipeline
+from birthplace_lm.config import load
+from birthplace_lm.data.corpus import read_corpus
+
+
+def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
+    """A configuration whose stages save after their steps 2, 4, 6 and the last: 7 of pretraining."""
+    return load(
+        [
+            "model=tiny",
+            "model.n_layer=1",
+            f"data.root={people}",
+            f"runs_root={root / 'runs'}",
+            "stages.pretrain.max_epochs=2",
+            "stages.pretrain.batch_size=10",
+            "stages.finetune.max_epochs=2",
+            "stages.finetune.batch_size=5",
+            "trainer.accelerator=cpu",
+            "trainer.log_every_n_steps=1",
+            "checkpoint.every_n_steps=2",
+            *overrides,
+        ]
+    )
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Many runs within a second: their event files are told apart by a count instead."""
+    with (
+        mock.patch.object(pipeline, "_await_new_second"),
+        mock.patch.object(event_file_writer._global_uid, "_value", 10**6, create=True),
+    ):
+        yield
+
+
+def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) -> None:
+    """Train a stage as the pipeline does, from the newest checkpoint if there is one."""
+    with without_waiting(), mock.patch.object(pipeline, "progress", lambda *args: [*callbacks]):
+        corpus = read_corpus(config.data, config.model.block_size)
+        pipeline.fit_stage(stage, config, corpus, folder, None)
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """The whole pipeline."""
+    with without_waiting():
+        return pipeline.run(config, read_corpus(config.data, config.model.block_size))
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of all that the newest checkpoint holds, but for times and paths."""
+    state = checkpoint.load(checkpoint.saved_in(folder)[0])
+    ours = {key: value for key, value in state["birthplace_lm"].items() if key in ("stage", "vocab", "data")}
+    for name in [key for key in state["callbacks"] if key.startswith("Meter")]:
+        state["callbacks"][name].pop("seconds")
+    sha = hashlib.sha256()
+    _add(sha, {**state, "birthplace_lm": ours})
+    return sha.hexdigest()
+
+
+def _add(sha: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        sha.update(str(value.dtype).encode() + value.numpy().tobytes())
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            sha.update(str(key).encode())
+            _add(sha, value[key])
+    elif isinstance(value, list | tuple):
+        sha.update(b"[")
+        for item in value:
+            _add(sha, item)
+    else:
+        sha.update(repr(value).encode())
+
+
+def orphans(folder: Path) -> list[str]:
+    """Half files, and hashes of what is not there."""
+    return sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.suffix == ".tmp" or (path.suffix == ".sha256" and not path.with_suffix("").exists())
+    )
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do it in a child; its exit code, negative for the signal that killed it, 1 for an exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def sign(path: Path) -> None:
+    """Write the hash that belongs to a checkpoint, as whoever forges one would."""
+    path.with_name(path.name + ".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest() + "\n")
+
+
+def forge(path: Path, content: Any) -> None:
+    """Save anything as a checkpoint with the right hash."""
+    torch.save(content, path)
+    sign(path)
+
+
+def write_config(run_directory: Path, config: DictConfig) -> None:
+    run_directory.mkdir(parents=True, exist_ok=True)
+    (run_directory / "config.yaml").write_text(OmegaConf.to_yaml(config))

@@ -1,0 +1,105 @@
+"""SIGTERM, SIGINT, SIGHUP, SIGUSR1 at any moment: nothing is lost, and the exit code says which it was."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import SIGNALS, Program, leftovers, outcome, saved_step, steps_taken, unfinished
+
+STOPPED = (
+    r"stopped by {name} (after step (?P<step>\d+) of (?P<stage>\w+)|before \w+( \w+)?|during the evaluation);"
+    r" the same command goes on from there\n"
+)
+AGAIN = "stopping after this step; press Ctrl-C again to stop at once"
+
+
+@pytest.fixture
+def arguments(tiny: list[str]) -> list[str]:
+    return [
+        *tiny, "model.dropout=0.1", "checkpoint.every_n_steps=100", "stages.pretrain.max_epochs=6",
+        "stages.finetune.max_epochs=5", "trainer.accumulate_grad_batches=2", "stages.finetune.num_workers=1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signalled_at_any_moment(
+    number: signal.Signals, arguments: list[str], tmp_path: Path, amount: Any, record: Any
+) -> None:
+    seconds, expected = undisturbed(arguments, tmp_path / "whole")
+    moments = random.Random(int(number))
+    ends: Counter[str] = Counter()
+    runs = 0
+    while ends.total() < amount(3, 50):
+        runs += 1
+        root, run = tmp_path / str(runs), tmp_path / str(runs) / "run"
+        code = -1
+        while code != 0:
+            program = Program([*arguments, f"runs_root={root}", f"run_dir={run}"], tmp_path / "output")
+            signalled = ends.total() < amount(3, 50)
+            if signalled:
+                await_handlers(program)
+                program.running(moments.uniform(0, seconds))
+                program.send(number, to_all=moments.random() < 0.5)
+            code = program.wait()
+            said = program.stderr.read_text()
+            assert "Traceback" not in said + program.stdout.read_text()
+            if code != 0:
+                assert signalled
+                assert code == 128 + number, said
+                ends[check_stopped(root, run, number, said)] += 1
+            elif signalled:
+                ends["ended first"] += 1
+        assert outcome(run) == expected
+        assert leftovers(root) == []
+        shutil.rmtree(root)
+    where = ", ".join(f"{count} {name}" for name, count in ends.most_common())
+    record(number.name, f"{ends.total()} ({where}), {runs} runs identical, no step lost")
+
+
+def undisturbed(arguments: list[str], root: Path) -> tuple[float, Any]:
+    """How long it takes, the server's own start left out, and what it leaves."""
+    for path in (root, root / "again"):
+        began = time.monotonic()
+        program = Program([*arguments, f"runs_root={path}", f"run_dir={path / 'run'}"], root / "output")
+        assert program.wait() == 0
+    return time.monotonic() - began, outcome(path / "run")
+
+
+def await_handlers(program: Program) -> None:
+    """Before they are installed a signal kills, as it does any process."""
+    while program.running(0) and not program.heeds(SIGNALS[-1]):
+        time.sleep(0.001)
+
+
+def check_stopped(root: Path, run: Path, number: signal.Signals, said: str) -> str:
+    """Where it stopped."""
+    lines = said.replace(f"\n{AGAIN}\n", "") if number == signal.SIGINT else said
+    match = re.fullmatch(STOPPED.format(name=number.name), lines)
+    assert match, said
+    if (run / "status.json").exists():
+        assert json.loads((run / "status.json").read_text())["state"] == "preempted"
+    else:
+        assert "before" in said
+    for stage, folder in unfinished(root, run).items():
+        assert saved_step(folder) == steps_taken(folder, stage)
+    if match["step"]:
+        assert int(match["step"]) == saved_step(run / match["stage"] if match["stage"] != "pretrain" else folder)
+    return f"after a step of {match['stage']}" if match["step"] else match[1]
+
+
+def test_a_second_ctrl_c_kills(arguments: list[str], tmp_path: Path) -> None:
+    program = Program([*arguments, f"runs_root={tmp_path}", f"run_dir={tmp_path / 'run'}"], tmp_path / "output")
+    await_handlers(program)
+    program.send(signal.SIGINT)
+    while AGAIN not in program.stderr.read_text():
+        assert program.running(0.001)
+    program.send(signal.SIGINT)
+    assert program.wait() == 130
+    assert program.stderr.read_text() == f"\n{AGAIN}\n"
