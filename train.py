@@ -9,9 +9,7 @@ signals.install()  # first of all: the imports below take a moment
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say them in one line
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from birthplace_lm import app, sweep
 from birthplace_lm.config import explain
@@ -28,14 +26,14 @@ def main() -> int:
     """Give the exit code; an error is one line."""
     try:
         job()
-    except BirthplaceError:
-        pass  # a job of a sweep failed, and has said why
+    except BirthplaceError as error:  # a job of a sweep failed, and has said why
+        app.remember(error)
     except sweep.Refused as refused:
         app.fail(refused.error)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        app.fail(explain(error))
-    except OSError as error:  # the folder of a sweep
+    except PermissionError as error:  # the folder of a sweep
         app.fail(CheckpointError(f"{error.filename}: {error.strerror}"))
+    except Exception as error:  # Hydra's, before a job begins: jobs say themselves what goes wrong
+        app.fail(explain(error))
     return app.finish()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ def run(config: DictConfig) -> float | None:
     """Check everything, then train; the dev exact match, or None for a dry run or after an error.
 
     Raises:
-        BirthplaceError: in a sweep, so that it counts as failed; the other jobs go on.
+        BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
     """
+    if _stopped():
+        return None  # Hydra starts the other jobs of a sweep nevertheless
     _log_to_console()
     try:
         return _run(config)
@@ -34,8 +37,8 @@ def run(config: DictConfig) -> float | None:
         if not isinstance(known, BirthplaceError):
             known = UnexpectedError(f"{type(error).__name__}: {error}; debug=true shows the traceback")
         fail(known, debug=bool(config.get("debug")))
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            sweep.note_failure(HydraConfig.get().job.num, known)
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN and not sweep.note_failure(hydra.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
 
@@ -45,7 +48,13 @@ def fail(error: BirthplaceError, debug: bool = False) -> None:
     if debug:
         traceback.print_exc()
     print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
-    _failures.append(error)
+    remember(error)
+
+
+def remember(error: BirthplaceError) -> None:
+    """Count what has been said already."""
+    if error not in _failures:
+        _failures.append(error)
 
 
 def finish() -> int:
@@ -54,10 +63,13 @@ def finish() -> int:
         return _failures[0].exit_code if _failures else 0
     rows = sweep.table()
     print("\n".join(rows))
-    stopped = [error for error in _failures if isinstance(error, Stopped)]
-    if stopped:
-        return stopped[0].exit_code
+    if stopped := _stopped():
+        return stopped.exit_code
     return 1 if _failures else 0
+
+
+def _stopped() -> Stopped | None:
+    return next((error for error in _failures if isinstance(error, Stopped)), None)
 
 
 def _run(config: DictConfig) -> float | None:
@@ -134,3 +146,10 @@ def _log_to_console() -> None:
         logging.captureWarnings(True)
         for name in ("lightning.pytorch", "py.warnings"):
             logging.getLogger(name).propagate = False  # into log.txt, not onto the screen
+        threading.excepthook = _log_thread
+
+
+def _log_thread(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writes: on a full disk it ends so, and tells us too."""
+    error = ended.exc_value or ended.exc_type()
+    log.debug("%s: %s", ended.thread, error, exc_info=error)

@@ -95,6 +95,7 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         _check_archive(content)
         found = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
+        _check_size(found)
         _check_content(path, found)
         # Ordered dicts may bring attributes, by which they can be made to seem something else.
         return {**found, "state_dict": {**found["state_dict"]}}
@@ -186,6 +187,20 @@ def _check_archive(content: bytes) -> None:
         raise ValueError("it is compressed, which no checkpoint of ours is")
 
 
+def _check_size(found: Any, most: int = 1_000_000) -> None:
+    """Check that whoever walks through it comes to an end: lists may hold one another many times."""
+    waiting = [found]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        most -= 1
+        if most < 0:
+            raise ValueError("it holds too much")
+
+
 def _check_content(path: Path, found: Any) -> None:
     ours = found.get("birthplace_lm") if isinstance(found, dict) else None
     state = found.get("state_dict") if isinstance(found, dict) else None
@@ -197,7 +212,7 @@ def _check_content(path: Path, found: Any) -> None:
     if not isinstance(ours, dict):
         raise CheckpointError(f"{path}: holds weights only; a checkpoint of this project is needed")
     if ours.get("format") != FORMAT:
-        theirs = ours.get("format")
+        theirs = str(ours.get("format"))[:20]
         raise CheckpointError(
             f"{path}: of another version of birthplace_lm (format {theirs}, this one reads {FORMAT})"
         )
@@ -206,6 +221,8 @@ def _check_content(path: Path, found: Any) -> None:
     for key, kind in OURS.items():
         if not isinstance(ours.get(key), kind):
             raise CheckpointError(f"{path}: its birthplace_lm.{key} is no {kind.__name__}")
+    if not all(isinstance(digest, str) for digest in ours["data"].values()):
+        raise CheckpointError(f"{path}: its data holds something else than hashes")
     if not all(isinstance(symbol, str) for symbol in ours["vocab"]):
         raise CheckpointError(f"{path}: its vocabulary holds something else than characters")
 

@@ -71,7 +71,7 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
             directory.end("preempted", error)
             raise
         except Exception as error:
-            known = _known(error)
+            known = _known(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
                 log.debug("%s", known, exc_info=True)
             directory.end("failed", known)
@@ -83,12 +83,11 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
         return metrics
 
 
-def _known(error: Exception) -> BirthplaceError:
+def _known(error: Exception, folder: Path) -> BirthplaceError:
     if isinstance(error, BirthplaceError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        # TensorBoard writes where no name is at hand.
-        return CheckpointError(f"{error.filename or 'the run directory'}: {error.strerror}")
+        return CheckpointError(f"{error.filename or folder}: {error.strerror}")  # TensorBoard gives no name
     said = str(error).strip().splitlines()
     return UnexpectedError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 

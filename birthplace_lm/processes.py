@@ -15,7 +15,9 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,31 +47,29 @@ def fit_in_processes(
     Raises:
         BirthplaceError: what the first process to fail said, or how it ended.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        config_file = Path(scratch, "config.yaml")
-        config_file.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-        task = {
-            "config": str(config_file),
-            "stage": stage,
-            "folder": str(folder),
-            "start": None if start is None else str(start),
-            "resume": None if resume is None else str(resume),
-        }
-        command = [sys.executable, "-m", "birthplace_lm.rank", json.dumps(task)]
-        port = _free_port()
-        children: list[subprocess.Popen[str]] = []
+    task = {
+        "config": OmegaConf.to_yaml(config),
+        "stage": stage,
+        "folder": str(folder),
+        "start": None if start is None else str(start),
+        "resume": None if resume is None else str(resume),
+    }
+    command = [sys.executable, "-m", "birthplace_lm.rank", json.dumps(task)]
+    port = _free_port()
+    children: list[subprocess.Popen[str]] = []
+    with ExitStack() as held:
+        errors = [held.enter_context(tempfile.TemporaryFile()) for _ in range(count)]  # gone if we are killed
         try:
             for rank in range(count):
-                with Path(scratch, f"{rank}.err").open("wb") as stderr:
-                    child = subprocess.Popen(
-                        command,
-                        env=_environment(rank, count, port),
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=stderr,
-                        text=True,
-                        start_new_session=True,  # Ctrl-C is for us to pass on
-                    )
+                child = subprocess.Popen(
+                    command,
+                    env=_environment(rank, count, port),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors[rank],
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for us to pass on
+                )
                 children.append(child)
                 threading.Thread(target=_relay, args=(child,), daemon=True).start()
             codes = _wait(children)
@@ -77,7 +77,7 @@ def fit_in_processes(
             for child in children:
                 child.kill()
                 child.wait()
-        said = [Path(scratch, f"{rank}.err").read_text("utf-8", "replace") for rank in range(count)]
+        said = [_content(error) for error in errors]
     for rank, text in enumerate(said):
         log.debug("process %d of %s ended with %d:\n%s", rank, stage, codes[rank], text)
     if error := _error(codes, said, stage):
@@ -101,6 +101,11 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def _relay(child: subprocess.Popen[str]) -> None:

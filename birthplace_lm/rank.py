@@ -26,7 +26,7 @@ def main(task: str) -> int:
     given = json.loads(task)
     start, resume = (None if given[key] is None else Path(given[key]) for key in ("start", "resume"))
     try:
-        config = checked(DictConfig(OmegaConf.load(given["config"])))
+        config = checked(DictConfig(OmegaConf.create(given["config"])))
         corpus = read_corpus(config.data, config.model.block_size)
         train_stage(given["stage"], config, corpus, Path(given["folder"]), start, resume)
     except BirthplaceError as error:

@@ -15,12 +15,24 @@ def finished_runs(root: Path) -> dict[Path, dict[str, Any]]:
     """The metrics of every finished run in a folder, or of the run that the folder is.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or its metrics.json is not what we write.
     """
     files = sorted({*root.glob("metrics.json"), *root.glob("*/metrics.json")})
     if not files:
         raise InputError(f"{root}: no finished run in it; a finished run has a metrics.json")
-    return {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {file.parent: _read(file) for file in files}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if not _row(found).isprintable():
+            raise ValueError("it has characters that cannot be shown")
+    except Exception as error:  # of any kind: whatever a file may hold
+        raise InputError(
+            f"{file}: not the metrics of a run: {type(error).__name__}: {str(error)[:80]}"
+        ) from error
+    return found
 
 
 def markdown(runs: dict[Path, dict[str, Any]]) -> str:
@@ -29,15 +41,17 @@ def markdown(runs: dict[Path, dict[str, Any]]) -> str:
         "| attention | pretraining | data | seed | parameters | dev exact match | majority | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for found in runs.values():
-        dev, baseline = found["dev"], found["baseline"]
-        seconds = sum(stage["seconds"] for stage in found["stages"].values())
-        lines.append(
-            f"| {found['attention']} | {found['pretrain']} | {found['data']} | {found['seed']}"
-            f" | {found['parameters']:,} | {dev['correct']}/{dev['total']} = {dev['exact_match']:.1%}"
-            f" | {baseline['exact_match']:.1%} | {seconds / 60:.1f} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_row, runs.values())])
+
+
+def _row(found: dict[str, Any]) -> str:
+    dev, baseline = found["dev"], found["baseline"]
+    seconds = sum(stage["seconds"] for stage in found["stages"].values())
+    return (
+        f"| {found['attention']} | {found['pretrain']} | {found['data']} | {found['seed']}"
+        f" | {found['parameters']:,} | {dev['correct']}/{dev['total']} = {dev['exact_match']:.1%}"
+        f" | {baseline['exact_match']:.1%} | {seconds / 60:.1f} |"
+    )
 
 
 def learning_curve(run: Path, spent: dict[str, dict[str, Any]]) -> Curve:

@@ -6,10 +6,8 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from birthplace_lm.config import checked, explain
 from birthplace_lm.data.corpus import read_corpus
@@ -49,7 +47,7 @@ class CheckJobs(Callback):
         for number, overrides in enumerate(_expand(config, loader)):
             try:
                 jobs.append(_checked_job(config, loader, number, overrides, seen))
-            except (BirthplaceError, HydraException, OmegaConfBaseException, ValueError) as error:
+            except Exception as error:
                 known = error if isinstance(error, BirthplaceError) else explain(error)
                 jobs.clear()
                 raise Refused(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
@@ -82,10 +80,11 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     return Job(overrides, directory, directory.finished and not settings.overwrite)
 
 
-def note_failure(number: int, error: BirthplaceError) -> None:
-    """Remember why a job failed, for the table."""
+def note_failure(number: int, error: BirthplaceError) -> bool:
+    """Remember why a job failed, for the table; whether this process keeps one."""
     if number < len(jobs):
         jobs[number].failure = error
+    return number < len(jobs)
 
 
 def table() -> list[str]:
@@ -108,4 +107,7 @@ def _state(job: Job) -> str:
         return f"failed ({job.failure.exit_code})" if job.failure.exit_code < 128 else "stopped"
     if job.finished_before:
         return "done before"
-    return str(job.directory.status.get("state", "not started"))
+    state = job.directory.status.get("state")
+    if state in (None, "done"):
+        return state or "not started"
+    return "failed before" if state == "failed" else "stopped before"  # and not reached now

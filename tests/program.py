@@ -33,7 +33,7 @@ class Program:
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         _start_server()
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.stdout, self.stderr = folder / "stdout", folder / "stderr"
         for file in (self.stdout, self.stderr):
             file.write_bytes(b"")

@@ -275,9 +275,18 @@ def sprinkle(content: bytes, rng: random.Random) -> bytes:
     return mixed.encode("utf-8", "surrogateescape")
 
 
+def stretch(content: bytes, rng: random.Random) -> bytes:
+    """A line of a length about which a block is too short."""
+    lines = content.split(b"\n")
+    at = rng.randrange(len(lines))
+    letters = len(lines[at].decode("utf-8", "replace"))
+    lines[at] += b"a" * (BLOCK_SIZE - 2 + rng.randint(-2, 3) - letters)
+    return b"\n".join(lines)
+
+
 MUTATIONS = [
     *(insert_snippet, insert_snippet, insert_bytes, flip_bits, cut_out, truncate, repeat),
-    *(change_lines, change_lines, change_ends, change_encoding, change_form, sprinkle),
+    *(change_lines, change_lines, change_ends, change_encoding, change_form, sprinkle, stretch),
 ]
 
 
@@ -300,7 +309,9 @@ def test_mutants_of_data_files(
         for mutate in applied:
             content = mutate(content, rng)
         (folder / name).write_bytes(content)
-        monkeypatch.setattr(text_file, "CHUNK_BYTES", rng.choice([97, 1000, 65_536]))
+        monkeypatch.setattr(
+            text_file, "CHUNK_BYTES", 65_536 if len(content) > 50_000 else rng.choice([7, 97, 1000])
+        )
         what = (seed, name, [mutate.__name__ for mutate in applied])
         outcome = timed(lambda: read_corpus(data, BLOCK_SIZE), what)  # type: ignore[arg-type]
         longest = max(longest, outcome.seconds)
@@ -502,7 +513,7 @@ def check_survives_disk(config: DictConfig) -> None:
     assert run_directory(again) == run_directory(config)
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated. Change your code")
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Change your code", "ignore:provider=hydra.searchpath")
 def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: Any) -> None:
     monkeypatch.setenv("TRICKY", "${oc.env:HOME}")
     monkeypatch.delenv("NOT_THERE", raising=False)

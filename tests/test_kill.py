@@ -25,7 +25,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_at_any_moment(variant: str, tiny: list[str], tmp_path: Path, amount: Any, record: Any) -> None:
+def test_killed_at_any_moment(
+    variant: str, tiny: list[str], tmp_path: Path, amount: Any, record: Any
+) -> None:
     arguments = [
         *tiny, "model.dropout=0.1", f"checkpoint.every_n_steps={EVERY}", "stages.pretrain.max_epochs=6",
         "stages.finetune.max_epochs=5", *VARIANTS[variant],
@@ -62,7 +64,9 @@ def test_killed_at_any_moment(variant: str, tiny: list[str], tmp_path: Path, amo
     for group in groups:
         wait_until_gone(group)
     where = ", ".join(f"{count} in {name}" for name, count in kills.most_common())
-    record(f"SIGKILL, {variant}", f"{kills.total()} ({where}), {runs} runs identical, {lost} steps lost at most")
+    record(
+        f"SIGKILL, {variant}", f"{kills.total()} ({where}), {runs} runs identical, {lost} steps lost at most"
+    )
 
 
 class Run:
@@ -139,7 +143,11 @@ def test_killed_while_it_claims_its_folder(tiny: list[str], tmp_path: Path) -> N
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").touch()
-    (run / "config.yaml.tmp").write_text("seed")  # not yet under its name, so the folder seemed somebody else's
-    program = Program([*tiny, f"runs_root={tmp_path}", f"run_dir={run}", "pretrain=none"], tmp_path / "output")
+    (run / "config.yaml.tmp").write_text(
+        "seed"
+    )  # not yet under its name, so the folder seemed somebody else's
+    program = Program(
+        [*tiny, f"runs_root={tmp_path}", f"run_dir={run}", "pretrain=none"], tmp_path / "output"
+    )
     assert program.wait() == 0, program.stderr.read_text()
     assert leftovers(run) == []

@@ -90,12 +90,16 @@ def check_stopped(root: Path, run: Path, number: signal.Signals, said: str) -> s
     for stage, folder in unfinished(root, run).items():
         assert saved_step(folder) == steps_taken(folder, stage)
     if match["step"]:
-        assert int(match["step"]) == saved_step(run / match["stage"] if match["stage"] != "pretrain" else folder)
+        assert int(match["step"]) == saved_step(
+            run / match["stage"] if match["stage"] != "pretrain" else folder
+        )
     return f"after a step of {match['stage']}" if match["step"] else match[1]
 
 
 def test_a_second_ctrl_c_kills(arguments: list[str], tmp_path: Path) -> None:
-    program = Program([*arguments, f"runs_root={tmp_path}", f"run_dir={tmp_path / 'run'}"], tmp_path / "output")
+    program = Program(
+        [*arguments, f"runs_root={tmp_path}", f"run_dir={tmp_path / 'run'}"], tmp_path / "output"
+    )
     await_handlers(program)
     program.send(signal.SIGINT)
     while AGAIN not in program.stderr.read_text():
