@@ -16,8 +16,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from birthplace_lm import checkpoint
+from birthplace_lm import checkpoint, signals
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit, progress
 from birthplace_lm.data.corpus import Corpus, check_unchanged
 from birthplace_lm.data.module import BatchDataModule, Loading
@@ -74,7 +75,9 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
             known = _known(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
                 log.debug("%s", known, exc_info=True)
-            directory.end("failed", known)
+            if isinstance(known, UnexpectedError) and (number := signals.received()):
+                known = Stopped(number, "before it could be heeded")  # it may have ended a worker of ours
+            directory.end("preempted" if isinstance(known, Stopped) else "failed", known)
             raise known from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
             directory.end("preempted", error)
@@ -311,6 +314,19 @@ def load_weights(model: GPT, path: Path) -> None:
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
+    weights = weights_for(model, path)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # of a kind that cannot be copied: sparse, quantized, without values
+        raise CheckpointError(f"{path}: its weights are no plain tensors") from error
+
+
+def weights_for(model: GPT, path: Path) -> dict[str, Tensor]:
+    """The weights of one of our checkpoints, by the names they have in a model.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
     state = checkpoint.load(path)["state_dict"]
     weights = {key.removeprefix("model."): value for key, value in state.items()}
     if found := checkpoint.differences(weights, model.state_dict()):
@@ -318,10 +334,7 @@ def load_weights(model: GPT, path: Path) -> None:
         raise CheckpointError(
             f"{path}: is of another model: {'; '.join(found[:3])}{more}; give its attention= and model.*"
         )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # of a kind that cannot be copied: sparse, quantized, without values
-        raise CheckpointError(f"{path}: its weights are no plain tensors") from error
+    return weights
 
 
 def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from birthplace_lm import checkpoint
 from birthplace_lm.config import read
 from birthplace_lm.data.course import ask, normalise
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.generate import Answer, answer
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.pipeline import build_model, load_weights
+from birthplace_lm.pipeline import build_model, load_weights, weights_for
 from birthplace_lm.vocab import CharVocab
 
 
@@ -43,6 +45,8 @@ class Trained:
             raise CheckpointError(f"{run / stage}: no checkpoint; run the training first")
         # The newest or none: that an older one is asked would not be seen in the answers.
         vocab = CharVocab(checkpoint.load(found[0])["birthplace_lm"]["vocab"])
+        with torch.device("meta"):  # where sizes that are not those of the checkpoint take no memory
+            weights_for(build_model(config, len(vocab)), found[0])
         model = build_model(config, len(vocab))
         load_weights(model, found[0])
         return cls(model, vocab)

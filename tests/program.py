@@ -1,4 +1,4 @@
-"""`train.py` in processes that start in a moment, so that they can be killed by the hundred, and what it leaves."""
+"""`train.py` in processes that start in a moment, to be killed by the hundred, and what it leaves."""
 
 import contextlib
 import functools
@@ -126,10 +126,10 @@ def saved_step(folder: Path) -> int:
 
 def unfinished(root: Path, run: Path) -> dict[str, Path]:
     """The folders of the stages that have begun and not ended."""
-    folders = {"finetune": run / "finetune"} | {"pretrain": path for path in root.glob("pretrained/*")}
+    folders = [("pretrain", path) for path in root.glob("pretrained/*")] + [("finetune", run / "finetune")]
     return {
         stage: folder
-        for stage, folder in folders.items()
+        for stage, folder in folders
         if folder.is_dir() and not (folder / "result.json").exists()
     }
 

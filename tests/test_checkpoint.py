@@ -428,7 +428,7 @@ def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
     found = torch.load(io.BytesIO(whole), weights_only=True)
     files = entries(whole)
     data = next(name for name in files if name.endswith("/data/0"))
-    yield "compressed", zipped({**files, data: bytes(1 << 30)}, zipfile.ZIP_DEFLATED)
+    yield "compressed", zipped({**files, data: bytes(1 << 27)}, zipfile.ZIP_DEFLATED)
     for offset, size in ((24, 4), (20, 4)):  # of an entry of the directory: sizes real and compressed
         claimed = bytearray(whole)
         start = whole.rindex(b"PK\x01\x02") + offset

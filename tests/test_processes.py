@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_killed_at_any_moment(arguments: list[str], tmp_path: Path, amount: Any,
 
 
 def await_moment(program: Program, run: Path, moments: random.Random) -> bool:
-    """Wait until both processes are there, mostly until they have saved something; False if it ends before."""
+    """Wait until both processes are there, mostly until they have saved; False if it ends before."""
     while program.running(0.05):
         if len(ranks(run)) == 2:
             break

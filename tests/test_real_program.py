@@ -1,4 +1,4 @@
-"""`python train.py` as it is, on the embedded corpus, killed twenty times: minutes, so with --torture only."""
+"""`python train.py` as it is, on the embedded corpus, killed twenty times; with --torture only."""
 
 import json
 import os

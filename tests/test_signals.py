@@ -20,19 +20,37 @@ STOPPED = (
 AGAIN = "stopping after this step; press Ctrl-C again to stop at once"
 
 
-@pytest.fixture
-def arguments(tiny: list[str]) -> list[str]:
+@pytest.fixture(scope="module")
+def arguments(people: Path) -> list[str]:
     return [
-        *tiny, "model.dropout=0.1", "checkpoint.every_n_steps=100", "stages.pretrain.max_epochs=6",
+        "model=tiny", "model.n_layer=1", f"data.root={people}", "stages.pretrain.batch_size=10",
+        "stages.finetune.batch_size=5", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+        "model.dropout=0.1", "checkpoint.every_n_steps=100", "stages.pretrain.max_epochs=6",
         "stages.finetune.max_epochs=5", "trainer.accumulate_grad_batches=2", "stages.finetune.num_workers=1",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Any]:
+    """How long a run takes, the server's own start left out, and what it leaves."""
+    root = tmp_path_factory.mktemp("whole")
+    for path in (root / "first", root / "second"):
+        began = time.monotonic()
+        program = Program([*arguments, f"runs_root={path}", f"run_dir={path / 'run'}"], root)
+        assert program.wait() == 0
+    return time.monotonic() - began, outcome(path / "run")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_signalled_at_any_moment(
-    number: signal.Signals, arguments: list[str], tmp_path: Path, amount: Any, record: Any
+    number: signal.Signals,
+    arguments: list[str],
+    whole: tuple[float, Any],
+    tmp_path: Path,
+    amount: Any,
+    record: Any,
 ) -> None:
-    seconds, expected = undisturbed(arguments, tmp_path / "whole")
+    seconds, expected = whole
     moments = random.Random(int(number))
     ends: Counter[str] = Counter()
     runs = 0
@@ -61,15 +79,6 @@ def test_signalled_at_any_moment(
         shutil.rmtree(root)
     where = ", ".join(f"{count} {name}" for name, count in ends.most_common())
     record(number.name, f"{ends.total()} ({where}), {runs} runs identical, no step lost")
-
-
-def undisturbed(arguments: list[str], root: Path) -> tuple[float, Any]:
-    """How long it takes, the server's own start left out, and what it leaves."""
-    for path in (root, root / "again"):
-        began = time.monotonic()
-        program = Program([*arguments, f"runs_root={path}", f"run_dir={path / 'run'}"], root / "output")
-        assert program.wait() == 0
-    return time.monotonic() - began, outcome(path / "run")
 
 
 def await_handlers(program: Program) -> None:

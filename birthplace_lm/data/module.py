@@ -1,7 +1,12 @@
 """LightningDataModules of the two datasets."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -143,6 +148,7 @@ class BatchDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             # Else making an iterator would draw from the global stream, and a resumed run makes one more.
             generator=torch.Generator(),
+            worker_init_fn=partial(_begin_worker, os.getpid()),
         )
 
 
@@ -209,6 +215,22 @@ class BirthplaceDataModule(BatchDataModule):
         self.ids = text.ids
         self.train_sources = [NameToBirthplace(questions, places)]
         self.validation_sources = [NameToBirthplace(held_out_questions, held_out_places)]
+
+
+def _begin_worker(parent: int, worker: int) -> None:
+    """Let a worker end when the process it works for has, and no sooner.
+
+    A SIGTERM for all processes of a job would end torch's workers before the last step is saved; and torch
+    does not notice a parent that is killed while the worker starts, which then stays for ever.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _asked(row: Question, only_ascii: bool) -> str:
