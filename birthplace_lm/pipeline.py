@@ -68,15 +68,10 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
         try:
             metrics = _run(config, corpus, directory)
             directory.write_json("metrics.json", metrics)
-        except Stopped as error:
-            directory.end("preempted", error)
-            raise
         except Exception as error:
             known = _known(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
-                log.debug("%s", known, exc_info=True)
-            if isinstance(known, UnexpectedError) and (number := signals.received()):
-                known = Stopped(number, "before it could be heeded")  # it may have ended a worker of ours
+                log.debug("%s", known, exc_info=not isinstance(error, Stopped))
             directory.end("preempted" if isinstance(known, Stopped) else "failed", known)
             raise known from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
@@ -91,6 +86,8 @@ def _known(error: Exception, folder: Path) -> BirthplaceError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return CheckpointError(f"{error.filename or folder}: {error.strerror}")  # TensorBoard gives no name
+    if number := signals.received():
+        return Stopped(number, "before it could be heeded")  # it may have ended a worker of ours
     said = str(error).strip().splitlines()
     return UnexpectedError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 
