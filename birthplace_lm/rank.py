@@ -19,7 +19,7 @@ def main(task: str) -> int:
     """Train, and say in one line what went wrong."""
     signals.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from birthplace_lm.pipeline import train_stage
+    from birthplace_lm.stage import train_stage
 
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

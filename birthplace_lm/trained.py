@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from birthplace_lm import checkpoint
+from birthplace_lm.build import build_model, load_weights, weights_for
 from birthplace_lm.config import read
 from birthplace_lm.data.course import ask, normalise
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.generate import Answer, answer
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.pipeline import build_model, load_weights, weights_for
 from birthplace_lm.vocab import CharVocab
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm import checkpoint, pipeline
+from birthplace_lm import stage as stages
 from birthplace_lm.config import load
 from birthplace_lm.data.corpus import read_corpus
 
@@ -44,7 +45,7 @@ def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
 def without_waiting() -> Iterator[None]:
     """Many runs within a second: their event files are told apart by a count instead."""
     with (
-        mock.patch.object(pipeline, "_await_new_second"),
+        mock.patch.object(stages, "_await_new_second"),
         mock.patch.object(event_file_writer._global_uid, "_value", 10**6, create=True),
     ):
         yield
@@ -52,9 +53,9 @@ def without_waiting() -> Iterator[None]:
 
 def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) -> None:
     """Train a stage as the pipeline does, from the newest checkpoint if there is one."""
-    with without_waiting(), mock.patch.object(pipeline, "progress", return_value=[*callbacks]):
+    with without_waiting(), mock.patch.object(stages, "progress", return_value=[*callbacks]):
         corpus = read_corpus(config.data, config.model.block_size)
-        pipeline.fit_stage(stage, config, corpus, folder, None)
+        stages.fit_stage(stage, config, corpus, folder, None)
 
 
 def run(config: DictConfig) -> dict[str, Any]:

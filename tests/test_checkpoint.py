@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
 
 from birthplace_lm import app, checkpoint, files, pipeline
+from birthplace_lm.build import build_model, load_weights
 from birthplace_lm.error import BirthplaceError, CheckpointError
+from birthplace_lm.stage import STAGE_RESULT
 from birthplace_lm.trained import Trained
 
 OURS = {"format": 1, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
@@ -165,7 +167,7 @@ def test_falls_back_to_the_one_before(
     folder = tmp_path / "stage"
     shutil.copytree(stage, folder)
     if not finished:
-        (folder / pipeline.STAGE_RESULT).unlink()
+        (folder / STAGE_RESULT).unlink()
     last = checkpoint.path_of(folder, 6)
     damage(last)
     left = last.read_bytes()
@@ -186,7 +188,7 @@ def test_no_whole_checkpoint_is_an_error(
     folder = tmp_path / "stage"
     shutil.copytree(stage, folder)
     if not finished:
-        (folder / pipeline.STAGE_RESULT).unlink()
+        (folder / STAGE_RESULT).unlink()
     for path in checkpoint.saved_in(folder):
         path.write_bytes(damaged(path.read_bytes(), random.Random(0), "flipped"))
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -367,8 +369,8 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
         assert "\n" not in said
         return False
     last = checkpoint.saved_in(folder)[0]
-    model = pipeline.build_model(config, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
-    pipeline.load_weights(model, last)
+    model = build_model(config, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
+    load_weights(model, last)
     return True
 
 

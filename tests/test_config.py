@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ReadonlyConfigError
 
 from birthplace_lm import config as module
+from birthplace_lm.build import build_model
 from birthplace_lm.config import CONF, checked, load
 from birthplace_lm.error import InputError
-from birthplace_lm.pipeline import build_model
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
@@ -261,7 +261,7 @@ def test_a_value_out_of_range_is_named_with_the_range(plain: DictConfig, overrid
         "subprocess.run",
         "builtins.eval",
         "birthplace_lm.runs.os.system",  # what a file of ours has imported
-        "birthplace_lm.pipeline.write_text",
+        "birthplace_lm.stage.write_text",
         "birthplace_lm.files",
         "birthplace_lm./etc/passwd.x",
         "birthplace_lm..config.load",

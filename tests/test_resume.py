@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from birthplace_lm import checkpoint, pipeline
+from birthplace_lm import checkpoint
+from birthplace_lm import stage as stages
 from birthplace_lm.data.corpus import read_corpus
 from birthplace_lm.error import CheckpointError
 
@@ -48,7 +49,7 @@ class Hooks(L.Callback):
 @pytest.fixture(autouse=True)
 def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs within a second: their event files are told apart by a count, which has to sort as text."""
-    monkeypatch.setattr(pipeline, "_await_new_second", lambda folder: None)
+    monkeypatch.setattr(stages, "_await_new_second", lambda folder: None)
     monkeypatch.setattr(event_file_writer._global_uid, "_value", 10**6, raising=False)
 
 
@@ -68,9 +69,9 @@ def fit(
         before(trainer, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "progress", lambda *args: [Hooks(note)])
+        patch.setattr(stages, "progress", lambda *args: [Hooks(note)])
         corpus = read_corpus(config.data, config.model.block_size)
-        pipeline.fit_stage(stage, config, corpus, folder, None)
+        stages.fit_stage(stage, config, corpus, folder, None)
     return began[0]
 
 
@@ -113,7 +114,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
 def assert_alike(folder: Path, whole: Path, when: str) -> None:
     assert digest(folder) == digest(whole), when
     assert curves(folder) == curves(whole), when
-    one, other = (json.loads((f / pipeline.STAGE_RESULT).read_text()) for f in (folder, whole))
+    one, other = (json.loads((f / stages.STAGE_RESULT).read_text()) for f in (folder, whole))
     assert {**one, "seconds": 0} == {**other, "seconds": 0}, when
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"], when
 
@@ -195,7 +196,7 @@ def test_stopped_in_every_hook(
             except Stop:
                 continue
             break
-        fit(config, stage, folder, monkeypatch) if not (folder / pipeline.STAGE_RESULT).is_file() else None
+        fit(config, stage, folder, monkeypatch) if not (folder / stages.STAGE_RESULT).is_file() else None
         assert_alike(folder, whole, f"stopped in hook {count}, {at}")
 
 

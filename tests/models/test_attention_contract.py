@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from birthplace_lm.build import build_model
 from birthplace_lm.config import CONF, load
 from birthplace_lm.models.cache import Cache
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.pipeline import build_model
 
 NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
 BLOCK, SYMBOLS = 128, 30

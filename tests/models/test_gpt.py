@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from birthplace_lm.build import build_model
 from birthplace_lm.config import load
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.cache import Cache
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.pipeline import build_model
 
 SYMBOLS, HEADS, BLOCK = 11, 4, 16
 ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}

@@ -1,0 +1,176 @@
+"""One stage: from its newest checkpoint, or its beginning, to its end."""
+
+import json
+import logging
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm import checkpoint
+from birthplace_lm.build import bare_trainer, build_model, data_module, load_weights
+from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit, progress
+from birthplace_lm.data.corpus import Corpus
+from birthplace_lm.error import CheckpointError, UnexpectedError
+from birthplace_lm.files import write_text
+from birthplace_lm.modules import CharacterModel
+from birthplace_lm.processes import fit_in_processes
+from birthplace_lm.runs import identity, identity_sha256
+
+log = logging.getLogger(__name__)
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
+
+STAGE_RESULT = "result.json"
+SHORTENED_BY = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has cost and reached; `characters` are real ones, PAD not included."""
+
+    steps: int = 0
+    epochs: int = 0
+    characters: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+
+
+def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> StageResult:
+    """Train one stage to its end, from its newest checkpoint if it has one, else from `start`.
+
+    With several devices the training happens in as many processes of this program.
+    """
+    result = folder / STAGE_RESULT
+    if not (result.is_file() and checkpoint.verified(checkpoint.path_of(folder, _read(result).steps))):
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = _resume_from(name, folder, config.resume)
+        if resume is None and result.is_file() and config.resume == "auto":
+            raise CheckpointError(
+                f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
+            )
+        step = 0 if resume is None else checkpoint.load(resume)["global_step"]
+        for damaged in checkpoint.tidy(folder, step):
+            log.warning("a damaged checkpoint was set aside as %s", damaged)
+        if resume is not None:
+            log.info("%s: resuming after step %d, from %s", name, step, resume)
+        probe = bare_trainer(config)
+        if probe.strategy.launcher is None:
+            train_stage(name, config, corpus, folder, start, resume)
+        else:
+            fit_in_processes(probe.num_devices, name, config, folder, start, resume)
+    return _read(result)
+
+
+def _read(result: Path) -> StageResult:
+    return StageResult(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def train_stage(
+    name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None, resume: Path | None
+) -> None:
+    """What every process of a stage does; leaves the last checkpoint and the result in `folder`.
+
+    Args:
+        start: a checkpoint whose weights to begin with.
+        resume: one to go on from, which beats `start`.
+    """
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    stage = config.stages[name]
+    model = build_model(config, len(corpus.vocab))
+    if resume is None and start is not None:
+        load_weights(model, start)
+    data = data_module(config, stage, corpus)
+    module = CharacterModel(
+        stage=name,
+        model=model,
+        vocab=corpus.vocab,
+        optimizer=instantiate(config.optimizer),
+        learning_rate=stage.learning_rate,
+        schedule=instantiate(stage.schedule),
+        max_steps=config.trainer.max_steps,
+        seed=config.seed,
+        may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
+        folder=folder,
+    )
+    meter = Meter(name)
+    saved = {
+        "format": checkpoint.FORMAT,
+        "stage": name,
+        "config": OmegaConf.to_yaml(config),
+        "config_sha256": identity_sha256(identity(config)),
+        "vocab": list(corpus.vocab.symbols),
+        "data": corpus.sha256,
+    }
+    callbacks = [
+        meter,
+        SampleAnswers(name),
+        *progress(name, config.trainer.enable_progress_bar),
+        StepLimit(),
+        Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
+    ]
+    trainer = _trainer(config, stage, folder, callbacks, resume)
+    log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
+    with warnings.catch_warnings():
+        # Lightning looks for a state in the loader; ours is in the data module.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    whole = not any(config.trainer[key] for key in SHORTENED_BY)
+    if whole and trainer.global_step < module.total_steps:
+        raise UnexpectedError(f"{name} ended after step {trainer.global_step} of {module.total_steps}")
+    if trainer.is_global_zero:
+        spent = meter.state_dict()
+        result = StageResult(
+            trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
+        )
+        write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
+    """The checkpoint that was asked for, if it is of this stage; else the newest whole one of the folder."""
+    if resume == "never":
+        return None
+    if resume != "auto":
+        asked = Path(resume).expanduser()
+        if checkpoint.load(asked)["birthplace_lm"]["stage"] == stage:
+            return asked
+    return checkpoint.newest_in(folder)
+
+
+def _trainer(
+    config: DictConfig, stage: DictConfig, folder: Path, callbacks: list[L.Callback], resume: Path | None
+) -> L.Trainer:
+    own = {
+        key: config.trainer[key] if config.trainer[key] is not None else stage[key]
+        for key in ("max_epochs", "check_val_every_n_epoch")
+    }
+    _await_new_second(folder)
+    # "" keeps the event files of a stage in one folder; what was logged after the checkpoint comes again.
+    purge = 0 if resume is None else checkpoint.load(resume)["global_step"]
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        **own,
+        max_steps=-1,  # see StepLimit
+        enable_progress_bar=False,  # Lightning's; ours is among the callbacks
+        default_root_dir=str(folder),
+        logger=logger,
+        callbacks=callbacks,
+        plugins=[checkpoint.VerifiedCheckpointIO()],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+    # Lightning's handlers would end a run with code 0 within a window of accumulated batches; see `signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _await_new_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which hold the time in whole seconds."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
