@@ -1,7 +1,9 @@
 """What a configuration makes: network, data, Trainer. Only here and in `stage` is `instantiate` called."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,27 +31,38 @@ def load_weights(model: GPT, path: Path) -> None:
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
-    weights = weights_for(model, path)
+    put_weights(model, weights_in(checkpoint.load(path)), path)
+
+
+def weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by the names they have in the model."""
+    return {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+
+
+def put_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights that were read from `path` into a model.
+
+    Raises:
+        CheckpointError: they are of another model.
+    """
+    check_weights(model, weights, path)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # of a kind that cannot be copied: sparse, quantized, without values
         raise CheckpointError(f"{path}: its weights are no plain tensors") from error
 
 
-def weights_for(model: GPT, path: Path) -> dict[str, Tensor]:
-    """The weights of one of our checkpoints, by the names they have in a model.
+def check_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check that weights have the names and shapes of a model, which may be on the meta device.
 
     Raises:
-        CheckpointError: it is damaged, or of another model.
+        CheckpointError: with the first that differ.
     """
-    state = checkpoint.load(path)["state_dict"]
-    weights = {key.removeprefix("model."): value for key, value in state.items()}
     if found := checkpoint.differences(weights, model.state_dict()):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise CheckpointError(
             f"{path}: is of another model: {'; '.join(found[:3])}{more}; give its attention= and model.*"
         )
-    return weights
 
 
 def data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:

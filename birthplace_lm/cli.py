@@ -88,6 +88,20 @@ def report(
 
 
 @app.command()
+def export(
+    run: Run, out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")]
+) -> None:
+    """Write a trained model as safetensors, configuration and vocabulary, to give away.
+
+    Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
+    """
+    from birthplace_lm.export import export as write
+
+    write(run, out)
+    print(f"{out}: model.safetensors, config.yaml, vocab.json; read it with birthplace_lm.load({str(out)!r})")
+
+
+@app.command()
 def make_biographies(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
     people: Annotated[int, typer.Option(help="how many")] = 420,

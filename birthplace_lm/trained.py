@@ -1,18 +1,24 @@
 """A trained model as its users see it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from birthplace_lm import checkpoint
-from birthplace_lm.build import build_model, load_weights, weights_for
+from birthplace_lm.build import build_model, check_weights, put_weights, weights_in
 from birthplace_lm.config import read
 from birthplace_lm.data.course import ask, normalise
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.generate import Answer, answer
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.vocab import CharVocab
+
+WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an exported model, beside its config.yaml
 
 
 class Trained:
@@ -29,10 +35,10 @@ class Trained:
 
     @classmethod
     def from_run(cls, path: str | Path) -> "Trained":
-        """The finetuned model of a run directory.
+        """The finetuned model of a run directory, or of what was exported from one.
 
         Raises:
-            InputError: it is no run directory.
+            InputError: it is neither.
             CheckpointError: its last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
@@ -40,15 +46,13 @@ class Trained:
             raise InputError(f"{run}: no run directory: it has no config.yaml")
         config = read(run / "config.yaml")
         stage = "finetune" if config.stages.finetune.enabled else "pretrain"
-        found = checkpoint.saved_in(run / stage)
-        if not found:
-            raise CheckpointError(f"{run / stage}: no checkpoint; run the training first")
-        # The newest or none: that an older one is asked would not be seen in the answers.
-        vocab = CharVocab(checkpoint.load(found[0])["birthplace_lm"]["vocab"])
-        with torch.device("meta"):  # where sizes that are not those of the checkpoint take no memory
-            weights_for(build_model(config, len(vocab)), found[0])
+        exported = (run / WEIGHTS).is_file()
+        file, symbols, weights = _exported(run) if exported else _newest(run / stage)
+        vocab = CharVocab(symbols)
+        with torch.device("meta"):  # where sizes that are not those of the weights take no memory
+            check_weights(build_model(config, len(vocab)), weights, file)
         model = build_model(config, len(vocab))
-        load_weights(model, found[0])
+        put_weights(model, weights, file)
         return cls(model, vocab)
 
     def answer(self, names: Sequence[str]) -> list[str]:
@@ -58,3 +62,21 @@ class Trained:
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to whole questions, with their log-probabilities."""
         return answer(self.model, self.vocab, questions)
+
+
+def _newest(stage: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
+    """The newest checkpoint or none: that an older one is asked would not be seen in the answers."""
+    found = checkpoint.saved_in(stage)
+    if not found:
+        raise CheckpointError(f"{stage}: no checkpoint; run the training first")
+    content = checkpoint.load(found[0])
+    return found[0], content["birthplace_lm"]["vocab"], weights_in(content)
+
+
+def _exported(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
+    file = folder / WEIGHTS
+    try:
+        vocab = CharVocab.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
+        return file, list(vocab.symbols), safetensors.torch.load(file.read_bytes())
+    except (OSError, ValueError, AttributeError, SafetensorError, InputError) as error:
+        raise CheckpointError(f"{folder}: not what was exported: {error}") from error

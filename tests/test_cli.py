@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import birthplace_lm
 from birthplace_lm import cli, pipeline
@@ -106,3 +107,44 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: " + message.replace("{tmp}", str(tmp_path)))
     assert error.count("\n") == 1
+
+
+def test_what_is_exported_answers_alike(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "model.safetensors", "vocab.json"]
+    assert str(tmp_path) not in (out / "config.yaml").read_text()
+    one, other = birthplace_lm.load(run), birthplace_lm.load(out)
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(one.model(ids), other.model(ids))
+    assert one.vocab == other.vocab
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(one.model.state_dict())
+    capsys.readouterr()
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: {out}: is not empty; give a new folder\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("vocab.json", b"[]"),
+        ("vocab.json", b"{}"),
+        ("vocab.json", b"\xff"),
+    ],
+)
+def test_a_damaged_export_is_one_line(
+    run: Path, tmp_path: Path, file: str, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "model"
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    (out / file).write_bytes(content)
+    capsys.readouterr()
+    assert call("ask", str(out), "Ada Lovelace", monkeypatch=monkeypatch) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {out}: not what was exported: ")
+    assert said.count("\n") == 1

@@ -1,0 +1,45 @@
+"""A trained model as a folder to give away; nothing in it is ever executed."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from omegaconf import OmegaConf
+
+from birthplace_lm.config import read
+from birthplace_lm.error import CheckpointError, InputError
+from birthplace_lm.files import replacing, write_text
+from birthplace_lm.trained import VOCABULARY, WEIGHTS, Trained
+
+OF_THIS_MACHINE = {
+    "data.root": None,
+    "runs_root": "runs",
+    "run_dir": None,
+    "resume": "auto",
+    "init_from": None,
+}
+
+
+def export(run: Path, out: Path) -> None:
+    """Write `model.safetensors`, `config.yaml` and `vocab.json`, from which `birthplace_lm.load` works too.
+
+    Paths of this machine are left out of the configuration.
+
+    Raises:
+        InputError: `run` is no run directory, or `out` is not empty.
+        CheckpointError: its checkpoint is not whole, or `out` cannot be written.
+    """
+    trained = Trained.from_run(run)
+    config = OmegaConf.create(OmegaConf.to_yaml(read(run / "config.yaml")))
+    for key, value in OF_THIS_MACHINE.items():
+        OmegaConf.update(config, key, value)
+    weights = {name: weight.contiguous().clone() for name, weight in trained.model.state_dict().items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise InputError(f"{out}: is not empty; give a new folder")
+        with replacing(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
+            write_text(out / "config.yaml", OmegaConf.to_yaml(config))
+            write_text(out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or out}: {error.strerror}") from error
