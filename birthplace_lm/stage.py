@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
 from birthplace_lm.build import bare_trainer, build_model, data_module, load_weights
-from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit, progress
+from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.error import CheckpointError, UnexpectedError
 from birthplace_lm.files import write_text
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
+from birthplace_lm.progress import progress
 from birthplace_lm.runs import identity, identity_sha256
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,88 @@
+"""How far a stage is: a bar on a terminal, lines in log files and pipes."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class ProgressBar(L.Callback):
+    """One bar for the whole stage, with the time left, the loss and the last exact match on dev."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=pl_module.total_steps,
+                initial=trainer.global_step,
+                desc=self.stage,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(_numbers(trainer, self.stage), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ProgressLines(L.Callback):
+    """A line every few seconds, for log files and pipes.
+
+    Args:
+        level: of logging; below INFO the lines are for the log file alone.
+    """
+
+    def __init__(self, stage: str, level: int, every_seconds: float = 15.0) -> None:
+        self.stage = stage
+        self.level = level
+        self.every_seconds = every_seconds
+        self._started = self._said = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = self._said = time.perf_counter()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if now - self._said >= self.every_seconds and trainer.is_global_zero:
+            self._said = now
+            step, total = trainer.global_step, pl_module.total_steps
+            left = int((now - self._started) / max(step - self._first_step, 1) * (total - step))
+            numbers = _numbers(trainer, self.stage)
+            text = f"step {step} of {total}, {numbers}, {left // 60}:{left % 60:02d} left"
+            log.log(self.level, "%s: %s", self.stage, text)
+
+
+def progress(stage: str, enabled: bool) -> list[L.Callback]:
+    """A bar on a terminal, elsewhere lines; the log file gets lines in either case."""
+    if enabled and sys.stderr.isatty():
+        return [ProgressBar(stage), ProgressLines(stage, logging.DEBUG)]
+    return [ProgressLines(stage, logging.INFO)]
+
+
+def _numbers(trainer: L.Trainer, stage: str) -> str:
+    known = trainer.callback_metrics
+    names = ("loss", "exact_match")
+    return ", ".join(f"{n} {float(known[f'{stage}/{n}']):.3f}" for n in names if f"{stage}/{n}" in known)
