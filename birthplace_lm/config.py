@@ -1,164 +1,29 @@
-"""The schema of the configuration: types and ranges of our own numbers, and errors in one line.
+"""Composing and reading configurations, and saying in one line what is wrong with them.
 
 Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from birthplace_lm.error import InputError, closest
+from birthplace_lm.schema import Config
 from birthplace_lm.targets import check_targets
 
 CONF = Path(__file__).parents[1] / "conf"
 # Not the same again from config.yaml: control characters, line separators, half characters other than the
 # undecodable bytes of a path, interpolations and the sign for a missing value.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]|\$\{|^\?\?\?$")
-FACTORY = {"factory": True}  # of a field that names in `_target_` what makes the object
-
-
-def number(low: float, high: float, default: Any = MISSING) -> Any:
-    """A field whose value, unless it is None, lies in [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def choice(default: str, *others: str) -> Any:
-    """A field whose value is one of these words."""
-    return field(default=default, metadata={"words": (default, *others)})
-
-
-@dataclass
-class Model:
-    """Sizes of the GPT; the attention's yaml adds its factory."""
-
-    n_layer: int = number(1, 1000, 4)
-    n_head: int = number(1, 1000, 8)
-    n_embd: int = number(1, 100_000, 256)
-    block_size: int = number(8, 1_000_000, 128)
-    dropout: float = number(0.0, 0.99, 0.0)
-    position_table: bool = True
-    attention: Any = field(default=MISSING, metadata=FACTORY)
-
-
-@dataclass
-class Data:
-    """Where the files are, relative to `root`; None means the embedded corpus."""
-
-    root: str | None = MISSING
-    corpus: str = MISSING
-    train: str = MISSING
-    dev: str = MISSING
-    test: str | None = None
-    holdout: int = number(0, 1_000_000, 0)
-
-
-@dataclass
-class Stage:
-    """One call of fit: pretraining or finetuning."""
-
-    enabled: bool = True
-    max_epochs: int = number(1, 1_000_000)
-    check_val_every_n_epoch: int = number(1, 1_000_000, 1)
-    batch_size: int = number(1, 1_000_000)
-    learning_rate: float = number(1e-12, 1.0)
-    shuffle: bool = True
-    pool: int = number(1, 1_000_000, 8)
-    num_workers: int = number(0, 64, 0)
-    data: Any = field(default=MISSING, metadata=FACTORY)
-    schedule: Any = field(default=MISSING, metadata=FACTORY)
-
-
-@dataclass
-class Stages:
-    """The stages in their order."""
-
-    pretrain: Stage = field(default_factory=Stage)
-    finetune: Stage = field(default_factory=Stage)
-
-
-@dataclass
-class Trainer:
-    """The flags of Lightning's Trainer that make sense here; None leaves Lightning's default."""
-
-    _target_: str = "lightning.Trainer"
-    accelerator: str = "auto"
-    devices: Any = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    max_epochs: int | None = number(1, 1_000_000, None)
-    max_steps: int = number(-1, 1_000_000_000, -1)
-    max_time: str | None = None
-    accumulate_grad_batches: int = number(1, 1_000_000, 1)
-    gradient_clip_val: float | None = number(0.0, 1e9, 1.0)
-    gradient_clip_algorithm: str = "norm"
-    check_val_every_n_epoch: int | None = number(1, 1_000_000, None)
-    val_check_interval: Any = number(0.0, 1e9, None)
-    num_sanity_val_steps: int = number(-1, 1_000_000, 0)
-    limit_train_batches: Any = number(0.0, 1e9, None)
-    limit_val_batches: Any = number(0.0, 1e9, None)
-    overfit_batches: Any = number(0.0, 1e9, 0.0)
-    fast_dev_run: Any = False
-    log_every_n_steps: int = number(1, 1_000_000, 10)
-    enable_progress_bar: bool = True
-    enable_model_summary: bool = False
-    deterministic: Any = None
-    benchmark: bool | None = None
-    inference_mode: bool = True
-    detect_anomaly: bool = False
-    profiler: str | None = None
-
-
-@dataclass
-class Names:
-    """What was chosen in the groups that tables compare."""
-
-    attention: str = MISSING
-    pretrain: str = MISSING
-    data: str = MISSING
-
-
-@dataclass
-class Checkpoint:
-    """How often to save within a stage, in optimizer steps, and how many to keep."""
-
-    every_n_steps: int = number(1, 1_000_000_000, 100)
-    keep: int = number(2, 1000, 2)
-
-
-@dataclass
-class Config:
-    """Everything a run depends on."""
-
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    stages: Stages = field(default_factory=Stages)
-    optimizer: Any = field(default=MISSING, metadata=FACTORY)
-    trainer: Trainer = field(default_factory=Trainer)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    names: Names = field(default_factory=Names)
-    seed: int = number(0, 2**31 - 1, 0)
-    runs_root: str = "runs"
-    run_dir: str | None = None
-    resume: str = "auto"
-    overwrite: bool = False
-    dry_run: bool = False
-    debug: bool = False
-    on_nonfinite: str = choice("stop", "skip")
-    nonfinite_budget: int = number(1, 1_000_000, 10)
-    init_from: str | None = None
-
-
-ConfigStore.instance().store(name="schema", node=Config)
 
 
 def load(overrides: Sequence[str] = ()) -> DictConfig:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from birthplace_lm.config import Data
 from birthplace_lm.data.corpus import Corpus, check_unchanged, read_corpus, root_of
 from birthplace_lm.error import CheckpointError, InputError
+from birthplace_lm.schema import Data
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 DATA = Path(__file__).parents[2] / "data" / "biographies"

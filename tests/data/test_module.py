@@ -10,7 +10,6 @@ import lightning as L
 import pytest
 import torch
 
-from birthplace_lm.config import Data
 from birthplace_lm.data.corpus import Corpus, read_corpus
 from birthplace_lm.data.module import (
     BatchDataModule,
@@ -21,6 +20,7 @@ from birthplace_lm.data.module import (
 from birthplace_lm.data.rows import Batch
 from birthplace_lm.data.span import RandomSpans, SalientSpans
 from birthplace_lm.error import InputError
+from birthplace_lm.schema import Data
 from birthplace_lm.vocab import MASK, PAD
 
 BLOCK = 128
