@@ -119,18 +119,18 @@ def _wait(children: list[subprocess.Popen[str]]) -> list[int]:
     """Until all have ended, or the grace after the first failure has; 0 stands for those still running."""
     passed_on = False
     failed_at: float | None = None
-    while any(child.poll() is None for child in children):
+    while None in (codes := [child.poll() for child in children]):
         number = signals.received()
         if number is not None and not passed_on:
             passed_on = True
             for child in children:
                 child.send_signal(number)
-        if failed_at is None and any(child.returncode for child in children):
+        if failed_at is None and any(codes):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() > failed_at + GRACE_SECONDS:
             break
         time.sleep(0.05)
-    return [child.returncode or 0 for child in children]
+    return [code or 0 for code in codes]
 
 
 def _error(codes: list[int], said: list[str], stage: str) -> BirthplaceError | None:

@@ -4,12 +4,15 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from program import Program, leftovers, outcome, saved_step
+
+from birthplace_lm import processes
 
 SECONDS = 30  # until all are gone
 
@@ -101,3 +104,15 @@ def strike(program: Program, run: Path, victim: Any) -> int:
     elif victim in (found := ranks(run)):
         os.kill(found[victim], signal.SIGKILL)
     return 137
+
+
+def test_one_that_dies_is_noticed_while_the_first_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once only the first was asked, as long as it ran."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
+    waiting = subprocess.Popen(["sleep", "60"], text=True)
+    dead = subprocess.Popen(["sh", "-c", "kill -9 $$"], text=True)
+    try:
+        assert processes._wait([waiting, dead]) == [0, -signal.SIGKILL]
+    finally:
+        waiting.kill()
+        waiting.wait()
