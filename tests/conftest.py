@@ -1,8 +1,11 @@
 """A tiny corpus and a quick configuration, so that whole runs take a second or two."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child hangs if its parent has a pool of threads
 
 import pytest
 from omegaconf import DictConfig

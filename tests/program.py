@@ -70,7 +70,6 @@ class Program:
 
 @functools.cache
 def _start_server() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     _context.set_forkserver_preload(["__main__", "pytest", "birthplace_lm.pipeline", "birthplace_lm.sweep"])
     forkserver.ensure_running()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -105,6 +106,7 @@ def forked(work: Callable[[], None]) -> int:
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
+        signal.alarm(600)  # ends what hangs
         try:
             work()
             os._exit(0)

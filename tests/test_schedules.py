@@ -52,7 +52,7 @@ def test_cosine_of_a_stage_of_nothing(total: int, expected: float) -> None:
 def test_the_2021_rate_falls_rises_and_falls_again() -> None:
     """Section 4: at the floor by epoch 160 to 240, near the full rate around epoch 400."""
     assert FINAL == 75_212_800
-    factor = cosine_2021(total=0, warmup=10_240, final=FINAL, floor=0.1)
+    factor = cosine_2021(total=200 * 2938 * 128, warmup=10_240, final=FINAL, floor=0.1)
     assert (factor(0), factor(5_120), factor(10_240)) == (0, 0.5, 1)
     rate = {epoch: factor(epoch * EPOCH) for epoch in range(651)}
     assert all(rate[epoch] == 0.1 for epoch in range(162, 241))
@@ -65,7 +65,7 @@ def test_the_2021_rate_falls_rises_and_falls_again() -> None:
 
 
 def test_the_2024_rate_is_one_cosine() -> None:
-    factor = cosine_2021(total=0, warmup=10_240, final=650 * 2938 * 128, floor=0.1)
+    factor = cosine_2021(total=200 * 2938 * 128, warmup=10_240, final=650 * 2938 * 128, floor=0.1)
     rate = [factor(epoch * EPOCH) for epoch in range(1, 651)]
     assert rate == sorted(rate, reverse=True)
     assert rate[0] > 0.999
