@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,18 +202,49 @@ class CharacterModel(L.LightningModule):
         self.exact_match.reset()
 
     def _summed_loss(self, batch: Batch) -> Tensor:
-        """Loss summed over the batch, which is read in parts of like lengths: less of them is PAD."""
+        """Loss summed over the batch, which a CPU reads in parts of like lengths: less of them is PAD."""
         inputs, targets = batch["inputs"], batch["targets"]
         position = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
         lengths = ((inputs != self.vocab.pad_id) * position).amax(1)
         order = lengths.argsort()
         parts = order.chunk(-(-len(order) // ROWS_AT_ONCE) if inputs.device.type == "cpu" else 1)
-        loss = inputs.new_zeros((), dtype=torch.float32)
-        for rows in parts:
+
+        def loss_of(rows: Tensor) -> Tensor:
             width = int(lengths[rows[-1]])
-            part = inputs[rows, :width], targets[rows, :width]
-            loss = loss + self.model.loss(*part, self.vocab.pad_id, reduction="sum")
-        return loss
+            return self.model.loss(inputs[rows, :width], targets[rows, :width], self.vocab.pad_id, "sum")
+
+        if len(parts) > 1 and torch.is_grad_enabled():
+            summed: Tensor = _Summed.apply(loss_of, parts, *self.model.parameters())
+            return summed
+        return torch.stack([loss_of(rows) for rows in parts]).sum()
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of a function over parts, whose gradients are taken part by part.
+
+    What a part needs for its gradient is freed, still in the processor's cache, before the next part begins:
+    faster than one pass backwards through all of them, and with a fraction of the memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], *parameters: Tensor
+    ) -> Tensor:
+        values, ctx.gradients = [], None
+        for part in parts:
+            with torch.enable_grad():
+                value = function(part)
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            values.append(value.detach())
+            if ctx.gradients is None:
+                ctx.gradients = gradients
+            else:
+                torch._foreach_add_(ctx.gradients, gradients)
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, *torch._foreach_mul(ctx.gradients, outer[0])
 
 
 def _readable(number: float) -> float | str:

@@ -18,6 +18,7 @@ from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.error import CheckpointError, UnexpectedError
 from birthplace_lm.files import write_text
+from birthplace_lm.memory import keep_freed_memory
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
 from birthplace_lm.progress import progress
@@ -81,6 +82,7 @@ def train_stage(
         resume: one to go on from, which beats `start`.
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
+    keep_freed_memory()
     stage = config.stages[name]
     model = build_model(config, len(corpus.vocab))
     if resume is None and start is not None:

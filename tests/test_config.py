@@ -109,7 +109,13 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         assert [stages.pretrain[key] for key in recipe] == [650, 128, 6e-3, False]
         data = {key: value for key, value in stages.pretrain.data.items() if not key.startswith("_")}
         spans = data.pop("spans")
-        assert data == {"closing": False, "loss_on": "all", "questions": 0.0, "most_shift": 0}
+        assert data == {
+            "closing": False,
+            "loss_on": "all",
+            "questions": 0.0,
+            "least_shift": 0,
+            "most_shift": 0,
+        }
         assert spans == {"_target_": "birthplace_lm.data.span.RandomSpans", "_partial_": True}
     epochs = 10 if stages.pretrain.enabled else 75
     assert stages.finetune.enabled

@@ -174,8 +174,8 @@ def check_tidy(found: Corpus, folder: Path, data: DictConfig) -> None:
 def check_trainable(corpus: Corpus) -> None:
     """Every row of both stages fits the block; those of finetuning say what the file says."""
     loading = Loading(batch_size=5, num_workers=0, seed=0, shuffle=True, pool=2)
-    spans = partial(SalientSpans, gazetteer=0.5, context_power=1.0)
-    pretrain = SpanCorruptionDataModule(corpus, loading, BLOCK_SIZE, spans, True, "span", 0.5, 12)
+    spans = partial(SalientSpans, answers=0.5, context_power=1.0)
+    pretrain = SpanCorruptionDataModule(corpus, loading, BLOCK_SIZE, spans, True, "span", 0.5, 0, 12)
     finetune = BirthplaceDataModule(corpus, loading, BLOCK_SIZE, ascii_only=False)
     generator = torch.Generator().manual_seed(0)
     for source in (*pretrain.train_sources, *finetune.train_sources, *finetune.validation_sources):
@@ -369,7 +369,7 @@ GOOD: dict[str, list[str]] = {
     "stages.pretrain.learning_rate": ["1", "1e-12", "6e-3"],
     "stages.finetune.batch_size": ["1", "1000000"],
     "stages.finetune.schedule.warmup": ["0", "1", "0.5"],
-    "stages.pretrain.data.spans.gazetteer": ["0", "0.3", "1"],
+    "stages.pretrain.data.spans.answers": ["0", "0.3", "1"],
     "optimizer.weight_decay": ["0", "0.5", "1e-300"],
     "optimizer.betas": ["[0.9,0.99]", "[0,0]"],
     "trainer.max_steps": ["-1", "5"],

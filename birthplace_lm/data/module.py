@@ -163,7 +163,7 @@ class SpanCorruptionDataModule(BatchDataModule):
             questions, and `block_size`.
         closing, loss_on: see `SpanCorruption`.
         questions: share of the train questions that is mixed into every epoch, drawn anew each time.
-        most_shift: of the documents, see `Shifted`; questions stay where they will be asked.
+        least_shift, most_shift: of the documents, see `Shifted`; questions stay where they will be asked.
 
     Raises:
         InputError: `questions` is out of range.
@@ -178,6 +178,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         closing: bool,
         loss_on: str,
         questions: float,
+        least_shift: int,
         most_shift: int,
     ) -> None:
         super().__init__(corpus, loading)
@@ -192,7 +193,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         chooser = spans(documents=documents, people=people, places=places, block_size=block_size)
         corruption = SpanCorruption(pieces[0], chooser, closing, loss_on)
         asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
-        shifted = Shifted(corruption, most_shift, block_size)
+        shifted = Shifted(corruption, least_shift, most_shift, block_size)
         self.train_sources = [shifted, asked] if len(asked) else [shifted]
         self.validation_sources = [corruption]
 

@@ -41,17 +41,21 @@ class Shifted:
 
     Args:
         source: whose rows to shift.
-        most: up to so many PADs, 0 to 64, as far as the row leaves room in the block.
+        least, most: how many PADs, 0 to 64, as far as the row leaves room in the block.
         block_size: characters of the longest row.
 
     Raises:
-        InputError: `most` is out of range.
+        InputError: `least` or `most` is out of range.
     """
 
-    def __init__(self, source: RowSource, most: int, block_size: int) -> None:
-        if not 0 <= most <= MOST_PADS:
-            raise InputError(f"stages.pretrain.data.most_shift={most}: must be from 0 to {MOST_PADS}")
+    def __init__(self, source: RowSource, least: int, most: int, block_size: int) -> None:
+        if not 0 <= least <= most <= MOST_PADS:
+            raise InputError(
+                f"stages.pretrain.data.most_shift={most}: must be from least_shift={least} to {MOST_PADS},"
+                " and that not below 0"
+            )
         self.source = source
+        self.least = least
         self.most = most
         self.block_size = block_size
 
@@ -60,8 +64,9 @@ class Shifted:
 
     def rows(self, generator: torch.Generator) -> Rows:
         rows = self.source.rows(generator)
-        room = (self.block_size - rows.totals).clamp(0, self.most)
-        pads = below(room + 1, generator)[:, None]
+        room = (self.block_size - rows.totals).clamp(min=0)
+        least, most = room.clamp(max=self.least), room.clamp(max=self.most)
+        pads = (least + below(most - least + 1, generator))[:, None]
         return Rows(
             starts=torch.cat((torch.full_like(pads, PAD_AT), rows.starts), dim=1),
             lengths=torch.cat((pads, rows.lengths), dim=1),

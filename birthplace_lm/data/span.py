@@ -1,20 +1,17 @@
 """Which span of a document is masked, and how much of the document is shown around it."""
 
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from birthplace_lm.data.likely import TITLE, likely_answers
 from birthplace_lm.data.source import below
 from birthplace_lm.error import InputError
 
-# "J. R. Smith. " ends after Smith, "St. Ives. " after Ives: an initial or a form of address does not end it.
-TITLE = re.compile(r"^.*?(?:\w\w|[).'\"])(?<!\bSt)(?<!\bDr)(?<!\bMr)\. ")
-WORD = re.compile(r"\w+|[^\w\s]")
 SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
 
 
@@ -65,24 +62,23 @@ class RandomSpans:
 
 
 class SalientSpans:
-    """Mask what is worth knowing: a place of the train answers, or a capitalised or numeric span.
+    """Mask what is worth knowing: the likely answer, or a capitalised or numeric span.
 
     The title, which names the person, stays in front, unless it fills half of the block. Around the masked
     span the document is shown for a random distance, u ** `context_power` of what there is room for: mostly
     none, so that the name alone has to bring the answer to mind.
 
-    Where a document has several places, they are drawn by how likely each is the answer: the train questions
-    whose person has a document show which words stand before an answer and which before another place.
+    Which words of a document may be the answer, and how likely, the train questions show; see `likely`.
 
     Args:
         documents: the corpus, a string a document.
-        people, places: of the train questions; the places are the gazetteer.
+        people, places: of the train questions.
         block_size: characters of the longest sequence.
-        gazetteer: how often a place is masked where the document has one.
+        answers: how often a likely answer is masked where the document has one.
         context_power: larger shows less; 0 shows all that fits.
 
     Raises:
-        InputError: `gazetteer` or `context_power` is out of range.
+        InputError: `answers` or `context_power` is out of range.
 
     Source: salient spans, REALM, arXiv:2002.08909; learning which spans to mask, arXiv:2012.15856.
     """
@@ -93,37 +89,40 @@ class SalientSpans:
         people: Sequence[str],
         places: Sequence[str],
         block_size: int,
-        gazetteer: float,
+        answers: float,
         context_power: float,
     ) -> None:
         key = "stages.pretrain.data.spans"
-        if not 0 <= gazetteer <= 1:
-            raise InputError(f"{key}.gazetteer={gazetteer}: must be from 0 to 1")
+        if not 0 <= answers <= 1:
+            raise InputError(f"{key}.answers={answers}: must be from 0 to 1")
         if not 0 <= context_power < float("inf"):
             raise InputError(f"{key}.context_power={context_power}: must be 0 or more")
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
-        self.gazetteer = gazetteer
+        self.answers = answers
         self.context_power = context_power
         room = block_size - 4  # three MASKs and at least one character of title or context
         titles = [match.end() if (match := TITLE.match(d)) else 0 for d in documents]
         heads = [title if title <= room // 2 else 0 for title in titles]
         self.heads = torch.tensor(heads)
         lines = [(d, head, min(room - head, room // 2)) for d, head in zip(documents, heads, strict=True)]
-        names = "|".join(re.escape(place) for place in sorted(set(places), key=len, reverse=True))
-        place = re.compile(rf"(?<!\w)(?:{names})(?!\w)")  # not \b: "Washington, D.C." ends in a dot
-        known = [_matches(place, *line) for line in lines]
-        self.known = _Choices(known, answer_likelihood(documents, known, people, places))
+        likely, probabilities = likely_answers(tuple(documents), tuple(people), tuple(places))
+        fits = [
+            [end - start <= line[2] for start, end in spans]
+            for spans, line in zip(likely, lines, strict=True)
+        ]
+        self.likely = _Choices(
+            [[*compress(spans, fit)] for spans, fit in zip(likely, fits, strict=True)],
+            [[*compress(row, fit)] for row, fit in zip(probabilities, fits, strict=True)],
+        )
         salient = [_matches(SALIENT, *line) or [_whole(*line)] for line in lines]
         self.other = _Choices(salient, [[1.0] * len(spans) for spans in salient])
 
     def draw(self, generator: torch.Generator) -> Spans:
-        known_start, known_end = self.known.draw(generator)
+        likely_start, likely_end = self.likely.draw(generator)
         other_start, other_end = self.other.draw(generator)
-        take = (torch.rand(self.lengths.shape, generator=generator) < self.gazetteer) & (
-            self.known.counts > 0
-        )
-        start, end = torch.where(take, known_start, other_start), torch.where(take, known_end, other_end)
+        take = (torch.rand(self.lengths.shape, generator=generator) < self.answers) & (self.likely.counts > 0)
+        start, end = torch.where(take, likely_start, other_start), torch.where(take, likely_end, other_end)
         head = torch.minimum(self.heads, start)
         room = self.block_size - 3 - head - (end - start)
         left = start - self._shown(torch.minimum(start - head, room), generator)
@@ -156,58 +155,6 @@ class _Choices:
         which = torch.searchsorted(self.sums[1:], at, right=True)
         which = torch.minimum(torch.maximum(which, first), last)
         return self.spans[which, 0], self.spans[which, 1]
-
-
-def answer_likelihood(
-    documents: Sequence[str],
-    spans: Sequence[Sequence[tuple[int, int]]],
-    people: Sequence[str],
-    places: Sequence[str],
-) -> list[list[float]]:
-    """For every span the probability that it is the answer about its document's person, by naive Bayes.
-
-    The features of a span are the words and signs before it, the sign after it, and whether it is the first
-    of its document. Only documents of train people teach them.
-
-    Args:
-        spans: candidates of every document.
-        people, places: names and answers of the train questions; a document begins with its person's name.
-    """
-    answers = dict(zip(people, places, strict=True))
-    counts: dict[bool, Counter[Feature]] = {True: Counter(), False: Counter()}
-    totals = Counter[bool]()
-    for document, choices in zip(documents, spans, strict=True):
-        title = TITLE.match(document)
-        answer = answers.get(title[0].removesuffix(". ")) if title else None
-        for rank, (start, end) in enumerate(choices if answer else []):
-            right = document[start:end] == answer
-            totals[right] += 1
-            counts[right].update(_features(document, start, end, rank))
-
-    def likelihood(document: str, start: int, end: int, rank: int) -> float:
-        logit = math.log((totals[True] + 1) / (totals[False] + 1))
-        for feature in _features(document, start, end, rank):
-            yes, no = ((counts[right][feature] + 0.5) / (totals[right] + 1.0) for right in (True, False))
-            logit += math.log(yes / no)
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
-
-    return [
-        [likelihood(document, *span, rank) for rank, span in enumerate(choices)]
-        for document, choices in zip(documents, spans, strict=True)
-    ]
-
-
-Feature = tuple[str, str]
-
-
-def _features(document: str, start: int, end: int, rank: int) -> list[Feature]:
-    words = WORD.findall(document, max(0, start - 24), start)
-    return [
-        ("last two", " ".join(words[-2:])),
-        ("last", " ".join(words[-1:])),
-        ("after", document[end : end + 1]),
-        ("first", str(rank == 0)),
-    ]
 
 
 def _matches(pattern: re.Pattern[str], document: str, head: int, longest: int) -> list[tuple[int, int]]:

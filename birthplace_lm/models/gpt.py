@@ -26,8 +26,11 @@ class Block(nn.Module):
             nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None, at: Tensor | None = None) -> Tensor:
+        """(B, T, C) to the same; or to (N, C), the positions where `at` (B, T) is true."""
         x = x + self.attn(self.ln1(x), cache)
+        if at is not None:
+            x = x[at]
         return x + self.mlp(self.ln2(x))
 
 
@@ -76,8 +79,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         self.apply(_initialize)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T).
+    def forward(self, ids: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T); or (N, V) for the positions where `at` (B, T) is true.
 
         With a cache, `ids` are the characters at `cache.positions` and see what the cache holds.
 
@@ -92,15 +95,15 @@ class GPT(nn.Module):
             x = x + (self.pos_emb[:, :length] if cache is None else self.pos_emb[0, cache.positions])
         x = self.drop(x)
         for index, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.layers[index])
+            wanted = at if index == self.n_layer - 1 else None  # nothing looks at the others any more
+            x = block(x, None if cache is None else cache.layers[index], wanted)
         return self.head(self.ln_f(x))
 
     def loss(self, inputs: Tensor, targets: Tensor, pad_id: int, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats per character over every target that is not PAD."""
-        logits = self(inputs)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=pad_id, reduction=reduction
-        )
+        counted = targets != pad_id
+        logits = self(inputs, at=counted)
+        return F.cross_entropy(logits.float(), targets[counted], reduction=reduction)
 
     @property
     def parameters_total(self) -> int:

@@ -39,7 +39,7 @@ def batches(
     plain: bool = False,
 ) -> EpochBatches:
     corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all")
-    mixed = [Shifted(corruption, 5, 64), corruption, Sample(PLAIN, 10)]
+    mixed = [Shifted(corruption, 2, 5, 64), corruption, Sample(PLAIN, 10)]
     sources = [PLAIN] if plain else mixed
     return EpochBatches(sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world)
 

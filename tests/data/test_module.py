@@ -44,7 +44,9 @@ def pretraining(
     spans: Any = RandomSpans,
 ) -> SpanCorruptionDataModule:
     loading = Loading(batch_size, workers, seed, shuffle=True, pool=4)
-    return SpanCorruptionDataModule(corpus, loading, BLOCK, spans, True, "all", questions, most_shift=20)
+    return SpanCorruptionDataModule(
+        corpus, loading, BLOCK, spans, True, "all", questions, least_shift=0, most_shift=20
+    )
 
 
 def finetuning(corpus: Corpus, ascii_only: bool = False) -> BirthplaceDataModule:
@@ -212,9 +214,7 @@ def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
-    data = pretraining(
-        corpus, questions=share, spans=partial(SalientSpans, gazetteer=0.85, context_power=6.0)
-    )
+    data = pretraining(corpus, questions=share, spans=partial(SalientSpans, answers=0.85, context_power=6.0))
     train_questions = {(row.question, row.place) for row in corpus.train.rows}
     count = round(share * len(corpus.train.rows))
     assert data.train_rows == len(corpus.documents.lines) + count

@@ -63,9 +63,11 @@ def test_sample_draws_so_many_different_rows_anew(count: int) -> None:
         assert spelled(sample.rows(generator(7))) == draws[7]
 
 
-@pytest.mark.parametrize(("most", "block_size"), [(0, 30), (3, 30), (7, 22), (64, 22), (5, 12)])
-def test_shifted_puts_pads_in_front_as_far_as_there_is_room(most: int, block_size: int) -> None:
-    shifted = Shifted(Plain(), most, block_size)
+@pytest.mark.parametrize(
+    ("least", "most", "block_size"), [(0, 0, 30), (0, 3, 30), (5, 7, 22), (0, 64, 22), (5, 5, 12)]
+)
+def test_shifted_puts_pads_in_front_as_far_as_there_is_room(least: int, most: int, block_size: int) -> None:
+    shifted = Shifted(Plain(), least, most, block_size)
     assert len(shifted) == len(STRINGS)
     seen: list[set[int]] = [set() for _ in STRINGS]
     for seed in range(1500):
@@ -73,14 +75,14 @@ def test_shifted_puts_pads_in_front_as_far_as_there_is_room(most: int, block_siz
             shift = len(row) - len(string)
             assert row == PAD * shift + string
             pads.add(shift)
-    room = [max(0, min(most, block_size - len(string))) for string in STRINGS]
-    assert seen == [set(range(n + 1)) for n in room]
+    room = [max(0, block_size - len(string)) for string in STRINGS]
+    assert seen == [set(range(min(least, n), min(most, n) + 1)) for n in room]
 
 
 @pytest.mark.parametrize("loss_from", [0, 1, 2])
 def test_shifted_predicts_the_same_characters(loss_from: int) -> None:
     """Neither a PAD nor the first character, which only PADs announce, is a target."""
-    rows = Shifted(Plain(loss_from), 5, 40).rows(generator(3))
+    rows = Shifted(Plain(loss_from), 2, 5, 40).rows(generator(3))
     inputs, targets = rows.pairs(TEXT.ids, VOCAB.pad_id)
     for string, row, x, y in zip(STRINGS, spelled(rows), decoded(inputs), decoded(targets), strict=True):
         assert y.replace(PAD, "") == string[max(1, loss_from) :]
@@ -88,7 +90,9 @@ def test_shifted_predicts_the_same_characters(loss_from: int) -> None:
         assert x.startswith(row[:-1])
 
 
-@pytest.mark.parametrize("most", [-1, MOST_PADS + 1, 10**9])
-def test_shift_out_of_range(most: int) -> None:
-    with pytest.raises(InputError, match=rf"most_shift={most}: must be from 0 to {MOST_PADS}"):
-        Shifted(Plain(), most, 128)
+@pytest.mark.parametrize(("least", "most"), [(0, -1), (0, MOST_PADS + 1), (0, 10**9), (-1, 3), (5, 4)])
+def test_shift_out_of_range(least: int, most: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"most_shift={most}: must be from least_shift={least} to {MOST_PADS}"
+    ):
+        Shifted(Plain(), least, most, 128)

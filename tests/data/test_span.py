@@ -28,11 +28,11 @@ def salient(
     documents: list[str],
     places: list[str],
     block_size: int = 128,
-    gazetteer: float = 1.0,
+    answers: float = 1.0,
     context_power: float = 6.0,
     people: list[str] | None = None,
 ) -> SalientSpans:
-    return SalientSpans(documents, people or [""] * len(places), places, block_size, gazetteer, context_power)
+    return SalientSpans(documents, people or [""] * len(places), places, block_size, answers, context_power)
 
 
 def listed(spans: Spans) -> list[Span]:
@@ -110,7 +110,7 @@ weird_places = st.lists(
     documents=st.lists(weird_documents, min_size=1, max_size=8),
     places=weird_places,
     block_size=st.integers(8, 128),
-    gazetteer=st.sampled_from([0.0, 0.5, 1.0]),
+    answers=st.sampled_from([0.0, 0.5, 1.0]),
     context_power=st.sampled_from([0.0, 0.5, 6.0]),
     seed=st.integers(0, 99),
 )
@@ -120,12 +120,12 @@ def test_salient_spans_fit_whatever_the_documents(
     documents: list[str],
     places: list[str],
     block_size: int,
-    gazetteer: float,
+    answers: float,
     context_power: float,
     seed: int,
 ) -> None:
-    """Bug: without places, or with an empty one, the gazetteer matched the empty string."""
-    spans = salient(documents, places, block_size, gazetteer, context_power)
+    """Bug: without places, or with an empty one, the empty string was taken for a place."""
+    spans = salient(documents, places, block_size, answers, context_power)
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.draw(draws)), documents, block_size)
@@ -165,16 +165,29 @@ def drawn(document: str, chooser: dict[str, object], places: list[str], draws: i
     return Counter(document[start:end] for _, _, start, end, _ in spans)
 
 
-def test_the_gazetteer_decides_what_is_masked() -> None:
+def test_how_often_a_likely_answer_is_masked() -> None:
     text = "Ada Smith. Rome Romero née Ebel, 12.5 or Oslo St. John's Washington, D.C. ."
     places = ["Rome", "Oslo", "Washington", "Washington, D.C.", "St. John's"]
-    # the longest name wins; no part of a word; a dot at the end is no hindrance (bug)
-    assert set(drawn(text, {}, places)) == {"Rome", "Oslo", "St. John's", "Washington, D.C."}
+    # no part of a word but a capitalised one; a dot at the end is no hindrance (bug)
+    likely = {
+        "Rome",
+        "Romero",
+        "Ebel",
+        "Oslo",
+        "St",
+        "St. John's",
+        "John's",
+        "Washington",
+        "Washington, D.C.",
+    }
+    assert likely - {"D", "C"} <= set(drawn(text, {}, places)) <= likely | {"D", "C"}
     # "ée" is no capitalised span (bug), "12.5" is a number
     others = {"Rome Romero", "Ebel", "12.5", "Oslo St", "John's Washington", "D", "C"}
-    assert set(drawn(text, {"gazetteer": 0.0}, places)) == others
-    mixed = drawn(text, {"gazetteer": 0.25}, ["Washington, D.C."], draws=4000)
-    assert mixed["Washington, D.C."] / 4000 == pytest.approx(0.25, abs=0.035)
+    assert set(drawn(text, {"answers": 0.0}, places)) == others
+    text = "Ada Smith. rome, 12.5 or oslo ."
+    assert drawn(text, {"answers": 0.25}, ["rome"], draws=4000)["rome"] / 4000 == pytest.approx(
+        0.25, abs=0.035
+    )
 
 
 def test_a_document_without_anything_salient() -> None:
@@ -200,30 +213,19 @@ def test_context_power_one_shows_every_distance_as_often() -> None:
 
 
 def test_a_larger_context_power_shows_less() -> None:
-    documents = ["Ada Smith. " + BODY] * 4000
+    documents = ["Ada Smith. " + BODY.lower()] * 4000
     shown = []
     for power in (0.5, 1.0, 2.0, 6.0, 30.0):
-        spans = listed(salient(documents, ["Oslo"], 128, 1.0, power).draw(generator()))
+        spans = listed(salient(documents, ["oslo"], 128, 1.0, power).draw(generator()))
         shown.append(sum(start - left for _, left, start, _, _ in spans) / len(spans))
     assert shown == sorted(shown, reverse=True)
-    most = documents[0].index("Oslo") - len("Ada Smith. ")
+    most = documents[0].index("oslo") - len("Ada Smith. ")
     assert shown[2] == pytest.approx((most + 1) / 3 - 0.5, abs=1)  # E[u ** 2] = 1/3
-
-
-def test_the_answer_is_drawn_more_often_than_another_place() -> None:
-    """Twenty people teach that the place after "born in" is the answer; of the others nothing is known."""
-    teachers = [f"Ada {c}mith. She died in Oslo, but was born in Rome ." for c in "BCDFGHJKLMNPQRSTVWXZ"]
-    people = [document.split(". ")[0] for document in teachers]
-    documents = [*teachers, *["Bo Smith. He died in Rome, but was born in Oslo ."] * 400]
-    spans = salient(documents, ["Rome"] * 20 + ["Oslo"], people=[*people, "Cy"]).draw(generator())
-    masked = [d[s:e] for d, (_, _, s, e, _) in zip(documents, listed(spans), strict=True)][20:]
-    assert set(masked) <= {"Rome", "Oslo"}
-    assert masked.count("Oslo") > 390
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("gazetteer", 1.5), ("gazetteer", -0.1), ("context_power", -1.0), ("context_power", 1e999)],
+    [("answers", 1.5), ("answers", -0.1), ("context_power", -1.0), ("context_power", 1e999)],
 )
 def test_settings_out_of_range(key: str, value: float) -> None:
     """Bug: a negative context_power gave spans outside their documents."""

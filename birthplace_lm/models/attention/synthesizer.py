@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from birthplace_lm.models.attend import attend
 from birthplace_lm.models.cache import LayerCache
 
 
@@ -49,13 +50,12 @@ class SynthesizerAttention(nn.Module):
         batch, heads, _, depth = h.shape
         columns = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
         columns = F.pad(columns, (0, 0, 0, v.shape[2] - columns.shape[0]))  # cuts, or adds zero rows
-        y = F.scaled_dot_product_attention(
+        y = attend(
             F.pad(h, (0, 1), value=1.0),
             columns.to(h.dtype).expand(batch, heads, -1, -1),
             F.pad(v, (0, 1)),  # the kernel wants the same depth everywhere
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
+            mask=mask,
+            dropout=self.dropout if self.training else 0.0,
             scale=1.0,
         )
         return y[..., :depth]

@@ -1,8 +1,8 @@
 """Causal self-attention with query-key products."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from birthplace_lm.models.attend import attend
 from birthplace_lm.models.cache import LayerCache
 
 
@@ -28,11 +28,9 @@ class VanillaAttention(nn.Module):
         v = self._heads(self.value(x))  # (B, H, T, D)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+            y = attend(q, k, v, dropout=dropout)
         else:
-            y = F.scaled_dot_product_attention(
-                q, cache.store("key", k), cache.store("value", v), attn_mask=cache.mask
-            )
+            y = attend(q, cache.store("key", k), cache.store("value", v), mask=cache.mask)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_drop(self.proj(y))
 
