@@ -75,9 +75,16 @@ def _decode(
     width = int(lengths.max())
     ids = torch.tensor([p + [vocab.pad_id] * (width - len(p)) for p in prompts], device=device)
     cache = Cache(model.n_layer, width + longest)
-    cache.move_to(torch.arange(width, device=device).expand(len(prompts), -1))
+    # All questions begin alike: what they share is read once. The last character of each is its own.
+    alike = (ids == ids[:1]).all(0).long().cumprod(0)
+    shared = min(int(alike.sum()), int(lengths.min()) - 1)
+    cache.move_to(torch.arange(shared, device=device)[None])
+    model(ids[:1, :shared], cache, at=torch.zeros(1, shared, dtype=torch.bool, device=device))
+    cache.repeat(len(prompts))
     # Prompts are padded on the right: what a row computes for its padding is overwritten before it is seen.
-    logits = model(ids, cache)[torch.arange(len(prompts), device=device), lengths - 1]
+    positions = torch.arange(shared, width, device=device)
+    cache.move_to(positions.expand(len(prompts), -1))
+    logits = model(ids[:, shared:], cache, at=positions == lengths[:, None] - 1)
 
     texts: list[list[int]] = [[] for _ in prompts]
     scores = torch.zeros(len(prompts), device=device)

@@ -77,6 +77,14 @@ def test_equals_the_naive_loop(model: GPT) -> None:
         assert got.log_probability == pytest.approx(log_probability, abs=1e-3)
 
 
+@pytest.mark.parametrize("end", ["", "?", " born?"])
+def test_what_questions_share_is_read_once(model: GPT, end: str) -> None:
+    """Nothing in common, all but the last character, one question the beginning of another."""
+    for questions in ([f"{c}A{end}" for c in "ABx"], ["AB", "ABC"], [f"Where was A{end}"] * 3):
+        expected = [naive(model, question)[0] for question in questions]
+        assert [a.text for a in answer(model, VOCAB, questions)] == expected
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 512])
 def test_the_batch_changes_no_answer(model: GPT, batch_size: int) -> None:
     expected = dict(zip(QUESTIONS, answer(model, VOCAB, QUESTIONS, batch_size=5), strict=True))

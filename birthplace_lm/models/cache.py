@@ -48,6 +48,11 @@ class Cache:
         for layer in self.layers:
             layer.positions, layer.mask = positions, mask
 
+    def repeat(self, batch: int) -> None:
+        """Make a cache of one row one of so many alike."""
+        for layer in self.layers:
+            layer.buffers = {name: buffer.repeat(batch, 1, 1, 1) for name, buffer in layer.buffers.items()}
+
     def keep(self, rows: Tensor) -> None:
         """Drop every row of the batch that `rows`, a tensor of indices, does not name."""
         for layer in self.layers:

@@ -160,3 +160,26 @@ def test_dropout_is_where_the_course_has_it(name: str) -> None:
     layer.resid_drop = nn.Identity()  # what is left is on the attention weights
     assert not torch.allclose(layer(x), layer(x))
     assert torch.equal(layer.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_reads_only_what_is_asked_for(name: str) -> None:
+    """Logits of chosen positions, and the loss of chosen targets, are those of the plain way."""
+    model = small(name).double()
+    torch.manual_seed(1)
+    ids = torch.randint(2, SYMBOLS, (5, BLOCK))
+    at = torch.rand(5, BLOCK) < 0.3
+    assert torch.allclose(model(ids, at=at), model(ids)[at], atol=1e-12)
+    assert model(ids, at=torch.zeros_like(at)).shape == (0, SYMBOLS)
+    targets = torch.randint(2, SYMBOLS, (5, BLOCK)).masked_fill(~at, 0)
+    for reduction in ("mean", "sum"):
+        plain = torch.nn.functional.cross_entropy(
+            model(ids).flatten(0, 1), targets.flatten(), ignore_index=0, reduction=reduction
+        )
+        loss = model.loss(ids, targets, 0, reduction)
+        assert loss.item() == pytest.approx(plain.item(), rel=1e-6)  # the loss is a float32
+        expected = torch.autograd.grad(plain, list(model.parameters()), materialize_grads=True)
+        for found, want in zip(
+            torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True), expected, strict=True
+        ):
+            assert torch.allclose(found, want, rtol=1e-5, atol=1e-5)
