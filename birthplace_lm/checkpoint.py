@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from birthplace_lm.error import CheckpointError
@@ -25,51 +24,40 @@ DAMAGED = ".damaged"
 OURS: dict[str, type] = {"format": int, "stage": str, "config": str, "vocab": list, "data": dict}
 
 
-class VerifiedCheckpointIO(CheckpointIO):
-    """Writes beside the destination, syncs, reads back, and renames once the SHA-256 lies beside it too.
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Save plain tensors, numbers, strings, lists and dicts.
 
-    The rename comes last: a checkpoint that has its name is whole, wherever the process was killed.
+    They are written beside the destination, synced, read back, and renamed once the SHA-256 lies beside it
+    too. The rename comes last: a checkpoint that has its name is whole, wherever the process was killed.
+
+    Raises:
+        CheckpointError: the disk is full, cannot be written, or gives back something else.
     """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    written = buffer.getbuffer()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, written):
+            write_text(_hash_file(path), hashlib.sha256(written).hexdigest() + "\n")
+    except OSError as error:
+        if not path.exists():
+            with suppress(OSError):
+                _hash_file(path).unlink()
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Save plain tensors, numbers, strings, lists and dicts.
 
-        Raises:
-            CheckpointError: the disk is full, cannot be written, or gives back something else.
-        """
-        path = Path(path)
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        content = buffer.getbuffer()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, content):
-                write_text(_hash_file(path), hashlib.sha256(content).hexdigest() + "\n")
-        except OSError as error:
-            if not path.exists():
-                with suppress(OSError):
-                    _hash_file(path).unlink()
-            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+def remove(path: Path) -> None:
+    """Remove a checkpoint and its hash.
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Load after verifying the hash; nothing but data is ever unpickled."""
-        return load(Path(path), map_location)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and its hash.
-
-        Raises:
-            CheckpointError: the folder cannot be written.
-        """
-        try:
-            Path(path).unlink(missing_ok=True)
-            _hash_file(Path(path)).unlink(missing_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be removed: {error.strerror or error}") from error
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        _hash_file(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -150,7 +138,7 @@ def tidy(directory: Path, step: int) -> list[Path]:
         if not verified(path):
             damaged.append(path.replace(path.with_name(path.name + DAMAGED)))
         elif (step_of(path) or 0) > step:
-            VerifiedCheckpointIO().remove_checkpoint(path)
+            remove(path)
     for left in directory.glob("step-*.ckpt.sha256"):
         if not left.with_suffix("").exists():
             left.unlink(missing_ok=True)

@@ -117,6 +117,23 @@ def make_biographies(
     print(f"{people} people in {out}; train with data=biographies data.root={out}")
 
 
+@app.command()
+def bench(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="as for train.py")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements of every side, which take turns")] = 5,
+    steps: Annotated[int, typer.Option(min=8, help="optimizer steps of one measurement")] = 12,
+) -> None:
+    """Measure how fast this machine trains, answers and starts. Nothing else should be running.
+
+    Example: birthplace-lm bench data=cs224n data.root=DIR
+    """
+    from birthplace_lm.bench import bench as measure
+
+    print(measure(overrides or [], rounds, steps))
+
+
 def main() -> None:
     """Run the command; an error is one line and its exit code."""
     try:

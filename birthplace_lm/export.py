@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config import read
 from birthplace_lm.error import CheckpointError, InputError
@@ -29,17 +29,21 @@ def export(run: Path, out: Path) -> None:
         InputError: `run` is no run directory, or `out` is not empty.
         CheckpointError: its checkpoint is not whole, or `out` cannot be written.
     """
-    trained = Trained.from_run(run)
-    config = OmegaConf.create(OmegaConf.to_yaml(read(run / "config.yaml")))
+    write(Trained.from_run(run), read(run / "config.yaml"), out)
+
+
+def write(trained: Trained, config: DictConfig, out: Path) -> None:
+    """The same for a model that is no run's."""
+    given = OmegaConf.create(OmegaConf.to_yaml(config))
     for key, value in OF_THIS_MACHINE.items():
-        OmegaConf.update(config, key, value)
+        OmegaConf.update(given, key, value)
     weights = {name: weight.contiguous().clone() for name, weight in trained.model.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise InputError(f"{out}: is not empty; give a new folder")
         with replacing(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
-            write_text(out / "config.yaml", OmegaConf.to_yaml(config))
+            write_text(out / "config.yaml", OmegaConf.to_yaml(given))
             write_text(out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n")
     except OSError as error:
         raise CheckpointError(f"{error.filename or out}: {error.strerror}") from error

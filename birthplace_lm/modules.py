@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from birthplace_lm.files import write_text
 from birthplace_lm.generate import answer
 from birthplace_lm.metrics import ExactMatch
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.loss import summed_loss
 from birthplace_lm.schedules import Clock, Schedule
 from birthplace_lm.vocab import CharVocab
 
 log = logging.getLogger(__name__)
 
 SCALED_IN_A_ROW = 50  # steps that the scaler of float16 may leave out; each halves the scale
-ROWS_AT_ONCE = 32  # on a CPU, where many small products cost no more than a few large ones
 
 
 class CharacterModel(L.LightningModule):
@@ -110,7 +110,7 @@ class CharacterModel(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._window.append(batch)
-        loss = self._summed_loss(batch) / batch["targets_total"]
+        loss = summed_loss(self.model, batch, self.vocab.pad_id) / batch["targets_total"]
         self._log("loss", loss, sync_dist=self.trainer.world_size > 1)
         return loss * (1 + 0 * loss.detach())  # one, or NaN: what is not finite shows in the gradient
 
@@ -188,7 +188,9 @@ class CharacterModel(L.LightningModule):
         """Loss on loader 0, answers to the questions of loader 1."""
         if dataloader_idx == 0:
             count = (batch["targets"] != self.vocab.pad_id).sum()
-            self.val_loss.update(self._summed_loss(batch) / count.clamp(min=1), count)
+            self.val_loss.update(
+                summed_loss(self.model, batch, self.vocab.pad_id) / count.clamp(min=1), count
+            )
             return None
         questions, places = zip(*batch, strict=True)
         answers = answer(self.model, self.vocab, questions)
@@ -200,51 +202,6 @@ class CharacterModel(L.LightningModule):
         self.log(f"{self.stage}/exact_match", self.exact_match.compute(), prog_bar=True)
         self.val_loss.reset()
         self.exact_match.reset()
-
-    def _summed_loss(self, batch: Batch) -> Tensor:
-        """Loss summed over the batch, which a CPU reads in parts of like lengths: less of them is PAD."""
-        inputs, targets = batch["inputs"], batch["targets"]
-        position = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
-        lengths = ((inputs != self.vocab.pad_id) * position).amax(1)
-        order = lengths.argsort()
-        parts = order.chunk(-(-len(order) // ROWS_AT_ONCE) if inputs.device.type == "cpu" else 1)
-
-        def loss_of(rows: Tensor) -> Tensor:
-            width = int(lengths[rows[-1]])
-            return self.model.loss(inputs[rows, :width], targets[rows, :width], self.vocab.pad_id, "sum")
-
-        if len(parts) > 1 and torch.is_grad_enabled():
-            summed: Tensor = _Summed.apply(loss_of, parts, *self.model.parameters())
-            return summed
-        return torch.stack([loss_of(rows) for rows in parts]).sum()
-
-
-class _Summed(torch.autograd.Function):
-    """The sum of a function over parts, whose gradients are taken part by part.
-
-    What a part needs for its gradient is freed, still in the processor's cache, before the next part begins:
-    faster than one pass backwards through all of them, and with a fraction of the memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], *parameters: Tensor
-    ) -> Tensor:
-        values, ctx.gradients = [], None
-        for part in parts:
-            with torch.enable_grad():
-                value = function(part)
-            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
-            values.append(value.detach())
-            if ctx.gradients is None:
-                ctx.gradients = gradients
-            else:
-                torch._foreach_add_(ctx.gradients, gradients)
-        return torch.stack(values).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(ctx.gradients, outer[0])
 
 
 def _readable(number: float) -> float | str:

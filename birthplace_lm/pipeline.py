@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from birthplace_lm import checkpoint, signals
-from birthplace_lm.build import build_model, load_weights, rehearse
+from birthplace_lm.build import build_model, load_weights
 from birthplace_lm.data.corpus import Corpus, check_unchanged
 from birthplace_lm.error import BirthplaceError, CheckpointError, Stopped, UnexpectedError
 from birthplace_lm.evaluate import evaluate, log_hyperparameters, weights_sha256
+from birthplace_lm.rehearse import rehearse
 from birthplace_lm.runs import RunDirectory, locked, pretraining_directory, run_directory
 from birthplace_lm.stage import StageResult, fit_stage
 

@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
-from birthplace_lm.build import bare_trainer, build_model, data_module, load_weights
+from birthplace_lm.build import build_model, load_weights
 from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit
+from birthplace_lm.checkpoint_io import VerifiedCheckpointIO
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.error import CheckpointError, UnexpectedError
 from birthplace_lm.files import write_text
@@ -22,6 +23,7 @@ from birthplace_lm.memory import keep_freed_memory
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
 from birthplace_lm.progress import progress
+from birthplace_lm.rehearse import bare_trainer, data_module
 from birthplace_lm.runs import identity, identity_sha256
 
 log = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ def _trainer(
         default_root_dir=str(folder),
         logger=logger,
         callbacks=callbacks,
-        plugins=[checkpoint.VerifiedCheckpointIO()],
+        plugins=[VerifiedCheckpointIO()],
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )

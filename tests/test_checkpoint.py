@@ -37,7 +37,7 @@ STATE: dict[str, Any] = {
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = checkpoint.path_of(tmp_path, 7)
-    checkpoint.VerifiedCheckpointIO().save_checkpoint(STATE, path)
+    checkpoint.save(STATE, path)
     return path
 
 
@@ -57,7 +57,7 @@ def test_does_not_run_what_is_pickled_in_a_checkpoint(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     path = tmp_path / "step-00000001.ckpt"
-    checkpoint.VerifiedCheckpointIO().save_checkpoint({"state_dict": Evil()}, path)
+    checkpoint.save({"state_dict": Evil()}, path)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         checkpoint.load(path)
     assert not (tmp_path / "harm").exists()
@@ -73,14 +73,14 @@ def test_a_failing_disk_is_an_error_and_the_old_file_stays(
     before = saved.read_bytes()
     monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(CheckpointError, match="No space left"):
-        checkpoint.VerifiedCheckpointIO().save_checkpoint({"other": 1}, saved)
+        checkpoint.save({"other": 1}, saved)
     assert saved.read_bytes() == before
     assert checkpoint.verified(saved)
 
 
 def test_the_newest_step_comes_first(tmp_path: Path) -> None:
     for step in (9, 100, 10):
-        checkpoint.VerifiedCheckpointIO().save_checkpoint({}, checkpoint.path_of(tmp_path, step))
+        checkpoint.save({}, checkpoint.path_of(tmp_path, step))
     (tmp_path / "last.ckpt").touch()
     assert [checkpoint.step_of(p) for p in checkpoint.saved_in(tmp_path)] == [100, 10, 9]
 

@@ -203,8 +203,7 @@ def test_the_nth_call_fails(
 @pytest.mark.parametrize("number", FAILURES, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace", "read back"])
 def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path: Path) -> None:
-    saver = checkpoint.VerifiedCheckpointIO()
-    saver.save_checkpoint({"step": 1}, checkpoint.path_of(tmp_path, 1))
+    checkpoint.save({"step": 1}, checkpoint.path_of(tmp_path, 1))
     n = 0
     while True:
         n += 1
@@ -212,7 +211,7 @@ def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path:
         said = ""
         try:
             with Disk(tmp_path, Failing(call, n, number)):
-                saver.save_checkpoint({"step": 1 + n}, path)
+                checkpoint.save({"step": 1 + n}, path)
         except CheckpointError as error:
             said = str(error)
         if not said:

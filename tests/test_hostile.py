@@ -242,7 +242,7 @@ def test_a_link_at_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "step-00000001.ckpt.tmp").symlink_to(tmp_path / "thesis.tex")
     with pytest.raises(CheckpointError, match="cannot be written"):
-        checkpoint.VerifiedCheckpointIO().save_checkpoint({}, tmp_path / "step-00000001.ckpt")
+        checkpoint.save({}, tmp_path / "step-00000001.ckpt")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -258,7 +258,7 @@ TARGETS = [
     "birthplace_lm.files.os.system",
     "birthplace_lm.checkpoint.torch.load",
     "birthplace_lm.checkpoint.load",
-    "birthplace_lm.checkpoint.VerifiedCheckpointIO",
+    "birthplace_lm.checkpoint_io.VerifiedCheckpointIO",
     "birthplace_lm.processes.fit_in_processes",
     "birthplace_lm.cli.main",
     "birthplace_lm.report.draw",

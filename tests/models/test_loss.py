@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from birthplace_lm.build import build_model, data_module
+from birthplace_lm.build import build_model
 from birthplace_lm.config import load
 from birthplace_lm.data.corpus import Corpus, read_corpus
-from birthplace_lm.modules import ROWS_AT_ONCE, CharacterModel
-from birthplace_lm.schedules import cosine
+from birthplace_lm.models.loss import ROWS_AT_ONCE, summed_loss
+from birthplace_lm.rehearse import data_module
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +26,15 @@ def corpus(config: DictConfig) -> Corpus:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_batch_in_parts_is_the_batch(
-    config: DictConfig, corpus: Corpus, stage: str, tmp_path: Path
-) -> None:
+def test_a_batch_in_parts_is_the_batch(config: DictConfig, corpus: Corpus, stage: str) -> None:
     """Loss and every gradient; the plain way reads all rows at once, PAD and all."""
     torch.manual_seed(0)
     model = build_model(config, len(corpus.vocab)).double()
-    module = CharacterModel(
-        stage,
-        model,
-        corpus.vocab,
-        torch.optim.SGD,
-        0.1,
-        cosine,
-        max_steps=-1,
-        seed=0,
-        may_skip=0,
-        folder=tmp_path,
-    )
     batches = data_module(config, config.stages[stage], corpus).train_dataloader()
     for batch in batches:
         plain = model.loss(batch["inputs"], batch["targets"], corpus.vocab.pad_id, reduction="sum")
         expected = torch.autograd.grad(plain, list(model.parameters()), materialize_grads=True)
-        loss = module._summed_loss(batch)
+        loss = summed_loss(model, batch, corpus.vocab.pad_id)
         assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
         model.zero_grad()
         (3 * loss).backward()
@@ -56,4 +42,6 @@ def test_a_batch_in_parts_is_the_batch(
             assert parameter.grad is not None
             assert torch.allclose(parameter.grad, 3 * gradient, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
-            assert module._summed_loss(batch).item() == pytest.approx(plain.item(), rel=1e-6)
+            assert summed_loss(model, batch, corpus.vocab.pad_id).item() == pytest.approx(
+                plain.item(), rel=1e-6
+            )
