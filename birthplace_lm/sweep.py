@@ -88,18 +88,23 @@ def note_failure(number: int, error: BirthplaceError) -> bool:
 
 
 def table() -> list[str]:
-    """A line for each job: number, how it ended, exact match on dev, the overrides that vary, folder."""
+    """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
-    rows = [("job", "state", "dev", "overrides", "run directory")]
+    splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]
+    rows = [("job", "state", *splits, "overrides", "run directory")]
     for number, job in enumerate(jobs):
         varying = " ".join(override for override in job.overrides if override not in common)
-        dev = job.directory.metrics.get("dev", {}).get("exact_match") if job.directory.finished else None
-        shown = "" if dev is None else f"{dev:.1%}"
-        rows.append((str(number), _state(job), shown, varying, str(job.directory.path)))
+        scores = [_score(job, split) for split in splits]
+        rows.append((str(number), _state(job), *scores, varying, str(job.directory.path)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _score(job: Job, split: str) -> str:
+    found = job.directory.metrics.get(split, {}).get("exact_match") if job.directory.finished else None
+    return "" if found is None else f"{found:.1%}"
 
 
 def _state(job: Job) -> str:
