@@ -22,7 +22,7 @@ Likely = tuple[list[list[Span]], list[list[float]]]
 
 @lru_cache(maxsize=2)  # a run asks twice: when it checks its configuration and when it trains
 def likely_answers(documents: tuple[str, ...], people: tuple[str, ...], places: tuple[str, ...]) -> Likely:
-    """For every document the spans that may be the answer, and the probability of each that it is.
+    """For every document the spans that may be the answer, and how likely each is.
 
     Candidates are the capitalised words after the title and the places of the train answers. They compete in
     a conditional logit over the words around them, their rank, and how often a train answer is that place;
@@ -33,7 +33,8 @@ def likely_answers(documents: tuple[str, ...], people: tuple[str, ...], places: 
         people, places: of the train questions.
 
     Returns:
-        (start, end) of the candidates of every document, and probabilities that add up to 1 in each.
+        (start, end) of the candidates of every document, and their probabilities as multiples of that of the
+        likeliest.
     """
     gazetteer = Counter(place for place in places if place)
     answers = dict(zip(people, places, strict=True))
@@ -48,17 +49,16 @@ def likely_answers(documents: tuple[str, ...], people: tuple[str, ...], places: 
         for document, choices, known in zip(documents, spans, right, strict=True)
     ]
     scores = _scores(features, right)
-    probabilities = []
+    odds = []
     for known in right:
         own = scores[: len(known)]
         scores = scores[len(known) :]
         if any(known):
             own = [score if yes else -math.inf for score, yes in zip(own, known, strict=True)]
         most = max(own, default=0.0)
-        weights = [math.exp(score - most) for score in own]
         # Rounded: the last bits of the fit depend on the number of threads, the batches must not.
-        probabilities.append([round(weight / sum(weights), 3) for weight in weights])
-    return spans, probabilities
+        odds.append([round(math.exp(score - most), 3) for score in own])
+    return spans, odds
 
 
 def _candidates(documents: Sequence[str], gazetteer: Counter[str]) -> list[list[Span]]:

@@ -75,10 +75,11 @@ class SalientSpans:
         people, places: of the train questions.
         block_size: characters of the longest sequence.
         answers: how often a likely answer is masked where the document has one.
+        sharpness: it is drawn by its probability to this power; more prefers the likeliest.
         context_power: larger shows less; 0 shows all that fits.
 
     Raises:
-        InputError: `answers` or `context_power` is out of range.
+        InputError: `answers`, `sharpness` or `context_power` is out of range.
 
     Source: salient spans, REALM, arXiv:2002.08909; learning which spans to mask, arXiv:2012.15856.
     """
@@ -90,13 +91,15 @@ class SalientSpans:
         places: Sequence[str],
         block_size: int,
         answers: float,
+        sharpness: float,
         context_power: float,
     ) -> None:
         key = "stages.pretrain.data.spans"
         if not 0 <= answers <= 1:
             raise InputError(f"{key}.answers={answers}: must be from 0 to 1")
-        if not 0 <= context_power < float("inf"):
-            raise InputError(f"{key}.context_power={context_power}: must be 0 or more")
+        for name, power in (("sharpness", sharpness), ("context_power", context_power)):
+            if not 0 <= power < float("inf"):
+                raise InputError(f"{key}.{name}={power}: must be 0 or more")
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
         self.answers = answers
@@ -106,14 +109,14 @@ class SalientSpans:
         heads = [title if title <= room // 2 else 0 for title in titles]
         self.heads = torch.tensor(heads)
         lines = [(d, head, min(room - head, room // 2)) for d, head in zip(documents, heads, strict=True)]
-        likely, probabilities = likely_answers(tuple(documents), tuple(people), tuple(places))
+        likely, odds = likely_answers(tuple(documents), tuple(people), tuple(places))
         fits = [
             [end - start <= line[2] for start, end in spans]
             for spans, line in zip(likely, lines, strict=True)
         ]
         self.likely = _Choices(
             [[*compress(spans, fit)] for spans, fit in zip(likely, fits, strict=True)],
-            [[*compress(row, fit)] for row, fit in zip(probabilities, fits, strict=True)],
+            [[p**sharpness for p in compress(row, fit)] for row, fit in zip(odds, fits, strict=True)],
         )
         salient = [_matches(SALIENT, *line) or [_whole(*line)] for line in lines]
         self.other = _Choices(salient, [[1.0] * len(spans) for spans in salient])

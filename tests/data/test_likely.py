@@ -1,6 +1,5 @@
 """Which word of a line is the answer: taught by some people, right about others."""
 
-import math
 import os
 from pathlib import Path
 
@@ -19,32 +18,32 @@ PEOPLE = tuple(document.split(". ")[0] for document in TEACHERS)
 
 
 def shown(document: str, answers: int = 20) -> dict[str, float]:
-    """How likely each candidate of a line about somebody else is, with so many teachers."""
+    """How likely each candidate of a line about somebody else is, with so many teachers; the likeliest 1."""
     documents = (*TEACHERS, document)
     places = ("Rome",) * answers + ("Oslo",)
-    spans, probabilities = likely_answers(documents, (*PEOPLE[:answers], "Cy"), places)
-    return {document[s:e]: p for (s, e), p in zip(spans[-1], probabilities[-1], strict=True)}
+    spans, odds = likely_answers(documents, (*PEOPLE[:answers], "Cy"), places)
+    return {document[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
 
 
 def test_words_around_the_answer_tell() -> None:
     found = shown("Bo Smith. He died in Rome, but was born in Oslo .")
-    assert found["Oslo"] > 0.9
-    assert sum(found.values()) == pytest.approx(1, abs=0.01)
+    assert found["Oslo"] == 1
+    assert sum(found.values()) < 1.1
 
 
 def test_without_teachers_all_are_alike() -> None:
     found = shown("Bo Smith. He died in Rome, but was born in Oslo .", answers=0)
-    assert set(found.values()) == {round(1 / 3, 3)}
+    assert set(found.values()) == {1}
 
 
 def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
-    assert shown("Bo Smith. He died in Rome, but was born in Xanadu .")["Xanadu"] > 0.5
+    assert shown("Bo Smith. He died in Rome, but was born in Xanadu .")["Xanadu"] == 1
 
 
 def test_whose_answer_is_known_keeps_it_alone() -> None:
-    spans, probabilities = likely_answers((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
+    spans, odds = likely_answers((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
     assert [TEACHERS[0][s:e] for s, e in spans[0]] == ["She", "Oslo", "Rome"]
-    assert probabilities == [[0, 1, 0]]
+    assert odds == [[0, 1, 0]]
 
 
 words = st.sampled_from(
@@ -56,13 +55,13 @@ lines = st.lists(words, min_size=1, max_size=12).map(" ".join) | st.text(min_siz
 @given(st.lists(lines, max_size=6), st.lists(st.sampled_from(["Rome", "Washington, D.C.", "東京", "", "x"])))
 @settings(deadline=None, max_examples=60)
 def test_candidates_are_parts_of_their_lines(documents: list[str], places: list[str]) -> None:
-    spans, probabilities = likely_answers(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
-    assert len(spans) == len(probabilities) == len(documents)
-    for document, choices, row in zip(documents, spans, probabilities, strict=True):
+    spans, odds = likely_answers(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
+    assert len(spans) == len(odds) == len(documents)
+    for document, choices, row in zip(documents, spans, odds, strict=True):
         assert all(0 <= start < end <= len(document) for start, end in choices)
         assert len(choices) == len(set(choices)) == len(row)
-        assert not row or sum(row) == pytest.approx(1, abs=0.001 * len(row))
-        assert all(math.isfinite(p) and p >= 0 for p in row)
+        assert not row or max(row) == 1
+        assert all(0 <= p <= 1 for p in row)
 
 
 @pytest.mark.parametrize(

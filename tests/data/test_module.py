@@ -214,7 +214,9 @@ def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
-    data = pretraining(corpus, questions=share, spans=partial(SalientSpans, answers=0.85, context_power=6.0))
+    data = pretraining(
+        corpus, questions=share, spans=partial(SalientSpans, answers=0.85, sharpness=1.0, context_power=6.0)
+    )
     train_questions = {(row.question, row.place) for row in corpus.train.rows}
     count = round(share * len(corpus.train.rows))
     assert data.train_rows == len(corpus.documents.lines) + count

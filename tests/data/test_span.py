@@ -31,8 +31,11 @@ def salient(
     answers: float = 1.0,
     context_power: float = 6.0,
     people: list[str] | None = None,
+    sharpness: float = 1.0,
 ) -> SalientSpans:
-    return SalientSpans(documents, people or [""] * len(places), places, block_size, answers, context_power)
+    return SalientSpans(
+        documents, people or [""] * len(places), places, block_size, answers, sharpness, context_power
+    )
 
 
 def listed(spans: Spans) -> list[Span]:
@@ -225,7 +228,13 @@ def test_a_larger_context_power_shows_less() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("answers", 1.5), ("answers", -0.1), ("context_power", -1.0), ("context_power", 1e999)],
+    [
+        ("answers", 1.5),
+        ("answers", -0.1),
+        ("sharpness", -1.0),
+        ("context_power", -1.0),
+        ("context_power", 1e999),
+    ],
 )
 def test_settings_out_of_range(key: str, value: float) -> None:
     """Bug: a negative context_power gave spans outside their documents."""
@@ -256,3 +265,22 @@ def test_the_title_is_the_person_of_the_question(
     titles = [document[:head] for document, head in zip(documents, heads, strict=True)]
     people = [person(row.question) for row in rows]
     assert [p for p, title in zip(people, titles, strict=True) if title != f"{p}. "] == without
+
+
+def test_sharpness_prefers_the_likeliest() -> None:
+    """Forty people say how far more often the answer comes first than second; a line of each is alike."""
+    firsts = [f"Ada {a}{b}mith. born Rome or Oslo ." for a in "BCDF" for b in "GHJKLMNPQR"]
+    people = [document.split(". ")[0] for document in firsts]
+    places = ["Rome"] * 30 + ["Oslo"] * 10
+    documents = [*firsts, *["Bo Smith. born Paris or Turin ."] * 2000]
+    shares = []
+    for sharpness in (0.0, 1.0, 2.0, 8.0):
+        spans = salient(documents, places, people=people, sharpness=sharpness).draw(generator())
+        masked = [d[s:e] for d, (_, _, s, e, _) in zip(documents, listed(spans), strict=True)][40:]
+        assert set(masked) <= {"Paris", "Turin"}
+        shares.append(masked.count("Paris") / len(masked))
+    assert shares[0] == pytest.approx(0.5, abs=0.04)
+    assert shares[1] == pytest.approx(0.75, abs=0.08)
+    odds = shares[1] / (1 - shares[1])
+    assert shares[2] == pytest.approx(odds**2 / (1 + odds**2), abs=0.04)
+    assert shares[3] > 0.97
