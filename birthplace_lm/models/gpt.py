@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.cache import Cache, LayerCache
+from birthplace_lm.models.dropout import Dropout
 
 AttentionFactory = Callable[..., nn.Module]
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(n_embd)
         self.attn = attention
         self.mlp = nn.Sequential(
-            nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+            nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), Dropout(dropout)
         )
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, at: Tensor | None = None) -> Tensor:
@@ -66,7 +67,7 @@ class GPT(nn.Module):
         self.n_layer = n_layer
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd)) if position_table else None
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
                 attention(n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout),

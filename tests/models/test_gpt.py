@@ -12,6 +12,7 @@ from birthplace_lm.config import load
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 
 SYMBOLS, HEADS, BLOCK = 11, 4, 16
@@ -152,7 +153,7 @@ def test_dropout_is_where_the_course_has_it(name: str) -> None:
     model = small(name, dropout=0.5)
     used: list[str] = []
     for key, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p == 0.5:
+        if isinstance(module, Dropout) and module.p == 0.5:
             module.register_forward_hook(lambda *_, key=key: used.append(key))
     model(torch.zeros(1, 5, dtype=torch.long))
     assert used == ["drop", *(f"blocks.{i}.{key}" for i in range(2) for key in ("attn.resid_drop", "mlp.3"))]

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from birthplace_lm.models.attend import attend
 from birthplace_lm.models.cache import LayerCache
+from birthplace_lm.models.dropout import Dropout
 
 
 class SynthesizerAttention(nn.Module):
@@ -33,7 +34,7 @@ class SynthesizerAttention(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(columns))
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.resid_drop = nn.Dropout(dropout)
+        self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         h = self._heads(F.relu(self.w1(x)))  # (B, H, T, D)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from birthplace_lm.models.attend import attend
 from birthplace_lm.models.cache import LayerCache
+from birthplace_lm.models.dropout import Dropout
 
 
 class VanillaAttention(nn.Module):
@@ -20,7 +21,7 @@ class VanillaAttention(nn.Module):
         self.query = nn.Linear(n_embd, n_embd)
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.resid_drop = nn.Dropout(dropout)
+        self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         q = self._heads(self.query(x))  # (B, H, T, D)
