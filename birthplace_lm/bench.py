@@ -52,7 +52,7 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
         _training(config, corpus, rounds, steps),
-        _answering(build_model(config, len(corpus.vocab)), corpus, rounds),
+        _answering(config, corpus, rounds),
         _starting(config, corpus, rounds),
     ]
     return "\n\n".join(parts)
@@ -121,7 +121,7 @@ class Loop:
     def __init__(self, config: DictConfig, corpus: Corpus, batches: Sequence[Batch]) -> None:
         self.batches = batches
         self.pad_id = corpus.vocab.pad_id
-        self.in_bf16 = config.trainer.precision == "bf16-mixed"
+        self.config = config
         self.model = self._model(config, len(corpus.vocab))
         self.optimizer = instantiate(config.optimizer)(
             model=self.model, lr=config.stages.pretrain.learning_rate
@@ -135,7 +135,7 @@ class Loop:
 
     def _train(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bf16):
+            with _precision(self.config):
                 loss = self._loss(batch) / batch["targets_total"]
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -199,13 +199,14 @@ def _sizes(config: DictConfig) -> Iterator[str]:
         yield f"model.{key}={config.model[key]}"
 
 
-def _answering(model: GPT, corpus: Corpus, rounds: int) -> str:
+def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     names = [person(row.question).split() for row in corpus.dev.rows]
     mixed = (
         f"{a[0]} {b[-1]}" for shift in range(len(names)) for a, b in zip(names, names[shift:], strict=False)
     )
     questions = [*map(ask, islice(cycle([*mixed]), 10_000))]
-    vocab, model = corpus.vocab, model.eval()
+    vocab = corpus.vocab
+    model = build_model(config, len(vocab)).eval()
     sides: Sides = {
         "500 names": lambda: 500 / _seconds(lambda: answer(model, vocab, questions[:500], longest=LONGEST)),
         "10,000 names": lambda: 10_000 / _seconds(lambda: answer(model, vocab, questions, longest=LONGEST)),
@@ -216,7 +217,8 @@ def _answering(model: GPT, corpus: Corpus, rounds: int) -> str:
             )
         ),
     }
-    found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
+    with _precision(config):
+        found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
     lines = [
         f"Answering, {LONGEST} characters a name",
         "",
@@ -254,6 +256,10 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
         found = _take_turns(sides, rounds)
     lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in found.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
+
+
+def _precision(config: DictConfig) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed")
 
 
 def _take_turns(sides: Sides, rounds: int) -> dict[str, list[float]]:
