@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -48,11 +49,10 @@ def likely_answers(documents: tuple[str, ...], people: tuple[str, ...], places: 
         [_features(document, choices, rank, gazetteer, known[rank]) for rank in range(len(choices))]
         for document, choices, known in zip(documents, spans, right, strict=True)
     ]
-    scores = _scores(features, right)
+    scores = iter(_scores(features, right))
     odds = []
     for known in right:
-        own = scores[: len(known)]
-        scores = scores[len(known) :]
+        own = [*islice(scores, len(known))]
         if any(known):
             own = [score if yes else -math.inf for score, yes in zip(own, known, strict=True)]
         most = max(own, default=0.0)

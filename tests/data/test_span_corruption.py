@@ -93,7 +93,7 @@ def test_the_shown_text_can_be_put_together_again(
     documents: list[str], salient: bool, closing: bool, block_size: int, seed: int
 ) -> None:
     chooser = (
-        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0)
+        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
         if salient
         else RandomSpans(documents, [], [], block_size)
     )
