@@ -87,10 +87,18 @@ def draw(runs: dict[Path, dict[str, Any]], out: Path) -> None:
         raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    colors: dict[str, Any] = {}  # seeds have one
     for run, found in runs.items():
         curve = learning_curve(run, found["stages"])
         label = f"{found['attention']}, pretrain={found['pretrain']}"
-        axes.plot([x / 1e6 for x, _ in curve], [y for _, y in curve], marker=".", label=label)
+        (line,) = axes.plot(
+            [x / 1e6 for x, _ in curve],
+            [y for _, y in curve],
+            marker=".",
+            color=colors.get(label),
+            label=None if label in colors else label,
+        )
+        colors[label] = line.get_color()
     majority = max(found["baseline"]["exact_match"] for found in runs.values())
     axes.axhline(majority, color="gray", linestyle="--", linewidth=1, label="majority answer")
     axes.set(xlabel="million characters read", ylabel="exact match on dev", ylim=(0, 1))
