@@ -1,6 +1,5 @@
 """How fast this machine trains, answers and starts: ratios of sides that take turns, as medians."""
 
-import logging
 import subprocess
 import sys
 import tempfile
@@ -47,7 +46,6 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
         steps: optimizer steps of one measurement.
     """
     keep_freed_memory()
-    logging.getLogger("birthplace_lm").setLevel(logging.ERROR)
     config = load(["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides])
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [

@@ -1,5 +1,6 @@
 """The command `birthplace-lm`."""
 
+import logging
 import math
 import sys
 from pathlib import Path
@@ -131,6 +132,7 @@ def bench(
     """
     from birthplace_lm.bench import bench as measure
 
+    logging.getLogger("birthplace_lm").setLevel(logging.ERROR)  # the stages would say how far they are
     print(measure(overrides or [], rounds, steps))
 
 
