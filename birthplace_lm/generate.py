@@ -34,7 +34,7 @@ def answer(
     model: GPT,
     vocab: CharVocab,
     questions: Sequence[str],
-    batch_size: int = 512,
+    batch_size: int = 256,
     longest: int = LONGEST_ANSWER,
 ) -> list[Answer]:
     """Answer every question greedily; the batch a question falls into does not change its answer.
