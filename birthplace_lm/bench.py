@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
@@ -46,26 +46,26 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
         steps: optimizer steps of one measurement.
     """
     keep_freed_memory()
-    config = load(["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides])
+    given = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    config, synthesizer = load(given), load([*given, "attention=synthesizer"])
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
-        _training(config, corpus, rounds, steps),
+        _training(config, synthesizer, corpus, rounds, steps),
         _answering(config, corpus, rounds),
         _starting(config, corpus, rounds),
     ]
     return "\n\n".join(parts)
 
 
-def _training(config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
+def _training(config: DictConfig, synthesizer: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
     batches = _batches(config, corpus, steps)
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
-    other = load([*_sizes(config), "attention=synthesizer"])
     sides: dict[str, Callable[[], float]] = {
         "a bare loop over the same batches": Loop(config, corpus, batches),
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": Loop(dropped, corpus, batches),  # type: ignore[arg-type]
-        "synthesizer": Loop(other, corpus, batches),
+        "synthesizer": Loop(synthesizer, corpus, batches),
     }
     if find_spec("transformers"):
         sides["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
@@ -190,11 +190,6 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
 def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
     loader = data_module(config, config.stages.pretrain, corpus).train_dataloader()
     return [*islice(cycle(loader), count)]
-
-
-def _sizes(config: DictConfig) -> Iterator[str]:
-    for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout"):
-        yield f"model.{key}={config.model[key]}"
 
 
 def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
