@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from birthplace_lm import checkpoint, signals
 from birthplace_lm.data.corpus import check_unchanged
 from birthplace_lm.error import NumericError, Stopped
+from birthplace_lm.models.spread import whole
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _agreed_signal(trainer: L.Trainer) -> int:
 
 def _check_finite(trainer: L.Trainer) -> None:
     for name, weight in trainer.lightning_module.named_parameters():
-        if not torch.isfinite(weight).all():
+        if not torch.isfinite(whole(weight)).all():
             raise NumericError(
                 f"{name} is not finite after step {trainer.global_step}; no checkpoint was saved"
             )

@@ -16,6 +16,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from birthplace_lm.devices import quickest_precision
 from birthplace_lm.error import InputError, closest
 from birthplace_lm.schema import Config
 from birthplace_lm.targets import check_targets
@@ -54,10 +55,13 @@ def checked(config: DictConfig) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
-        values = OmegaConf.to_container(config, resolve=True)
+        values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise explain(error) from error
     _check_literal(values, "")
+    if values["trainer"]["precision"] == "auto":
+        values["trainer"]["precision"] = quickest_precision(values["trainer"]["accelerator"])
+    values["precision"] = values["trainer"]["precision"]
     config = DictConfig(values)
     _check_values(Config, config, "")
     _check_names(config)
@@ -72,6 +76,8 @@ def checked(config: DictConfig) -> DictConfig:
         raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
     if re.search("spawn|fork|notebook", config.trainer.strategy):
         raise InputError(f"trainer.strategy={config.trainer.strategy}: use ddp, which starts its processes")
+    if config.trainer.strategy.startswith("fsdp") and config.trainer.strategy != "fsdp2":
+        raise InputError(f"trainer.strategy={config.trainer.strategy}: use fsdp2")
     if config.init_from is not None and stages.pretrain.enabled:
         raise InputError(f"init_from={config.init_from}: it replaces pretraining; give pretrain=none as well")
     OmegaConf.set_readonly(config, True)

@@ -22,7 +22,9 @@ from birthplace_lm.generate import answer
 from birthplace_lm.metrics import ExactMatch
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.loss import summed_loss
+from birthplace_lm.models.spread import whole
 from birthplace_lm.schedules import Clock, Schedule
+from birthplace_lm.sharding import gather, gathered, scatter, shard
 from birthplace_lm.vocab import CharVocab
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,11 @@ class CharacterModel(L.LightningModule):
         self.exact_match = ExactMatch()
         self.val_loss = MeanMetric()
 
+    def configure_model(self) -> None:
+        """With FSDP2, which alone makes a mesh of devices, the weights are spread over it."""
+        if self._device_mesh is not None:
+            shard(self.model, self._device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         """The rate follows from the configuration and the number of optimizer steps, nothing else."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -127,7 +134,7 @@ class CharacterModel(L.LightningModule):
         """
         window, self._window = self._window, []
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._log("grad_norm", norm)
         self._log("learning_rate", optimizer.param_groups[0]["lr"])
         if not torch.isfinite(norm):
@@ -145,7 +152,8 @@ class CharacterModel(L.LightningModule):
             return  # its scaler leaves out such steps by itself, and tries again with smaller numbers
         step = self.trainer.global_step + 1
         file = self.folder / f"nonfinite-step-{step:08d}-rank-{self.global_rank}.json"
-        report = self._report(window, step, norm, rate)
+        with gathered(self.model):
+            report = self._report(window, step, norm, rate)
         write_text(file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         said = (
             f"{self.stage}: the gradient is not finite in step {step} (learning rate {rate:.3g}, norm {norm})"
@@ -173,9 +181,9 @@ class CharacterModel(L.LightningModule):
             "step": step,
             "learning_rate": rate,
             "gradient_norm": _readable(norm),
-            "weights_not_finite": [name for name, p in named if not torch.isfinite(p).all()],
+            "weights_not_finite": [name for name, p in named if not torch.isfinite(whole(p)).all()],
             "gradients_not_finite": [
-                name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
+                name for name, p in named if p.grad is not None and not torch.isfinite(whole(p.grad)).all()
             ],
             "examples": examples,
         }
@@ -183,6 +191,12 @@ class CharacterModel(L.LightningModule):
     def _log(self, name: str, value: Any, **options: Any) -> None:
         """For the callbacks; `Meter` writes it down before a checkpoint is saved, Lightning would after."""
         self.log(f"{self.stage}/{name}", value, logger=False, **options)
+
+    def on_validation_start(self) -> None:
+        gather(self.model)  # the answers of one process are longer than those of another
+
+    def on_validation_end(self) -> None:
+        scatter(self.model)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Loss on loader 0, answers to the questions of loader 1."""

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from birthplace_lm.models.spread import spread_like, whole
+
 
 def adamw(
     model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, decay_all_but_bias: bool
@@ -95,9 +97,11 @@ class MuonAdamW(AdamW):
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
             rows, columns = alike[0].shape
-            updates = orthogonalize(torch.stack(list(nesterov))) * max(1.0, rows / columns) ** 0.5
+            updates = orthogonalize(torch.stack([whole(direction) for direction in nesterov]))
+            updates *= max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(alike, list(updates.unbind()), alpha=-group["lr"])
+            steps = [spread_like(u, p) for u, p in zip(updates.unbind(), alike, strict=True)]
+            torch._foreach_add_(alike, steps, alpha=-group["lr"])
 
     def _momentum(self, p: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]

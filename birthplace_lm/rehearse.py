@@ -16,6 +16,7 @@ from birthplace_lm.data.module import BatchDataModule, Loading
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.schedules import Clock
+from birthplace_lm.sharding import strategy
 
 
 def data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
@@ -31,7 +32,11 @@ def bare_trainer(config: DictConfig) -> L.Trainer:
     """One that knows what devices there are, to train nothing with."""
     every = config.trainer.check_val_every_n_epoch or 1
     trainer: L.Trainer = instantiate(
-        config.trainer, check_val_every_n_epoch=every, logger=False, enable_checkpointing=False
+        config.trainer,
+        strategy=strategy(config.trainer.strategy),
+        check_val_every_n_epoch=every,
+        logger=False,
+        enable_checkpointing=False,
     )
     return trainer
 

@@ -25,7 +25,16 @@ log = logging.getLogger(__name__)
 
 UNCLAIMED = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
 # What a run may differ in and still end with the same numbers.
-WITHOUT_EFFECT = ("runs_root", "run_dir", "resume", "overwrite", "dry_run", "debug", "checkpoint")
+WITHOUT_EFFECT = (
+    "runs_root",
+    "run_dir",
+    "resume",
+    "overwrite",
+    "dry_run",
+    "debug",
+    "checkpoint",
+    "precision",  # that of the trainer has it
+)
 TRAINER_WITHOUT_EFFECT = (
     "enable_progress_bar",
     "enable_model_summary",

@@ -129,6 +129,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     names: Names = field(default_factory=Names)
     seed: int = number(0, 2**31 - 1, 0)
+    precision: str = "32-true"
     runs_root: str = "runs"
     run_dir: str | None = None
     resume: str = "auto"

@@ -25,6 +25,7 @@ from birthplace_lm.processes import fit_in_processes
 from birthplace_lm.progress import progress
 from birthplace_lm.rehearse import bare_trainer, data_module
 from birthplace_lm.runs import identity, identity_sha256
+from birthplace_lm.sharding import strategy
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
@@ -161,6 +162,7 @@ def _trainer(
     trainer: L.Trainer = instantiate(
         config.trainer,
         **own,
+        strategy=strategy(config.trainer.strategy),
         max_steps=-1,  # see StepLimit
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(folder),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from program import Program, leftovers, outcome, saved_step
 
-from birthplace_lm import processes
+from birthplace_lm import checkpoint, processes
 
 SECONDS = 30  # until all are gone
 
@@ -116,3 +116,27 @@ def test_one_that_dies_is_noticed_while_the_first_waits_for_it(monkeypatch: pyte
     finally:
         waiting.kill()
         waiting.wait()
+
+
+def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: Path) -> None:
+    """FSDP2: stopped and started again it ends with the same weights, and one process can use them."""
+    sharded = [*arguments, "trainer.strategy=fsdp2"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    program = Program([*sharded, f"runs_root={tmp_path}", f"run_dir={whole}"], tmp_path / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    program = Program([*sharded, f"runs_root={tmp_path}", f"run_dir={run}"], tmp_path / "output")
+    while program.running(0.05) and saved_step(run / "finetune") < 4:
+        pass
+    program.send(signal.SIGTERM)
+    assert program.wait() == 143
+    program = Program([*sharded, f"runs_root={tmp_path}", f"run_dir={run}"], tmp_path / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    assert outcome(run) == outcome(whole)
+
+    file = checkpoint.saved_in(run / "finetune")[0]
+    program = Program(
+        [*arguments, "trainer.devices=1", "trainer.strategy=auto", f"init_from={file}",
+         f"run_dir={tmp_path / 'one'}", "trainer.max_epochs=1"],
+        tmp_path / "output",
+    )  # fmt: skip
+    assert program.wait() == 0, program.stderr.read_text()

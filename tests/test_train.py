@@ -176,12 +176,13 @@ def test_a_sweep_pretrains_once_for_all_that_need_it(people: Path, tmp_path: Pat
     assert sorted(metrics(run)["stages"]["pretrain"]["steps"] for run in runs) == [0, 0, 8, 8]
 
 
-def test_two_processes_learn_as_one(people: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_two_processes_learn_as_one(trainer: str, people: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     common = [*short(people), f"runs_root={tmp_path}", "stages.pretrain.max_epochs=3"]
     train(*common, f"run_dir={one}")
     halves = ["stages.pretrain.batch_size=4", "stages.finetune.batch_size=4"]
-    train(*common, *halves, f"run_dir={two}", "trainer.devices=2", "trainer.strategy=ddp")
+    train(*common, *halves, f"run_dir={two}", f"trainer={trainer}", "trainer.accelerator=cpu")
     for stage in ("pretrain", "finetune"):
         expected = losses(one / stage, f"{stage}/loss")
         assert losses(two / stage, f"{stage}/loss") == pytest.approx(expected, abs=1e-4)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from birthplace_lm.data.rows import Batch
 from birthplace_lm.models.gpt import GPT
@@ -21,7 +22,8 @@ def summed_loss(model: GPT, batch: Batch, pad_id: int) -> Tensor:
     position = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
     lengths = ((inputs != pad_id) * position).amax(1)
     order = lengths.argsort()
-    parts = order.chunk(-(-len(order) // ROWS_AT_ONCE) if inputs.device.type == "cpu" else 1)
+    in_parts = inputs.device.type == "cpu" and not isinstance(model, FSDPModule)
+    parts = order.chunk(-(-len(order) // ROWS_AT_ONCE) if in_parts else 1)
 
     def loss_of(rows: Tensor) -> Tensor:
         width = int(lengths[rows[-1]])

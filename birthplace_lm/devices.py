@@ -1,0 +1,14 @@
+"""What there is to compute on. Imports torch only when it is asked."""
+
+
+def quickest_precision(accelerator: str) -> str:
+    """`bf16-mixed` where the device multiplies bfloat16 natively, else `32-true`."""
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu"):
+        native = torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
