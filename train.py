@@ -11,7 +11,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say 
 import hydra
 from omegaconf import DictConfig
 
-from birthplace_lm import app, sweep
+from birthplace_lm import app, sweep, torchrun
 from birthplace_lm.config import explain
 from birthplace_lm.error import BirthplaceError, CheckpointError
 
@@ -24,10 +24,12 @@ def job(config: DictConfig) -> float | None:
 
 def main() -> int:
     """Give the exit code; an error is one line."""
+    if not torchrun.is_first():
+        return 0
     try:
         job()
-    except BirthplaceError as error:  # a job of a sweep failed, and has said why
-        app.remember(error)
+    except BirthplaceError as error:  # of a job in another process
+        app.fail(error) if sweep.unheard else app.remember(error)
     except sweep.Refused as refused:
         app.fail(refused.error)
     except PermissionError as error:  # the folder of a sweep

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from birthplace_lm import signals, sweep
+from birthplace_lm import devices, signals, sweep, torchrun
 from birthplace_lm.config import checked
 from birthplace_lm.data.corpus import check_unchanged, read_corpus
 from birthplace_lm.error import BirthplaceError, CheckpointError, Stopped, UnexpectedError
@@ -27,6 +27,10 @@ def run(config: DictConfig) -> float | None:
     Raises:
         BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
     """
+    if not signals.installed() and threading.current_thread() is threading.main_thread():
+        signals.install()  # a launcher has started this process
+        if config.trainer.devices == 1:
+            devices.take_gpu()
     if _stopped():
         return None  # Hydra starts the other jobs of a sweep nevertheless
     _log_to_console()
@@ -35,17 +39,17 @@ def run(config: DictConfig) -> float | None:
     except Exception as error:
         known = error
         if not isinstance(known, BirthplaceError):
-            known = UnexpectedError(f"{type(error).__name__}: {error}; debug=true shows the traceback")
-        fail(known, debug=bool(config.get("debug")))
+            known = UnexpectedError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
+        fail(known, show_traceback=bool(config.get("traceback")))
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN and not sweep.note_failure(hydra.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
 
 
-def fail(error: BirthplaceError, debug: bool = False) -> None:
+def fail(error: BirthplaceError, show_traceback: bool = False) -> None:
     """Say what went wrong in one line; `finish` will tell."""
-    if debug:
+    if show_traceback:
         traceback.print_exc()
     print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
     remember(error)
@@ -63,8 +67,8 @@ def finish() -> int:
         return _failures[0].exit_code if _failures else 0
     rows = sweep.table()
     print("\n".join(rows))
-    if stopped := _stopped():
-        return stopped.exit_code
+    if number := signals.received():
+        return 128 + number
     return 1 if _failures else 0
 
 
@@ -75,6 +79,7 @@ def _stopped() -> Stopped | None:
 def _run(config: DictConfig) -> float | None:
     signals.check("before it began")
     config = checked(config)
+    torchrun.check(config)
     path = run_directory(config)
     check_claim(path, config)
     _check_given(config)

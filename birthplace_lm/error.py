@@ -50,7 +50,11 @@ class Stopped(BirthplaceError):
             f"stopped by {signal.Signals(number).name} {where}; the same command goes on from there"
         )
         self.number = number
+        self.where = where
         self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.number, self.where)  # it comes back from other processes
 
 
 def closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:

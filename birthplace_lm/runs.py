@@ -31,7 +31,7 @@ WITHOUT_EFFECT = (
     "resume",
     "overwrite",
     "dry_run",
-    "debug",
+    "traceback",
     "checkpoint",
     "precision",  # that of the trainer has it
 )
@@ -167,6 +167,14 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """What status.json says."""
         return self._read("status.json")
+
+    @property
+    def written(self) -> float | None:
+        """When status.json was written; None if it never was."""
+        try:
+            return (self.path / "status.json").stat().st_mtime
+        except OSError:
+            return None
 
     def _status(self, state: str, error: str | None = None) -> None:
         content = {"state": state, "stage": self._stage, "error": error, "pid": os.getpid()}

@@ -14,7 +14,7 @@ def number(low: float, high: float, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
-def choice(default: str, *others: str) -> Any:
+def choice(default: str | None, *others: str) -> Any:
     """A field whose value is one of these words."""
     return field(default=default, metadata={"words": (default, *others)})
 
@@ -97,7 +97,7 @@ class Trainer:
     benchmark: bool | None = None
     inference_mode: bool = True
     detect_anomaly: bool = False
-    profiler: str | None = None
+    profiler: str | None = choice(None, "simple", "advanced", "pytorch")
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Config:
     resume: str = "auto"
     overwrite: bool = False
     dry_run: bool = False
-    debug: bool = False
+    traceback: bool = False
     on_nonfinite: str = choice("stop", "skip")
     nonfinite_budget: int = number(1, 1_000_000, 10)
     init_from: str | None = None

@@ -21,6 +21,11 @@ def install() -> None:
             signal.signal(number, _note)
 
 
+def installed() -> bool:
+    """Whether this very process notes them; one that a sweep has started does not yet."""
+    return _process == os.getpid()
+
+
 def received() -> int | None:
     """The first of them that has come, if any has."""
     return _received

@@ -6,10 +6,12 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
@@ -170,11 +172,18 @@ def _trainer(
         callbacks=callbacks,
         plugins=[VerifiedCheckpointIO()],
         enable_checkpointing=False,
+        profiler=_profiler(config.trainer.profiler, folder),
         use_distributed_sampler=False,
     )
     # Lightning's handlers would end a run with code 0 within a window of accumulated batches; see `signals`.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _profiler(name: str | None, folder: Path) -> Any:
+    """One that leaves what it has found in the folder of the stage."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if name is None else kinds[name](dirpath=folder, filename="profile")
 
 
 def _await_new_second(folder: Path) -> None:

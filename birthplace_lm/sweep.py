@@ -1,5 +1,10 @@
 """The jobs of a sweep: all of them checked before the first starts, and what became of each."""
 
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm import signals
 from birthplace_lm.config import checked, explain
 from birthplace_lm.data.corpus import read_corpus
 from birthplace_lm.error import BirthplaceError, InputError
@@ -22,7 +28,13 @@ class Job:
     overrides: list[str]
     directory: RunDirectory
     finished_before: bool
+    known_before: float | None  # when its status.json was written
     failure: BirthplaceError | None = None
+
+    @property
+    def touched(self) -> bool:
+        """Whether this sweep has begun it, in whichever process."""
+        return self.directory.written != self.known_before
 
 
 class Refused(BaseException):
@@ -34,6 +46,7 @@ class Refused(BaseException):
 
 
 jobs: list[Job] = []  # of the sweep that this process is
+unheard = False  # whether what its jobs say goes to files
 
 
 class CheckJobs(Callback):
@@ -51,6 +64,36 @@ class CheckJobs(Callback):
                 known = error if isinstance(error, BirthplaceError) else explain(error)
                 jobs.clear()
                 raise Refused(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
+        global unheard
+        unheard = "submitit" in config.hydra.launcher._target_
+        if _in_other_processes(config.hydra.launcher._target_):
+            threading.Thread(target=_pass_on_signals, daemon=True).start()
+
+
+def _in_other_processes(launcher: str) -> bool:
+    """Whether a launcher runs jobs in processes of this host; with Slurm they end by its own rules."""
+    return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
+
+
+def _pass_on_signals() -> None:
+    """Stop the jobs too, each once, as long as any begins; as SIGTERM, for a second SIGINT would kill."""
+    stopped: set[int] = set()
+    while True:
+        time.sleep(0.1)
+        if signals.received() is None:
+            continue
+        for job in jobs:
+            status = job.directory.status
+            pid = status.get("pid")
+            if (
+                job.touched
+                and status.get("state") == "running"
+                and isinstance(pid, int)
+                and pid not in stopped
+            ):
+                stopped.add(pid)
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGTERM)
 
 
 def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
@@ -77,7 +120,8 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     seen.add(str(path))
     read_corpus(settings.data, settings.model.block_size)
     directory = RunDirectory(path, settings)
-    return Job(overrides, directory, directory.finished and not settings.overwrite)
+    finished = directory.finished and not settings.overwrite
+    return Job(overrides, directory, finished, directory.written)
 
 
 def note_failure(number: int, error: BirthplaceError) -> bool:
@@ -115,4 +159,5 @@ def _state(job: Job) -> str:
     state = job.directory.status.get("state")
     if state in (None, "done"):
         return state or "not started"
-    return "failed before" if state == "failed" else "stopped before"  # and not reached now
+    ended = {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
+    return ended if job.touched else f"{'failed' if ended == 'failed' else 'stopped'} before"  # not reached

@@ -202,3 +202,19 @@ def test_mixed_precision_is_a_flag(finished: Path, people: Path, tmp_path: Path)
     state = checkpoint.load(checkpoint.saved_in(run / "finetune")[0])["state_dict"]
     assert {str(value.dtype) for value in state.values()} == {"torch.float32"}
     assert metrics(run)["dev"]["total"] == 8
+
+
+@pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
+def test_debug_presets_do_what_they_say(preset: str, people: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    smaller = ["model=tiny", "trainer.max_steps=4"] if preset == "profile" else []
+    train(f"debug={preset}", f"data.root={people}", f"runs_root={tmp_path}", f"run_dir={run}", *smaller)
+    found = metrics(run)["stages"]
+    if preset == "fast":
+        assert [found[stage]["steps"] for stage in ("pretrain", "finetune")] == [3, 3]
+    elif preset == "overfit":
+        assert found["finetune"]["steps"] == 150
+        assert losses(run / "finetune", "finetune/loss")[-1] < 0.02
+    else:
+        text = (run / "finetune" / "fit-profile.txt").read_text()
+        assert "run_training_batch" in text
