@@ -10,13 +10,19 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from birthplace_lm import checkpoint, signals
 from birthplace_lm.data.corpus import check_unchanged
 from birthplace_lm.error import NumericError, Stopped
+from birthplace_lm.generate import attention_weights
 from birthplace_lm.models.spread import whole
+from birthplace_lm.pictures import attention_picture
+from birthplace_lm.vocab import MASK
 
 log = logging.getLogger(__name__)
+
+BY_COST = ("by_characters", "by_milliseconds")
 
 
 class Meter(L.Callback):
@@ -25,7 +31,8 @@ class Meter(L.Callback):
     Under the name of the stage, for every optimizer step that is logged: `loss` (the mean over its batches),
     `grad_norm`, `learning_rate`; `characters_per_second` since the one before, validation left out;
     `characters`, the running total. PAD is not counted. They are written before the checkpoint of that step:
-    Lightning's own come after, and a killed run would leave gaps.
+    Lightning's own come after, and a killed run would leave gaps. In folders of their own, which TensorBoard
+    shows as further runs, `loss`, `val_loss` and `exact_match` once more, over characters and over time.
     """
 
     def __init__(self, stage: str) -> None:
@@ -37,11 +44,26 @@ class Meter(L.Callback):
         self._losses: list[float] = []  # of the batches of this optimizer step
         self._window, self._since, self._started = 0, 0.0, 0.0
         self._step = 0
+        self._writers: list[SummaryWriter] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
         self._window, self._since = 0, self._started
         self._step = trainer.global_step
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            # Whatever was written after the checkpoint comes again; TensorBoard drops it from here on.
+            self._writers = [
+                SummaryWriter(str(Path(trainer.logger.log_dir) / name), purge_step=cost + 1)
+                for name, cost in zip(BY_COST, self._costs(), strict=True)
+            ]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        for writer in self._writers:
+            writer.flush()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -72,6 +94,17 @@ class Meter(L.Callback):
         if trainer.logger is not None:
             curves = {f"{self.stage}/{name}": value for name, value in values.items()}
             trainer.logger.log_metrics(curves, step=self._step - 1)
+        self._write_by_cost("loss", values["loss"])
+
+    def _write_by_cost(self, name: str, value: float) -> None:
+        """The same curve over what has been read, and over the time that took."""
+        for writer, cost in zip(self._writers, self._costs(), strict=False):
+            writer.add_scalar(f"{self.stage}/{name}", value, cost)
+
+    def _costs(self) -> tuple[int, int]:
+        """Characters, and milliseconds since the stage began, all interruptions left out."""
+        now = time.perf_counter()
+        return self.characters, round(1000 * (self.seconds + (now - self._started if self._started else 0)))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
@@ -83,6 +116,9 @@ class Meter(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since += time.perf_counter() - self._paused
+        if not trainer.sanity_checking:
+            for name in ("val_loss", "exact_match"):
+                self._write_by_cost(name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
 
     def state_dict(self) -> dict[str, Any]:
         now = time.perf_counter()
@@ -258,17 +294,50 @@ class SampleAnswers(L.Callback):
     ) -> None:
         if dataloader_idx == 1 and batch_idx == 0:
             self._rows = [
-                f"| {question} | {_cell(answer.text)} | {place} | {answer.log_probability:.2f} |"
+                f"| {_cell(question)} | {_cell(answer.text)} | {_cell(place)}"
+                f" | {'yes' if answer.text == place else ''} | {answer.log_probability:.2f} |"
                 for (question, place), answer in zip(batch[: self.count], outputs[: self.count], strict=True)
             ]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logger = trainer.logger
         if isinstance(logger, TensorBoardLogger) and self._rows and not trainer.sanity_checking:
-            head = "| question | answer | gold | log-probability (nats) |\n| --- | --- | --- | --- |\n"
+            head = "| question | answer | gold | right | log-probability (nats) |\n|" + " --- |" * 5 + "\n"
             logger.experiment.add_text(
                 f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1
             )
+
+
+class AttentionMaps(L.Callback):
+    """What every head looks at while the model reads the first questions and its own answers to them."""
+
+    def __init__(self, stage: str, count: int = 2) -> None:
+        self.stage = stage
+        self.count = count
+        self._texts: list[str] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if dataloader_idx == 1 and batch_idx == 0:
+            asked = zip(batch[: self.count], outputs[: self.count], strict=True)
+            self._texts = [f"{question}{MASK}{answer.text}{MASK}" for (question, _), answer in asked]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+            return
+        for number, text in enumerate(self._texts, start=1):
+            read, weights = attention_weights(pl_module.model, pl_module.vocab, text)
+            if weights is not None:
+                picture = attention_picture(weights, read.replace(MASK, "|"))
+                tag = f"{self.stage}/attention/{number}"
+                trainer.logger.experiment.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
 
 
 def _cell(text: str) -> str:

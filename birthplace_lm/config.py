@@ -173,7 +173,8 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
         elif "words" in f.metadata and value not in f.metadata["words"]:
-            raise InputError(f"{key}={value}: unknown; {closest(str(value), [w for w in f.metadata['words'] if w])}")
+            words = [word for word in f.metadata["words"] if word is not None]
+            raise InputError(f"{key}={value}: unknown; {closest(str(value), words)}")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
             if isinstance(value, bool) or not isinstance(value, int | float):

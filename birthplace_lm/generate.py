@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from birthplace_lm.models.attend import recording
 from birthplace_lm.models.cache import Cache
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.vocab import CharVocab
@@ -59,6 +61,20 @@ def answer(
             ):
                 answers[index] = Answer(vocab.decode(ids), log_probability)
     return [answers[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Tensor | None]:
+    """What every head looks at in a text, of which the end is read if it is too long.
+
+    Returns:
+        The text as it is read, and weights (layers, heads, T, T); None if the model's attention records none.
+    """
+    ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
+    with recording() as recorded:
+        model(torch.tensor([ids], device=model.tok_emb.weight.device))
+    weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
+    return vocab.decode(ids), weights
 
 
 def _prompt(vocab: CharVocab, question: str, room: int) -> list[int]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
 from birthplace_lm.build import build_model, load_weights
-from birthplace_lm.callbacks import Checkpoints, Meter, SampleAnswers, StepLimit
+from birthplace_lm.callbacks import AttentionMaps, Checkpoints, Meter, SampleAnswers, StepLimit
 from birthplace_lm.checkpoint_io import VerifiedCheckpointIO
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.error import CheckpointError, UnexpectedError
@@ -117,6 +117,7 @@ def train_stage(
     callbacks = [
         meter,
         SampleAnswers(name),
+        AttentionMaps(name),
         *progress(name, config.trainer.enable_progress_bar),
         StepLimit(),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
@@ -188,5 +189,5 @@ def _profiler(name: str | None, folder: Path) -> Any:
 
 def _await_new_second(folder: Path) -> None:
     """TensorBoard reads event files in the order of their names, which hold the time in whole seconds."""
-    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+    while any(folder.rglob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)

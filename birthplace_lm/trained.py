@@ -14,7 +14,7 @@ from birthplace_lm.build import build_model, check_weights, put_weights, weights
 from birthplace_lm.config import read
 from birthplace_lm.data.course import ask, normalise
 from birthplace_lm.error import CheckpointError, InputError
-from birthplace_lm.generate import Answer, answer
+from birthplace_lm.generate import Answer, answer, attention_weights
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.vocab import CharVocab
 
@@ -62,6 +62,13 @@ class Trained:
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to whole questions, with their log-probabilities."""
         return answer(self.model, self.vocab, questions)
+
+    def attention(self, text: str) -> tuple[str, Tensor | None]:
+        """What every head looks at in a text; see `generate.attention_weights`.
+
+        >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # (layers, heads, T, T)
+        """
+        return attention_weights(self.model, self.vocab, text)
 
 
 def _newest(stage: Path) -> tuple[Path, list[str], dict[str, Tensor]]:

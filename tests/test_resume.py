@@ -100,15 +100,20 @@ def digest(folder: Path) -> str:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """What TensorBoard shows of a stage: step and value of every point of every curve and text."""
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    return {
-        tag: [
-            (e.step, None if tag.endswith("per_second") else str(e.tensor_proto)) for e in events.Tensors(tag)
-        ]
-        for tag in events.Tags()["tensors"]
-    }
+    """What TensorBoard shows of a stage: step and value of every point of every curve, text and picture."""
+    found = {}
+    for name in ("", "by_characters", "by_milliseconds"):
+        events = EventAccumulator(str(folder / name), size_guidance={"tensors": 0})
+        events.Reload()
+        for tag in events.Tags()["tensors"]:
+            points = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
+            if tag.endswith("per_second"):
+                points = [(step, "") for step, _ in points]
+            if name == "by_milliseconds":
+                assert sorted(points) == points
+                points = [(0, value) for _, value in points]
+            found[f"{name}/{tag}".lstrip("/")] = points
+    return found
 
 
 def assert_alike(folder: Path, whole: Path, when: str) -> None:
