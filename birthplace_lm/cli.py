@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -71,21 +72,46 @@ def predict(
         print(line, file=sys.stderr if output is None else sys.stdout)
 
 
+class Format(StrEnum):
+    """How a report is printed."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
-    figure: Annotated[Path | None, typer.Option(help="draw the learning curves too: an .svg or .png")] = None,
+    form: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.table,
+    page: Annotated[Path | None, typer.Option("--html", help="write a page with tables and plots")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the learning curves: an .svg or .png")] = None,
 ) -> None:
-    """Make a table of the finished runs, and a picture of how they learned.
+    """Show what the runs of a folder have reached, finished or not.
 
-    Example: birthplace-lm report runs --figure curves.svg
+    Example: birthplace-lm report runs --html report.html
     """
-    from birthplace_lm.report import draw, finished_runs, markdown
+    from birthplace_lm import report as made
 
-    runs = finished_runs(folder)
-    print(markdown(runs))
-    if figure is not None:
-        draw(runs, figure)
+    runs = made.find_runs(folder)
+    if form is Format.csv:
+        print(made.as_csv(runs), end="")
+    elif form is Format.json:
+        print(made.as_json(runs), end="")
+    else:
+        show = made.as_markdown if form is Format.markdown else made.as_text
+        print(show(made.table_of_runs(runs)))
+        if len({run.config.get("seed") for run in runs}) > 1:
+            print(f"\n{show(made.table_of_seeds(runs))}")
+        print(f"\n{made.states(runs)}. {made.HINT}")
+    if page is not None or figure is not None:
+        from birthplace_lm.report_page import draw, write_page
+
+        if page is not None:
+            write_page(runs, folder, page)
+        if figure is not None:
+            draw(runs, figure)
 
 
 @app.command()

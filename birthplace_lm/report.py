@@ -1,110 +1,304 @@
-"""What the runs of a folder have reached, as a table and as a picture of their learning curves."""
+"""What the runs of a folder have reached, finished or not, as tables."""
 
+import csv
+import io
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import yaml
 
 from birthplace_lm.error import InputError
+from birthplace_lm.runs import TRAINER_WITHOUT_EFFECT, WITHOUT_EFFECT, is_locked
 
-Curve = list[tuple[float, float]]  # characters seen, exact match on dev
+Table = list[list[str]]  # the first row is the head
+
+NAMES = {"names.attention": "attention", "names.pretrain": "pretraining", "names.data": "data"}
+WITHOUT_INTEREST = {*WITHOUT_EFFECT, *(f"trainer.{key}" for key in TRAINER_WITHOUT_EFFECT), "seed"}
+HINT = "Intervals are 95 % (Wilson), from the number of names alone; seeds differ by more."
 
 
-def finished_runs(root: Path) -> dict[Path, dict[str, Any]]:
-    """The metrics of every finished run in a folder, or of the run that the folder is.
+@dataclass(frozen=True)
+class Score:
+    """Right answers of a run or of several."""
+
+    correct: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share."""
+        z, n, p = 1.959964, self.total, self.share
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.correct}/{self.total} = {self.share:.1%} ({low:.1%} to {high:.1%})"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory, as far as it can be read.
+
+    Attributes:
+        config: dotted key to value.
+        state: done, running, stopped, failed, killed, not started or unreadable.
+        reason: why it failed or cannot be read, or how far it is.
+        majority: the score of always giving the most frequent train answer.
+        characters, seconds: over all stages.
+        loss: training loss of the last stage, in nats per character.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    state: str
+    reason: str = ""
+    dev: Score | None = None
+    holdout: Score | None = None
+    majority: Score | None = None
+    parameters: int | None = None
+    loss: float | None = None
+    characters: int | None = None
+    seconds: float | None = None
+    stages: tuple[tuple[str, int, int], ...] = ()
+
+    def named(self, key: str) -> str:
+        value = plain(self.config.get(key, ""))
+        return value.rpartition(".")[2] if key.endswith("._target_") else value
+
+
+def find_runs(root: Path) -> list[Run]:
+    """Every run in a folder, or the run that the folder is.
 
     Raises:
-        InputError: there is none, or its metrics.json is not what we write.
+        InputError: there is none.
     """
-    files = sorted({*root.glob("metrics.json"), *root.glob("*/metrics.json")})
-    if not files:
-        raise InputError(f"{root}: no finished run in it; a finished run has a metrics.json")
-    return {file.parent: _read(file) for file in files}
+    folders = [root, *sorted(path for path in root.glob("*") if path.name != "pretrained")]
+    runs = [_read(folder) for folder in folders if (folder / "config.yaml").is_file()]
+    if not runs:
+        raise InputError(f"{root}: no run in it; a run has a config.yaml")
+    return runs
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Run:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if not _row(found).isprintable():
-            raise ValueError("it has characters that cannot be shown")
-    except Exception as error:  # of any kind: whatever a file may hold
-        raise InputError(
-            f"{file}: not the metrics of a run: {type(error).__name__}: {str(error)[:80]}"
-        ) from error
+        config = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        status, found = (_json(folder / name) for name in ("status.json", "metrics.json"))
+        state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
+        if state == "running" and not is_locked(folder):
+            state = "killed"
+        if state != "done" or not found:
+            reason = status.get("error") if state == "failed" else _progress(folder)
+            return Run(folder, config, plain(state), plain(reason or ""))
+        stages = [(name, stage) for name, stage in found["stages"].items() if "steps" in stage]
+        return Run(
+            folder,
+            config,
+            "done",
+            dev=_score(found["dev"]),
+            holdout=_score(found["holdout"]) if "holdout" in found else None,
+            majority=_score(found["baseline"]),
+            parameters=int(found["parameters"]),
+            loss=next((float(stage["loss"]) for _, stage in reversed(stages) if stage["steps"]), None),
+            characters=sum(int(stage["characters"]) for _, stage in stages),
+            seconds=sum(float(stage["seconds"]) for _, stage in found["stages"].items()),
+            stages=tuple((name, int(stage["steps"]), int(stage["characters"])) for name, stage in stages),
+        )
+    except Exception as error:  # of any kind: whatever the files may hold
+        return Run(folder, {}, "unreadable", plain(f"{type(error).__name__}: {error}")[:80])
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} is no mapping")
+    return content
+
+
+def _score(found: Mapping[str, Any]) -> Score:
+    score = Score(int(found["correct"]), int(found["total"]))
+    if not 0 <= score.correct <= score.total > 0:
+        raise ValueError(f"{score.correct} of {score.total} cannot be right")
+    return score
+
+
+def _flat(node: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {k: v for name, inner in node.items() for k, v in _flat(inner, f"{key}.{name}").items()}
+    return {key.lstrip("."): node}
+
+
+def _progress(folder: Path) -> str:
+    """The stage of an unfinished run, and the step it would go on from."""
+    for stage in ("finetune", "pretrain"):
+        steps = [
+            int(path.stem[5:]) for path in (folder / stage).glob("step-*.ckpt") if path.stem[5:].isdigit()
+        ]
+        if steps:
+            return f"{stage} step {max(steps)}"
+    return ""
+
+
+def plain(value: Any) -> str:
+    """A value as printable text on one line."""
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def varying(runs: Sequence[Run]) -> dict[str, str]:
+    """The keys in which runs differ, and a short name of each: attention, pretraining, data, then whatever
+    does not follow from these.
+    """
+    runs = [run for run in runs if run.config]
+    named = [tuple(run.named(name) for name in NAMES) for run in runs]
+    columns: list[str] = []
+    patterns = set()
+    for key in sorted({key for run in runs for key in run.config} - WITHOUT_INTEREST - set(NAMES)):
+        values = [run.named(key) for run in runs]
+        pattern = tuple(values.index(value) for value in values)
+        follows = len({*zip(named, values, strict=True)}) == len({*named})
+        if not follows and pattern not in patterns:
+            patterns.add(pattern)
+            columns.append(key)
+    return {**NAMES, **{key: _short(key, columns) for key in columns}}
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    *_, before, last = ("", *key.removesuffix("._target_").split("."))
+    clash = sum(other.endswith(f".{last}") for other in keys) > 1
+    return f"{before}.{last}" if clash or last == "enabled" else last
+
+
+def labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """What each run is, seeds alike: the names in which runs differ, and what is not as in most of them."""
+    found: dict[Run, list[str]] = {run: [] for run in runs}
+    for key, name in varying(runs).items():
+        (usual, count), *_ = Counter(run.named(key) for run in runs).most_common(1)
+        for run, parts in found.items():
+            if count < len(runs) and (key in NAMES or run.named(key) != usual):
+                parts.append(run.named(key) if key in NAMES else f"{name}={run.named(key)}")
+    always = ("names.attention", "names.pretrain")
+    return {run: ", ".join(parts or [run.named(key) for key in always]) for run, parts in found.items()}
+
+
+def table_of_runs(runs: Sequence[Run]) -> Table:
+    """A row for each run."""
+    shown = varying(runs)
+    columns: dict[str, Callable[[Run], str]] = {
+        **{name: partial(Run.named, key=key) for key, name in shown.items()},
+        "seed": lambda run: run.named("seed"),
+        "parameters": lambda run: "" if run.parameters is None else f"{run.parameters:,}",
+        "dev exact match": lambda run: str(run.dev or ""),
+        "held-out exact match": lambda run: str(run.holdout or ""),
+        "majority": lambda run: f"{run.majority.share:.1%}" if run.majority else "",
+        "loss": lambda run: "" if run.loss is None else f"{run.loss:.3f}",
+        "million characters": lambda run: "" if run.characters is None else f"{run.characters / 1e6:.2f}",
+        "minutes": lambda run: "" if run.seconds is None else f"{run.seconds / 60:.1f}",
+        "state": lambda run: f"{run.state}: {run.reason}" if run.reason else run.state,
+        "run directory": lambda run: plain(run.path.name),
+    }
+    if not any(run.holdout for run in runs):
+        del columns["held-out exact match"]
+    return [[*columns], *([cell(run) for cell in columns.values()] for run in runs)]
+
+
+def groups(runs: Iterable[Run], shown: Mapping[str, str]) -> dict[tuple[str, ...], list[Run]]:
+    """The finished runs that differ in nothing but the seed."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        if run.dev is not None:
+            found.setdefault(tuple(run.named(key) for key in shown), []).append(run)
     return found
 
 
-def markdown(runs: dict[Path, dict[str, Any]]) -> str:
-    """One row per run."""
-    lines = [
-        "| attention | pretraining | data | seed | parameters | dev exact match | majority | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+def table_of_seeds(runs: Sequence[Run]) -> Table:
+    """A row for all seeds of a setting: mean and spread, and the interval of all answers together."""
+    shown = varying(runs)
+    head = [
+        *shown.values(),
+        "seeds",
+        "dev exact match",
+        "standard deviation",
+        "all seeds together",
+        "majority",
     ]
-    return "\n".join([*lines, *map(_row, runs.values())])
+    table = [head]
+    for key, alike in groups(runs, shown).items():
+        scores = [run.dev for run in alike if run.dev is not None]
+        shares = [score.share for score in scores]
+        together = Score(sum(score.correct for score in scores), sum(score.total for score in scores))
+        spread = f"{100 * stdev(shares):.1f} points" if len(shares) > 1 else ""
+        majority = f"{alike[0].majority.share:.1%}" if alike[0].majority else ""
+        table.append([*key, str(len(shares)), f"{fmean(shares):.1%}", spread, str(together), majority])
+    return table
 
 
-def _row(found: dict[str, Any]) -> str:
-    dev, baseline = found["dev"], found["baseline"]
-    seconds = sum(stage["seconds"] for stage in found["stages"].values())
-    return (
-        f"| {found['attention']} | {found['pretrain']} | {found['data']} | {found['seed']}"
-        f" | {found['parameters']:,} | {dev['correct']}/{dev['total']} = {dev['exact_match']:.1%}"
-        f" | {baseline['exact_match']:.1%} | {seconds / 60:.1f} |"
-    )
+def states(runs: Sequence[Run]) -> str:
+    """How many runs are in which state."""
+    found = [run.state for run in runs]
+    return ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
 
 
-def learning_curve(run: Path, spent: dict[str, dict[str, Any]]) -> Curve:
-    """Exact match on dev against the characters read by then, over both stages.
-
-    Args:
-        spent: `stages` of the run's metrics; the characters of a stage are spread evenly over its steps.
-    """
-    curve: Curve = []
-    before = 0.0
-    for stage in ("pretrain", "finetune"):
-        if not spent[stage]["steps"]:
-            continue
-        events = EventAccumulator(str(run / stage))
-        events.Reload()
-        each = spent[stage]["characters"] / spent[stage]["steps"]
-        if f"{stage}/exact_match" in events.Tags()["scalars"]:
-            found = events.Scalars(f"{stage}/exact_match")
-            curve += [(before + each * (event.step + 1), event.value) for event in found]
-        before += spent[stage]["characters"]
-    return curve
+def as_text(table: Table) -> str:
+    """Aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def draw(runs: dict[Path, dict[str, Any]], out: Path) -> None:
-    """Write the learning curves of the runs against their majority baseline, as an SVG or PNG file.
+def as_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown."""
+    head, *rows = [[re.sub(r"([\\|`*_<>\[\]])", r"\\\1", cell) for cell in row] for row in table]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
-    Raises:
-        InputError: matplotlib is not installed, or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    colors: dict[str, Any] = {}  # seeds have one
-    for run, found in runs.items():
-        curve = learning_curve(run, found["stages"])
-        label = f"{found['attention']}, pretrain={found['pretrain']}"
-        (line,) = axes.plot(
-            [x / 1e6 for x, _ in curve],
-            [y for _, y in curve],
-            marker=".",
-            color=colors.get(label),
-            label=None if label in colors else label,
-        )
-        colors[label] = line.get_color()
-    majority = max(found["baseline"]["exact_match"] for found in runs.values())
-    axes.axhline(majority, color="gray", linestyle="--", linewidth=1, label="majority answer")
-    axes.set(xlabel="million characters read", ylabel="exact match on dev", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{out}: cannot be written: {error}") from error
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """A row for each run, numbers in full."""
+    shown = varying(runs)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    records = [record(run, shown) for run in runs]
+    writer.writerow(records[0])
+    writer.writerows(found.values() for found in records)
+    return out.getvalue()
+
+
+def as_json(runs: Sequence[Run]) -> str:
+    """A list with an object for each run."""
+    shown = varying(runs)
+    return json.dumps([record(run, shown) for run in runs], indent=2) + "\n"
+
+
+def record(run: Run, shown: Mapping[str, str]) -> dict[str, Any]:
+    """What a script would read of a run; None for what it has not reached."""
+    return {
+        **{name: run.named(key) for key, name in shown.items()},
+        "seed": run.config.get("seed"),
+        "parameters": run.parameters,
+        "correct": run.dev and run.dev.correct,
+        "total": run.dev and run.dev.total,
+        "exact_match": run.dev and run.dev.share,
+        "low": run.dev and run.dev.interval[0],
+        "high": run.dev and run.dev.interval[1],
+        "holdout_exact_match": run.holdout and run.holdout.share,
+        "majority": run.majority and run.majority.share,
+        "loss": run.loss,
+        "characters": run.characters,
+        "seconds": run.seconds,
+        "state": run.state,
+        "reason": run.reason,
+        "run": plain(run.path),
+    }

@@ -225,6 +225,15 @@ def locked(directory: Path, wait: bool) -> Iterator[None]:
         yield
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether another process works in a folder; this one must not."""
+    try:
+        with (directory / "lock").open("r+") as file:
+            return not _lock(file.fileno())
+    except OSError:
+        return False
+
+
 def _lock(file: int) -> bool:
     """Try to take the lock of an open file; unlike with flock, forked workers do not hold it on."""
     try:

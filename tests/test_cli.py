@@ -11,7 +11,8 @@ from safetensors import safe_open
 import birthplace_lm
 from birthplace_lm import cli, pipeline
 from birthplace_lm.data.corpus import read_corpus
-from birthplace_lm.report import learning_curve
+from birthplace_lm.report import find_runs
+from birthplace_lm.report_page import learning_curve
 
 
 @pytest.fixture
@@ -72,25 +73,24 @@ def test_report_has_a_row_and_a_curve(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "curves.svg"
-    assert call("report", str(run), "--figure", str(picture), monkeypatch=monkeypatch) == 0
+    arguments = ["--format", "markdown", "--figure", str(picture)]
+    assert call("report", str(run), *arguments, monkeypatch=monkeypatch) == 0
     found = json.loads((run / "metrics.json").read_text())
-    assert (
-        f"| vanilla | span_corruption | biographies | 0 | {found['parameters']:,} |"
-        in capsys.readouterr().out
-    )
+    row = f"| vanilla | span\\_corruption | biographies | 0 | {found['parameters']:,} |"
+    assert row in capsys.readouterr().out
     assert picture.read_text().lstrip().startswith("<?xml")
-    curve = learning_curve(run, found["stages"])
+    (read,) = find_runs(run)
+    curve = learning_curve(read)
     assert len(curve) == 4
     assert [x for x, _ in curve] == sorted(x for x, _ in curve)
-    read = sum(found["stages"][s]["characters"] for s in ("pretrain", "finetune"))
-    assert curve[-1][0] == pytest.approx(read)
+    assert curve[-1][0] == pytest.approx(read.characters)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["ask", "{tmp}/nowhere", "X"], "{tmp}/nowhere: no run directory: it has no config.yaml"),
-        (["report", "{tmp}"], "{tmp}: no finished run in it; a finished run has a metrics.json"),
+        (["report", "{tmp}"], "{tmp}: no run in it; a run has a config.yaml"),
         (["make-biographies", "{tmp}/x", "--people", "3"], "people=3: must be from 12 to 10000"),
         (["predict", "{tmp}/run", "{tmp}/none.tsv"], "QUESTIONS={tmp}/none.tsv: "),
     ],
