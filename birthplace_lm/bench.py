@@ -234,7 +234,8 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     python, train = sys.executable, str(CONF.parent / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        write(Trained(build_model(config, len(corpus.vocab)), corpus.vocab), config, model)
+        untrained = Trained(build_model(config, len(corpus.vocab)), corpus.vocab)
+        write(untrained, config, model, {}, "Made to be measured.")
         command = "import sys; from birthplace_lm.cli import main; sys.argv[0] = 'birthplace-lm'; main()"
         commands = {
             "train.py --help": [python, train, "--help"],

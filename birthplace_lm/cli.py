@@ -1,5 +1,6 @@
 """The command `birthplace-lm`."""
 
+import json
 import logging
 import math
 import sys
@@ -19,11 +20,28 @@ app = typer.Typer(
     help="Ask trained models where people were born, and make what they are trained on.",
 )
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory, as train.py prints it")]
+
+def _runs(typed: str) -> list[str]:
+    """For the completion of the shell: below what is typed, and below `runs`."""
+    found = [*Path().glob(f"{typed}*/config.yaml"), *Path("runs").glob("*/config.yaml")]
+    return sorted({str(file.parent) for file in found if str(file).startswith(typed)})
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="a run directory, as train.py prints it, or an export", autocompletion=_runs
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts: one JSON document")]
 
 
 @app.command()
-def ask(run: Run, names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")]) -> None:
+def ask(
+    run: Run,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")],
+    as_json: AsJson = False,
+) -> None:
     """Say where people were born, with the model's own probability of its answer.
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
@@ -36,6 +54,11 @@ def ask(run: Run, names: Annotated[list[str], typer.Argument(metavar="NAME...", 
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
     answers = model.answer_questions([question_about(normalise(name)) for name in names])
+    if as_json:
+        keys = ("name", "answer", "log_probability")
+        found = zip(names, (a.text for a in answers), (a.log_probability for a in answers), strict=True)
+        print(json.dumps([dict(zip(keys, row, strict=True)) for row in found], ensure_ascii=False, indent=2))
+        return
     for name, answer in zip(names, answers, strict=True):
         print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})")
 
@@ -47,6 +70,7 @@ def predict(
         Path, typer.Argument(metavar="QUESTIONS.tsv", help="question, or question TAB place")
     ],
     output: Annotated[Path | None, typer.Option("-o", help="where to write; else the terminal")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a file of questions, one prediction per line; scored where the places are given.
 
@@ -61,13 +85,17 @@ def predict(
         raise InputError(f"-o {output}: there is no folder {output.parent}")
     answers = Trained.from_run(run).answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)
+    places = [row.place for row in rows]
+    scored = all(place is not None for place in places)
+    result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else {}
+    if output is not None:
+        write_text(output, text)
+    if as_json:
+        print(json.dumps({**result, "predictions": text.splitlines()}, ensure_ascii=False, indent=2))
+        return
     if output is None:
         sys.stdout.write(text)
-    else:
-        write_text(output, text)
-    places = [row.place for row in rows]
-    if all(place is not None for place in places):
-        result = score([answer.text for answer in answers], [place or "" for place in places])
+    if scored:
         line = f"Correct: {result['correct']} out of {result['total']}: {100 * result['exact_match']:.1f}%"
         print(line, file=sys.stderr if output is None else sys.stdout)
 
@@ -125,7 +153,27 @@ def export(
     from birthplace_lm.export import export as write
 
     write(run, out)
-    print(f"{out}: model.safetensors, config.yaml, vocab.json; read it with birthplace_lm.load({str(out)!r})")
+    print(f"{out}: model.safetensors and what belongs to it; read it with birthplace_lm.load({str(out)!r})")
+
+
+@app.command()
+def import_course(
+    file: Annotated[Path, typer.Argument(metavar="FILE.params", help="a state_dict saved in the course")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
+    corpus: Annotated[Path, typer.Option(help="the wiki.txt that it was trained with")],
+    attention: Annotated[str, typer.Option(help="vanilla or synthesizer")] = "vanilla",
+    n_head: Annotated[int, typer.Option(min=1, help="heads: the weights do not tell")] = 8,
+) -> None:
+    """Turn a student's saved model into a folder that ask, predict and birthplace_lm.load read.
+
+    Example: birthplace-lm import-course vanilla.finetune.params model --attention vanilla --corpus wiki.txt
+    """
+    from birthplace_lm.course_model import read_course_model
+    from birthplace_lm.export import write
+
+    trained, config = read_course_model(file, attention, corpus, n_head)
+    write(trained, config, out, {}, f"Imported from {file.name}, saved in Stanford's CS224N (2021).")
+    print(f"{out}: {trained.model.parameters_total:,} parameters; ask it with birthplace-lm ask {out} NAME")
 
 
 @app.command()

@@ -1,7 +1,9 @@
 """A trained model as a folder to give away; nothing in it is ever executed."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.config import read
 from birthplace_lm.error import CheckpointError, InputError
 from birthplace_lm.files import replacing, write_text
+from birthplace_lm.model_card import model_card
+from birthplace_lm.runs import RunDirectory
 from birthplace_lm.trained import VOCABULARY, WEIGHTS, Trained
 
 OF_THIS_MACHINE = {
@@ -21,7 +25,7 @@ OF_THIS_MACHINE = {
 
 
 def export(run: Path, out: Path) -> None:
-    """Write `model.safetensors`, `config.yaml` and `vocab.json`, from which `birthplace_lm.load` works too.
+    """Write `model.safetensors`, `config.yaml`, `vocab.json` and a model card, for `birthplace_lm.load` too.
 
     Paths of this machine are left out of the configuration.
 
@@ -29,11 +33,14 @@ def export(run: Path, out: Path) -> None:
         InputError: `run` is no run directory, or `out` is not empty.
         CheckpointError: its checkpoint is not whole, or `out` cannot be written.
     """
-    write(Trained.from_run(run), read(run / "config.yaml"), out)
+    config = read(run / "config.yaml")
+    metrics = RunDirectory(run, config).metrics
+    write(Trained.from_run(run), config, out, metrics, "Trained with birthplace_lm.")
 
 
-def write(trained: Trained, config: DictConfig, out: Path) -> None:
-    """The same for a model that is no run's."""
+def write(trained: Trained, config: DictConfig, out: Path, metrics: Mapping[str, Any], origin: str) -> None:
+    """The same for a model that is no run's; see `model_card` for the last two."""
+    card = model_card(config, trained.model.parameters_total, metrics, origin)
     given = OmegaConf.create(OmegaConf.to_yaml(config))
     for key, value in OF_THIS_MACHINE.items():
         OmegaConf.update(given, key, value)
@@ -44,6 +51,7 @@ def write(trained: Trained, config: DictConfig, out: Path) -> None:
             raise InputError(f"{out}: is not empty; give a new folder")
         with replacing(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
             write_text(out / "config.yaml", OmegaConf.to_yaml(given))
+            write_text(out / "README.md", card)
             write_text(out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n")
     except OSError as error:
         raise CheckpointError(f"{error.filename or out}: {error.strerror}") from error

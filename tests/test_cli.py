@@ -1,6 +1,9 @@
 """The commands, on a run of a second."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +117,10 @@ def test_what_is_exported_answers_alike(
 ) -> None:
     out = tmp_path / "model"
     assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "model.safetensors", "vocab.json"]
+    names = ["README.md", "config.yaml", "model.safetensors", "vocab.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    dev = json.loads((run / "metrics.json").read_text())["dev"]
+    assert f"| exact match on dev | {dev['correct']}/8 = " in (out / "README.md").read_text()
     assert str(tmp_path) not in (out / "config.yaml").read_text()
     one, other = birthplace_lm.load(run), birthplace_lm.load(out)
     ids = torch.arange(40).view(2, 20)
@@ -148,3 +154,33 @@ def test_a_damaged_export_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"error: {out}: not what was exported: ")
     assert said.count("\n") == 1
+
+
+def test_json_is_for_scripts(
+    run: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("ask", str(run), "Ada Bee", "--json", monkeypatch=monkeypatch) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["name"] == "Ada Bee"
+    assert found["answer"] == birthplace_lm.load(run).answer(["Ada Bee"])[0]
+    assert call("predict", str(run), str(people / "dev.tsv"), "--json", monkeypatch=monkeypatch) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["correct"] == json.loads((run / "metrics.json").read_text())["dev"]["correct"]
+    assert len(scored["predictions"]) == scored["total"] == 8
+
+
+def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        environment = {
+            **os.environ, "_BIRTHPLACE_LM_COMPLETE": "complete_bash", "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }  # fmt: skip
+        command = [sys.executable, "-c", "from birthplace_lm.cli import app; app(prog_name='birthplace-lm')"]
+        done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True)
+        return done.stdout.split()
+
+    place = tmp_path / "place"
+    (place / "runs").mkdir(parents=True)
+    (place / "runs" / "mine").symlink_to(run)
+    assert completed("birthplace-lm im") == ["import-course"]
+    assert completed("birthplace-lm ask ru") == ["runs/mine"]
