@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 
 from birthplace_lm import checkpoint, signals
 from birthplace_lm.data.corpus import check_unchanged
@@ -22,8 +21,6 @@ from birthplace_lm.vocab import MASK
 
 log = logging.getLogger(__name__)
 
-BY_COST = ("by_characters", "by_milliseconds")
-
 
 class Meter(L.Callback):
     """Counts what a stage has cost, over all its interruptions, and writes the training curves.
@@ -31,8 +28,8 @@ class Meter(L.Callback):
     Under the name of the stage, for every optimizer step that is logged: `loss` (the mean over its batches),
     `grad_norm`, `learning_rate`; `characters_per_second` since the one before, validation left out;
     `characters`, the running total. PAD is not counted. They are written before the checkpoint of that step:
-    Lightning's own come after, and a killed run would leave gaps. In folders of their own, which TensorBoard
-    shows as further runs, `loss`, `val_loss` and `exact_match` once more, over characters and over time.
+    Lightning's own come after, and a killed run would leave gaps. Under `STAGE_by_characters` and
+    `STAGE_by_milliseconds` the same `loss`, `val_loss` and `exact_match` over what they have cost.
     """
 
     def __init__(self, stage: str) -> None:
@@ -44,26 +41,15 @@ class Meter(L.Callback):
         self._losses: list[float] = []  # of the batches of this optimizer step
         self._window, self._since, self._started = 0, 0.0, 0.0
         self._step = 0
-        self._writers: list[SummaryWriter] = []
+        self._points: list[tuple[str, float, int]] = []  # of the curves over cost: name, value, characters
+        self._milliseconds: list[int] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
         self._window, self._since = 0, self._started
         self._step = trainer.global_step
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            # Whatever was written after the checkpoint comes again; TensorBoard drops it from here on.
-            self._writers = [
-                SummaryWriter(str(Path(trainer.logger.log_dir) / name), purge_step=cost + 1)
-                for name, cost in zip(BY_COST, self._costs(), strict=True)
-            ]
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for writer in self._writers:
-            writer.close()
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        for writer in self._writers:
-            writer.flush()
+        # TensorBoard drops what was written before a resume, on every curve from the number of that step on.
+        self._show_by_cost(trainer, first=0, least=self._step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -94,17 +80,27 @@ class Meter(L.Callback):
         if trainer.logger is not None:
             curves = {f"{self.stage}/{name}": value for name, value in values.items()}
             trainer.logger.log_metrics(curves, step=self._step - 1)
-        self._write_by_cost("loss", values["loss"])
+        self._write_by_cost(trainer, "loss", values["loss"])
 
-    def _write_by_cost(self, name: str, value: float) -> None:
-        """The same curve over what has been read, and over the time that took."""
-        for writer, cost in zip(self._writers, self._costs(), strict=False):
-            writer.add_scalar(f"{self.stage}/{name}", value, cost)
-
-    def _costs(self) -> tuple[int, int]:
-        """Characters, and milliseconds since the stage began, all interruptions left out."""
+    def _write_by_cost(self, trainer: L.Trainer, name: str, value: float) -> None:
+        """The same curve over what has been read, and over the time that took, interruptions left out."""
         now = time.perf_counter()
-        return self.characters, round(1000 * (self.seconds + (now - self._started if self._started else 0)))
+        seconds = self.seconds + (now - self._started if self._started else 0.0)
+        self._points.append((name, value, self.characters))
+        self._milliseconds.append(round(1000 * seconds))
+        self._show_by_cost(trainer, first=-1)
+
+    def _show_by_cost(self, trainer: L.Trainer, first: int, least: int = 0) -> None:
+        """Write the points from the first on that lie at `least` or beyond."""
+        if not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        write = trainer.logger.experiment.add_scalar
+        for (name, value, characters), milliseconds in zip(
+            self._points[first:], self._milliseconds[first:], strict=True
+        ):
+            for axis, cost in (("by_characters", characters), ("by_milliseconds", milliseconds)):
+                if cost >= least:
+                    write(f"{self.stage}_{axis}/{name}", value, cost)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
@@ -118,7 +114,7 @@ class Meter(L.Callback):
         self._since += time.perf_counter() - self._paused
         if not trainer.sanity_checking:
             for name in ("val_loss", "exact_match"):
-                self._write_by_cost(name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
+                self._write_by_cost(trainer, name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
 
     def state_dict(self) -> dict[str, Any]:
         now = time.perf_counter()
@@ -129,12 +125,15 @@ class Meter(L.Callback):
             "loss": self.loss,
             "loss_sum": self._loss_sum,
             "batches": self._batches,
+            "points": self._points,
+            "milliseconds": self._milliseconds,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.characters, self.seconds = state_dict["characters"], state_dict["seconds"]
         self.loss = state_dict["loss"]
         self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
+        self._points, self._milliseconds = [*state_dict["points"]], [*state_dict["milliseconds"]]
 
 
 class StepLimit(L.Callback):

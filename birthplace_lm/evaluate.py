@@ -66,7 +66,12 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
             for key in ("max_epochs", "batch_size", "learning_rate")
         },
     }
-    reached = {"final/dev_exact_match": metrics["dev"]["exact_match"]}
+    spent = [metrics["stages"][name] for name in stages]
+    reached = {
+        "final/dev_exact_match": metrics["dev"]["exact_match"],
+        "final/loss": next((stage["loss"] for stage in reversed(spent) if stage["steps"]), 0.0),
+        "final/million_characters": sum(stage["characters"] for stage in spent) / 1e6,
+    }
     for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
         before.unlink()
     logger = TensorBoardLogger(

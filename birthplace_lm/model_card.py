@@ -44,7 +44,7 @@ tags: [character-level, gpt, factual-knowledge]
 # A GPT that is asked where people were born
 
 {_cell(origin)} It reads one character at a time and answers questions of the form
-`Where was NAME born?`. At best it knows the people of its corpus; about others it makes up a place, and sounds
+`Where was NAME born?`. At best it knows the people of its corpus; about others it invents a place and sounds
 as sure.
 
 | | |

@@ -189,5 +189,5 @@ def _profiler(name: str | None, folder: Path) -> Any:
 
 def _await_new_second(folder: Path) -> None:
     """TensorBoard reads event files in the order of their names, which hold the time in whole seconds."""
-    while any(folder.rglob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)

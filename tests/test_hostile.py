@@ -213,7 +213,7 @@ def test_links_in_a_run_directory_spoil_nothing(
     (precious / "thesis.tex").write_text("years of work")
     before = everything(precious)
     folder = victim / "finetune"
-    for path in filter(Path.is_file, folder.iterdir()):
+    for path in folder.iterdir():
         path.unlink()
     for name in ("step-00000004.ckpt", "step-00000004.ckpt.sha256"):
         (folder / name).symlink_to(precious / name)

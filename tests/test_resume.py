@@ -101,18 +101,16 @@ def digest(folder: Path) -> str:
 
 def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """What TensorBoard shows of a stage: step and value of every point of every curve, text and picture."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
     found = {}
-    for name in ("", "by_characters", "by_milliseconds"):
-        events = EventAccumulator(str(folder / name), size_guidance={"tensors": 0})
-        events.Reload()
-        for tag in events.Tags()["tensors"]:
-            points = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
-            if tag.endswith("per_second"):
-                points = [(step, "") for step, _ in points]
-            if name == "by_milliseconds":
-                assert sorted(points) == points
-                points = [(0, value) for _, value in points]
-            found[f"{name}/{tag}".lstrip("/")] = points
+    for tag in events.Tags()["tensors"]:
+        found[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
+        if tag.endswith("per_second"):
+            found[tag] = [(step, "") for step, _ in found[tag]]
+        if "_by_milliseconds/" in tag:
+            assert [step for step, _ in found[tag]] == sorted(step for step, _ in found[tag])
+            found[tag] = [(0, value) for _, value in found[tag]]
     return found
 
 
