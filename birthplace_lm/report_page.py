@@ -2,6 +2,7 @@
 
 import html
 import io
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def learning_curve(run: Run, name: str = "exact_match") -> Curve:
     for stage, steps, characters in run.stages:
         if not steps:
             continue
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
         events = EventAccumulator(str(run.path / stage), size_guidance={"scalars": 0})
         events.Reload()
         each = characters / steps
@@ -163,9 +165,9 @@ def _dots(runs: Sequence[Run]) -> Any:
     _majority(axes.axvline, runs)
     axes.set(xlim=(0, 1), xlabel="exact match on dev", yticks=range(len(found)))
     axes.set_yticklabels([named[first] for first, *_ in found.values()])
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right", fontsize=8)
     return figure
 
 

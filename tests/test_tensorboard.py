@@ -31,6 +31,7 @@ const walk = node => node.childNodes.forEach(child => {
   if (child.shadowRoot) walk(child);
 });
 walk(document.body);
+seen.text = seen.text.replace(/\\s+/g, '');
 return seen;
 """
 
@@ -69,22 +70,27 @@ def test_every_tab_is_filled(browser: Any, address: str) -> None:
         except OSError:
             time.sleep(0.1)
     expected = {
-        "scalars": ("finetune/loss", "finetune_by_characters", "finetune_by_milliseconds"),
-        "images": ("finetune/attention/1", "finetune/attention/2"),
-        "text": ("question", "gold", "Where was", "log-probability"),
-        "hparams": ("attention", "synthesizer", "final/dev_exact_match"),
+        "?tagFilter=loss#timeseries": (
+            "finetune/loss",
+            "finetune_by_characters/loss",
+            "finetune_by_milliseconds/loss",
+        ),
+        "#scalars": ("tag:final/dev_exact_match", "finetune_by_characters", "finetune_by_milliseconds"),
+        "#images": ("finetune/attention/1", "finetune/attention/2"),
+        "#text": ("question", "gold", "Wherewas", "log-probability"),
+        "#hparams": ("attention", "synthesizer", "final/dev_exact_match"),
     }
     for tab, words in expected.items():
-        browser.get(f"{address}#{tab}")
-        browser.refresh()
-        pictures = 1 if tab == "images" else 0
-        ends = time.monotonic() + 30
-        shown = {"text": "", "pictures": 0}
-        while time.monotonic() < ends:
+        pictures = 1 if tab == "#images" else 0
+        shown: dict[str, Any] = {}
+        for second in range(40):
+            if second % 8 == 0:  # what TensorBoard has not read by then it does not show by itself
+                browser.get("about:blank")
+                browser.get(f"{address}{tab}")
+            time.sleep(1)
             shown = browser.execute_script(SHOWN)
             if all(word in shown["text"] for word in words) and shown["pictures"] >= pictures:
                 break
-            time.sleep(0.3)
         missing = [word for word in words if word not in shown["text"]]
-        assert not missing, (tab, shown["text"][:2000])
+        assert not missing, (tab, shown["text"][-2000:])
         assert shown["pictures"] >= pictures, tab
