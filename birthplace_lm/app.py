@@ -67,7 +67,7 @@ def finish() -> int:
         return _failures[0].exit_code if _failures else 0
     rows = sweep.table()
     print("\n".join(rows))
-    if number := signals.received():
+    if (number := signals.received()) and not all(job.directory.finished for job in sweep.jobs):
         return 128 + number
     return 1 if _failures else 0
 

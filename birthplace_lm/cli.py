@@ -130,7 +130,7 @@ def report(
     else:
         show = made.as_markdown if form is Format.markdown else made.as_text
         print(show(made.table_of_runs(runs)))
-        if len({run.config.get("seed") for run in runs}) > 1:
+        if len({run.named("seed") for run in runs}) > 1:
             print(f"\n{show(made.table_of_seeds(runs))}")
         print(f"\n{made.states(runs)}. {made.HINT}")
     if page is not None or figure is not None:

@@ -209,7 +209,7 @@ def _errors(runs: Sequence[Run]) -> str:
     for run in runs:
         try:
             found[run] = _kinds(run)
-        except (BirthplaceError, OSError, ValueError) as error:
+        except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
             return f"<p>Not shown: {_text(error)}.</p>"
     figure = _figure(8, 1.2 + 0.35 * len(found))
     axes = figure.subplots()
