@@ -78,6 +78,8 @@ def checked(config: DictConfig) -> DictConfig:
         raise InputError(f"trainer.strategy={config.trainer.strategy}: use ddp, which starts its processes")
     if config.trainer.strategy.startswith("fsdp") and config.trainer.strategy != "fsdp2":
         raise InputError(f"trainer.strategy={config.trainer.strategy}: use fsdp2")
+    if config.trainer.strategy == "fsdp2" and (stages.pretrain.ema or stages.finetune.ema):
+        raise InputError("trainer.strategy=fsdp2: keeps no average of weights; give both stages ema=0")
     if config.init_from is not None and stages.pretrain.enabled:
         raise InputError(f"init_from={config.init_from}: it replaces pretraining; give pretrain=none as well")
     OmegaConf.set_readonly(config, True)

@@ -53,6 +53,7 @@ class Stage:
     check_val_every_n_epoch: int = number(1, 1_000_000, 1)
     batch_size: int = number(1, 1_000_000)
     learning_rate: float = number(1e-12, 1.0)
+    ema: float = number(0.0, 0.999999, 0.0)
     shuffle: bool = True
     pool: int = number(1, 1_000_000, 8)
     num_workers: int = number(0, 64, 0)

@@ -15,6 +15,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm import checkpoint
+from birthplace_lm.average import WeightAverage
 from birthplace_lm.build import build_model, load_weights
 from birthplace_lm.callbacks import AttentionMaps, Checkpoints, Meter, SampleAnswers, StepLimit
 from birthplace_lm.checkpoint_io import VerifiedCheckpointIO
@@ -120,6 +121,7 @@ def train_stage(
         AttentionMaps(name),
         *progress(name, config.trainer.enable_progress_bar),
         StepLimit(),
+        *([WeightAverage(stage.ema)] if stage.ema else []),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
     ]
     trainer = _trainer(config, stage, folder, callbacks, resume)

@@ -133,8 +133,9 @@ BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
         (),
         ("trainer.accumulate_grad_batches=3",),
         ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
+        ("stages.pretrain.ema=0.9", "stages.finetune.ema=0.9"),
     ],
-    ids=["plain", "accumulate", "workers"],
+    ids=["plain", "accumulate", "workers", "ema"],
 )
 def test_stopped_after_every_step(
     stage: str,
