@@ -1,7 +1,6 @@
 """Sweeps whose jobs run side by side in processes that a launcher starts."""
 
 import fcntl
-import multiprocessing
 import os
 import re
 import signal
@@ -133,27 +132,25 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     assert len(runs(root)) == 2
 
 
-def test_jobs_are_spread_over_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
     """Four processes and three GPUs: one GPU has two of them."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
-    context = multiprocessing.get_context("spawn")
-    taken, done = context.SimpleQueue(), context.Event()
-    children = [context.Process(target=_take, args=(taken, done)) for _ in range(4)]
-    for child in children:
-        child.start()
-    found = [taken.get() for _ in children]
-    done.set()
-    for child in children:
-        child.join()
-    assert set(found) == {"0", "2", "5"}
-
-
-def _take(taken: object, done: object) -> None:
-    gpu = devices.take_gpu()
-    assert gpu == os.environ["CUDA_VISIBLE_DEVICES"]
-    taken.put(gpu)  # type: ignore[attr-defined]
-    done.wait()  # type: ignore[attr-defined]
+    take = "from birthplace_lm.devices import take_gpu; print(take_gpu(), flush=True); input()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,2,5"}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", take],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    found = [job.stdout.readline().strip() for job in jobs if job.stdout]
+    for job in jobs:
+        job.communicate("\n")
+    assert sorted({*found}) == ["0", "2", "5"]
+    assert len(found) == 4
 
 
 def test_one_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
