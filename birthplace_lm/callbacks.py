@@ -44,12 +44,15 @@ class Meter(L.Callback):
         self._points: list[tuple[str, float, int]] = []  # of the curves over cost: name, value, characters
         self._milliseconds: list[int] = []
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # TensorBoard drops what was written before a resume, on every curve from the number of that step on.
+        # Not when training starts: it does not where nothing but the result of the stage is missing.
+        self._show_by_cost(trainer, first=0, least=self._step)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
         self._window, self._since = 0, self._started
         self._step = trainer.global_step
-        # TensorBoard drops what was written before a resume, on every curve from the number of that step on.
-        self._show_by_cost(trainer, first=0, least=self._step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -125,6 +128,7 @@ class Meter(L.Callback):
             "loss": self.loss,
             "loss_sum": self._loss_sum,
             "batches": self._batches,
+            "step": self._step,
             "points": self._points,
             "milliseconds": self._milliseconds,
         }
@@ -133,6 +137,7 @@ class Meter(L.Callback):
         self.characters, self.seconds = state_dict["characters"], state_dict["seconds"]
         self.loss = state_dict["loss"]
         self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
+        self._step = state_dict["step"]
         self._points, self._milliseconds = [*state_dict["points"]], [*state_dict["milliseconds"]]
 
 
