@@ -44,9 +44,10 @@ class Meter(L.Callback):
         self._points: list[tuple[str, float, int]] = []  # of the curves over cost: name, value, characters
         self._milliseconds: list[int] = []
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         # TensorBoard drops what was written before a resume, on every curve from the number of that step on.
-        # Not when training starts: it does not where nothing but the result of the stage is missing.
+        # Here, as Lightning loads before or after on_fit_start, and trains only if there is something left.
+        self.load_state_dict(checkpoint["callbacks"][self.state_key])
         self._show_by_cost(trainer, first=0, least=self._step)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
