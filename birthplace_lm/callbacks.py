@@ -1,6 +1,7 @@
 """What happens around training: measuring, saving, stopping, sample answers."""
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import distributions
@@ -346,4 +347,5 @@ class AttentionMaps(L.Callback):
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A cell of a Markdown table that shows these very characters; breaks of the line become spaces."""
+    return re.sub(r"[^\w\s.,?'-]|_", lambda found: f"&#{ord(found[0])};", re.sub(r"\s", " ", text))

@@ -58,11 +58,12 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
         **config.names,
         "seed": config.seed,
         "parameters": metrics["parameters"],
-        "dropout": config.model.dropout,
+        **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
+        "optimizer": config.optimizer._target_.rpartition(".")[2],
         "precision": config.trainer.precision,
         **{
-            f"{name}.{key}": stages[name][key] if stages[name].enabled else 0
-            for name in stages
+            f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
+            for name, stage in stages.items()
             for key in ("max_epochs", "batch_size", "learning_rate")
         },
     }
@@ -71,6 +72,7 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
         "final/dev_exact_match": metrics["dev"]["exact_match"],
         "final/loss": next((stage["loss"] for stage in reversed(spent) if stage["steps"]), 0.0),
         "final/million_characters": sum(stage["characters"] for stage in spent) / 1e6,
+        "final/seconds": sum(stage["seconds"] for stage in spent),
     }
     for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
         before.unlink()

@@ -119,8 +119,33 @@ def test_hyperparameters_come_with_the_final_metric(finished: Path) -> None:
     chosen = HParamsPluginData.FromString(data).session_start_info.hparams
     assert chosen["attention"].string_value == "vanilla"
     assert chosen["seed"].number_value == 3
-    reached = [event.value for event in events.Scalars("final/dev_exact_match")]
-    assert reached == pytest.approx([metrics(finished)["dev"]["exact_match"]])
+    assert chosen["optimizer"].string_value == "muon"
+    found = metrics(finished)
+    stages = [found["stages"][name] for name in ("pretrain", "finetune")]
+    expected = {
+        "dev_exact_match": found["dev"]["exact_match"],
+        "loss": stages[1]["loss"],
+        "million_characters": sum(stage["characters"] for stage in stages) / 1e6,
+        "seconds": sum(stage["seconds"] for stage in stages),
+    }
+    for name, value in expected.items():
+        assert [e.value for e in events.Scalars(f"final/{name}")] == pytest.approx([value]), name
+
+
+def test_hyperparameters_are_those_that_were_used(people: Path, tmp_path: Path) -> None:
+    """Once the epochs were those of the stage, though `trainer.max_epochs` beat them."""
+    run = tmp_path / "run"
+    train(
+        *short(people), f"run_dir={run}", f"runs_root={tmp_path}",
+        "stages.finetune.enabled=false", "trainer.max_epochs=1",
+    )  # fmt: skip
+    events = curves(run / "finetune")
+    data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    chosen = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert chosen["pretrain.max_epochs"].number_value == metrics(run)["stages"]["pretrain"]["epochs"] == 1
+    assert chosen["finetune.max_epochs"].number_value == 0
+    reached = [event.value for event in events.Scalars("final/loss")]
+    assert reached == pytest.approx([metrics(run)["stages"]["pretrain"]["loss"]])
 
 
 def test_the_same_command_again_returns_at_once(finished: Path, people: Path) -> None:
