@@ -12,6 +12,7 @@ from birthplace_lm.models.gpt import GPT
 from birthplace_lm.vocab import CharVocab
 
 LONGEST_ANSWER = 32
+KEPT = 0.5  # copying the cache for the rows that have not ended costs more than going on with all of them
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,22 @@ def _decode(
 
     texts: list[list[int]] = [[] for _ in prompts]
     scores = torch.zeros(len(prompts), device=device)
-    active = torch.arange(len(prompts), device=device)
+    rows = torch.arange(len(prompts), device=device)  # those that the cache holds
+    going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # and which of them have not ended
     for step in range(longest):
         best, chosen = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
-        scores[active] += best
-        for row, symbol in zip(active.tolist(), chosen.tolist(), strict=True):
-            if symbol != vocab.mask_id:
+        scores[rows] += best.where(going, 0.0)
+        going = going & (chosen != vocab.mask_id)
+        for row, symbol, on in zip(rows.tolist(), chosen.tolist(), going.tolist(), strict=True):
+            if on:
                 texts[row].append(symbol)
-        going = (chosen != vocab.mask_id).nonzero()[:, 0]
-        if len(going) == 0 or step == longest - 1:
+        left = int(going.sum())
+        if left == 0 or step == longest - 1:
             break
-        if len(going) < len(active):
-            cache.keep(going)
-            active, chosen = active[going], chosen[going]
-        cache.move_to((lengths[active] + step)[:, None])
+        if left <= KEPT * len(rows):
+            kept = going.nonzero()[:, 0]
+            cache.keep(kept)
+            rows, chosen, going = rows[kept], chosen[kept], going[kept]
+        cache.move_to((lengths[rows] + step)[:, None])
         logits = model(chosen[:, None], cache)[:, 0]
     return zip(texts, scores.tolist(), strict=True)

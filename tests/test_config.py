@@ -112,6 +112,7 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         assert data == {
             "closing": False,
             "loss_on": "all",
+            "masks": 1,
             "questions": 0.0,
             "least_shift": 0,
             "most_shift": 0,

@@ -52,6 +52,8 @@ def test_refuses_a_second_process(configure: Any, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", configure())
     with run.opened(), multiprocessing.get_context("fork").Pool(1) as pool:
         assert "another process" in pool.apply(_try_to_lock, (tmp_path / "run",))
+        pool.close()
+        pool.join()  # not terminated: another test may have left us the signals' handlers, which it inherits
     with locked(tmp_path / "run", wait=False):
         pass
 

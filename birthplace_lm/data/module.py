@@ -26,6 +26,7 @@ from birthplace_lm.error import CheckpointError, InputError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
+LEAST_SHARE = 16  # characters of the block for each of several masks
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,12 @@ class SpanCorruptionDataModule(BatchDataModule):
     Args:
         spans: factory of the span chooser, called with `documents`, `people` and `places` of the train
             questions, and `block_size`.
-        closing, loss_on: see `SpanCorruption`.
+        closing, loss_on, masks: see `SpanCorruption`; every span has an equal share of the block.
         questions: share of the train questions that is mixed into every epoch, drawn anew each time.
         least_shift, most_shift: of the documents, see `Shifted`; questions stay where they will be asked.
 
     Raises:
-        InputError: `questions` is out of range.
+        InputError: `questions` or `masks` is out of range.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         spans: Callable[..., SpanChooser],
         closing: bool,
         loss_on: str,
+        masks: int,
         questions: float,
         least_shift: int,
         most_shift: int,
@@ -190,8 +192,14 @@ class SpanCorruptionDataModule(BatchDataModule):
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
         people = [person(row.question) for row in train]
-        chooser = spans(documents=documents, people=people, places=places, block_size=block_size)
-        corruption = SpanCorruption(pieces[0], chooser, closing, loss_on)
+        share = block_size // max(masks, 1)
+        if masks > 1 and share < LEAST_SHARE:
+            raise InputError(
+                f"stages.pretrain.data.masks={masks}: a block of {block_size} characters has room for"
+                f" {max(1, block_size // LEAST_SHARE)}"
+            )
+        chooser = spans(documents=documents, people=people, places=places, block_size=share)
+        corruption = SpanCorruption(pieces[0], chooser, closing, loss_on, masks)
         asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
         shifted = Shifted(corruption, least_shift, most_shift, block_size)
         self.train_sources = [shifted, asked] if len(asked) else [shifted]

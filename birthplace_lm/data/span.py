@@ -29,9 +29,12 @@ class Spans(NamedTuple):
 
 
 class SpanChooser(Protocol):
-    """Draws one span per document, for all documents at once."""
+    """Draws one span per document, for all documents at once.
 
-    def draw(self, generator: torch.Generator) -> Spans: ...
+    `rank` counts the spans that have been drawn for the same row.
+    """
+
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans: ...
 
 
 class RandomSpans:
@@ -52,7 +55,7 @@ class RandomSpans:
         self.lengths = torch.tensor([len(document) for document in documents])
         self.longest = min(int(block_size * 7 / 8), block_size - 3)  # three MASKs; less only in tiny blocks
 
-    def draw(self, generator: torch.Generator) -> Spans:
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
         shown = torch.randint(4, self.longest + 1, self.lengths.shape, generator=generator)
         shown = torch.minimum(shown, self.lengths)
         masked = 1 + below((shown // 2 - 1).clamp(min=1), generator)
@@ -74,7 +77,8 @@ class SalientSpans:
         documents: the corpus, a string a document.
         people, places: of the train questions.
         block_size: characters of the longest sequence.
-        answers: how often a likely answer is masked where the document has one.
+        answers: how often a likely answer is masked where the document has one; of a row with several spans
+            the first.
         sharpness: it is drawn by its probability to this power; more prefers the likeliest.
         context_power: larger shows less; 0 shows all that fits.
 
@@ -121,10 +125,11 @@ class SalientSpans:
         salient = [_matches(SALIENT, *line) or [_whole(*line)] for line in lines]
         self.other = _Choices(salient, [[1.0] * len(spans) for spans in salient])
 
-    def draw(self, generator: torch.Generator) -> Spans:
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
         likely_start, likely_end = self.likely.draw(generator)
         other_start, other_end = self.other.draw(generator)
-        take = (torch.rand(self.lengths.shape, generator=generator) < self.answers) & (self.likely.counts > 0)
+        answers = self.answers if rank == 0 else 0.0
+        take = (torch.rand(self.lengths.shape, generator=generator) < answers) & (self.likely.counts > 0)
         start, end = torch.where(take, likely_start, other_start), torch.where(take, likely_end, other_end)
         head = torch.minimum(self.heads, start)
         room = self.block_size - 3 - head - (end - start)

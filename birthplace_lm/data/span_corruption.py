@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.data.rows import MASK_AT, Rows
-from birthplace_lm.data.span import SpanChooser
+from birthplace_lm.data.span import SpanChooser, Spans
 from birthplace_lm.error import InputError
 
 
@@ -17,34 +17,64 @@ class SpanCorruption:
         inputs      Ada Bo. Ada Bo was born in _ ._Rom
         targets     da Bo. Ada Bo was born in _ ._Rome      (loss on all of them)
 
+    With several masks the row goes on like that about other spans of the document, without its title: "1900"
+    adds `in _ ,_1900_` where its surroundings are shown, else `__1900_`.
+
     Args:
         documents: (N, 2) start and length of every document in the text.
         spans: draws what is masked and what is shown.
         closing: end with one more MASK, as answers do.
-        loss_on: "all" characters, or only what follows the second MASK: the masked "span".
+        loss_on: "all" characters, or the masked "span": all that follows the second MASK.
+        masks: spans of a row; a later one that overlaps an earlier is left out.
+
+    Raises:
+        InputError: `loss_on` is neither, or `masks` is not possible.
     """
 
-    def __init__(self, documents: Tensor, spans: SpanChooser, closing: bool, loss_on: str) -> None:
+    def __init__(
+        self, documents: Tensor, spans: SpanChooser, closing: bool, loss_on: str, masks: int = 1
+    ) -> None:
         if loss_on not in ("all", "span"):
             raise InputError(f"stages.pretrain.data.loss_on={loss_on}: must be all or span")
+        if masks < 1:
+            raise InputError(f"stages.pretrain.data.masks={masks}: must be 1 or more")
+        if masks > 1 and not closing:
+            raise InputError(
+                f"stages.pretrain.data.masks={masks}: needs stages.pretrain.data.closing=true,"
+                " to tell where a span ends"
+            )
         self.first = documents[:, 0]
         self.spans = spans
         self.closing = closing
         self.loss_on = loss_on
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.first)
 
     def rows(self, generator: torch.Generator) -> Rows:
         """The rows of one epoch."""
-        head, left, start, end, right = self.spans.draw(generator)
+        drawn = [self.spans.draw(generator, rank) for rank in range(self.masks)]
+        parts = []
+        for rank, span in enumerate(drawn):
+            overlaps = [(span.start < other.end) & (other.start < span.end) for other in drawn[:rank]]
+            starts, lengths = self._pieces(span)
+            if overlaps:
+                lengths = lengths * ~torch.stack(overlaps).any(0)[:, None]
+                lengths[:, 0] = 0  # the title stands in front already
+            parts.append((starts, lengths))
+        first = parts[0][1]
+        return Rows(
+            starts=torch.cat([starts for starts, _ in parts], dim=1) + self.first[:, None],
+            lengths=torch.cat([lengths for _, lengths in parts], dim=1),
+            loss_from=first[:, :5].sum(1) if self.loss_on == "span" else torch.zeros_like(self.first),
+        )
+
+    def _pieces(self, span: Spans) -> tuple[Tensor, Tensor]:
+        """(N, 7) where each piece begins within the document, and how long it is."""
+        head, left, start, end, right = span
         zero = torch.zeros_like(start)
         mask, one = torch.full_like(start, MASK_AT) - self.first, torch.ones_like(start)
         starts = (zero, left, mask, end, mask, start, mask)
         lengths = (head, start - left, one, right - end, one, end - start, one * int(self.closing))
-        pieces = torch.stack(lengths, dim=1)
-        return Rows(
-            starts=torch.stack(starts, dim=1) + self.first[:, None],
-            lengths=pieces,
-            loss_from=pieces[:, :5].sum(1) if self.loss_on == "span" else zero,
-        )
+        return torch.stack(starts, dim=1), torch.stack(lengths, dim=1)

@@ -20,7 +20,7 @@ class Given:
     def __init__(self, *spans: tuple[int, ...]) -> None:
         self.spans = Spans(*torch.tensor(spans).T)
 
-    def draw(self, generator: torch.Generator) -> Spans:
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
         return self.spans
 
 
@@ -30,18 +30,24 @@ class Remembered:
     def __init__(self, chooser: SpanChooser) -> None:
         self.chooser = chooser
 
-    def draw(self, generator: torch.Generator) -> Spans:
-        self.last = self.chooser.draw(generator)
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
+        self.last = self.chooser.draw(generator, rank)
         return self.last
 
 
 def pairs(
-    documents: list[str], spans: SpanChooser, closing: bool = False, loss_on: str = "all", seed: int = 0
+    documents: list[str],
+    spans: SpanChooser,
+    closing: bool = False,
+    loss_on: str = "all",
+    seed: int = 0,
+    masks: int = 1,
 ) -> list[tuple[str, str]]:
     """Inputs and targets of every document, PADs at the end left out."""
     vocab = CharVocab.from_text("".join(documents))
     text = Text.encode(documents, vocab)
-    rows = SpanCorruption(text.pieces, spans, closing, loss_on).rows(torch.Generator().manual_seed(seed))
+    corruption = SpanCorruption(text.pieces, spans, closing, loss_on, masks)
+    rows = corruption.rows(torch.Generator().manual_seed(seed))
     inputs, targets = rows.pairs(text.ids, vocab.pad_id)
     lengths = (rows.totals - 1).tolist()
     for n, x, y in zip(lengths, inputs, targets, strict=True):
@@ -74,6 +80,63 @@ def test_loss_on_span_is_what_follows_the_second_mask(closing: bool) -> None:
         assert targets == PAD * (len(targets) - len(masked)) + masked
         assert inputs[-len(masked)] == MASK  # the loss begins with what the second MASK announces
     assert [inputs for inputs, _ in found] == [inputs for inputs, _ in pairs([ADA] * 3, spans, closing)]
+
+
+class Several:
+    """One document's spans by their rank."""
+
+    def __init__(self, *spans: tuple[int, ...]) -> None:
+        self.spans = spans
+
+    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
+        return Spans(*torch.tensor([self.spans[rank]]).T)
+
+
+@pytest.mark.parametrize("loss_on", ["all", "span"])
+def test_several_masks_ask_for_several_spans(loss_on: str) -> None:
+    """By the docstring; a span that overlaps one before it is left out, the title is not repeated."""
+    document = "Ada Bo. Born in 1900, in Rome, an Ada."
+    rome, year, shown = (document.index(word) for word in ("Rome", "1900", "in 1900,"))
+    spans = Several(
+        (8, rome, rome, rome + 4, rome + 4),
+        (8, rome + 1, rome + 1, rome + 3, rome + 3),
+        (8, shown, year, year + 4, year + 5),
+        (0, 0, 0, 3, 3),
+    )
+    title, rest = "Ada Bo. __", "Rome_in _,_1900___Ada_"
+    [(inputs, targets)] = pairs([document], spans, True, loss_on, masks=4)
+    wanted = (title + rest).replace("_", MASK)
+    assert inputs == wanted[:-1]
+    known = len(title) - 1 if loss_on == "span" else 0
+    assert targets == PAD * known + wanted[1 + known :]
+
+
+@given(
+    documents=st.lists(st.text("aB é.1", min_size=4, max_size=200), min_size=1, max_size=5),
+    salient=st.booleans(),
+    masks=st.integers(1, 4),
+    block_size=st.integers(16, 64),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_rows_with_several_masks_fit_and_begin_like_those_with_one(
+    documents: list[str], salient: bool, masks: int, block_size: int, seed: int
+) -> None:
+    spans: SpanChooser = (
+        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
+        if salient
+        else RandomSpans(documents, [], [], block_size)
+    )
+    one, more = (pairs(documents, spans, True, seed=seed, masks=n) for n in (1, masks))
+    for document, (short, _), (long, targets) in zip(documents, one, more, strict=True):
+        row = long + targets[-1]
+        assert row.startswith(short + MASK)
+        assert len(row) <= masks * block_size
+        pieces = row.split(MASK)[:-1]
+        assert len(pieces) % 3 == 0
+        masked = pieces[2::3]
+        assert all(span and span in document for span in masked)
+        assert sum(map(len, masked)) <= len(document)  # they do not overlap
 
 
 letters = st.text("aB é.", min_size=4, max_size=200)
@@ -113,3 +176,12 @@ def test_the_shown_text_can_be_put_together_again(
 def test_loss_on_something_else() -> None:
     with pytest.raises(InputError, match="loss_on=masked: must be all or span"):
         SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), False, "masked")
+
+
+@pytest.mark.parametrize(
+    ("masks", "closing", "line"),
+    [(0, True, "masks=0: must be 1 or more"), (2, False, "masks=2: needs .*closing=true")],
+)
+def test_masks_that_are_not_possible(masks: int, closing: bool, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), closing, "all", masks)
