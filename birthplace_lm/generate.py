@@ -95,12 +95,12 @@ def _decode(
     # All questions begin alike: what they share is read once. The last character of each is its own.
     alike = (ids == ids[:1]).all(0).long().cumprod(0)
     shared = min(int(alike.sum()), int(lengths.min()) - 1)
-    cache.move_to(torch.arange(shared, device=device)[None])
+    cache.move_to(torch.arange(shared, device=device)[None], shared)
     model(ids[:1, :shared], cache, at=torch.zeros(1, shared, dtype=torch.bool, device=device))
     cache.repeat(len(prompts))
     # Prompts are padded on the right: what a row computes for its padding is overwritten before it is seen.
     positions = torch.arange(shared, width, device=device)
-    cache.move_to(positions.expand(len(prompts), -1))
+    cache.move_to(positions.expand(len(prompts), -1), width)
     logits = model(ids[:, shared:], cache, at=positions == lengths[:, None] - 1)
 
     texts: list[list[int]] = [[] for _ in prompts]
@@ -121,6 +121,6 @@ def _decode(
             kept = going.nonzero()[:, 0]
             cache.keep(kept)
             rows, chosen, going = rows[kept], chosen[kept], going[kept]
-        cache.move_to((lengths[rows] + step)[:, None])
+        cache.move_to((lengths[rows] + step)[:, None], width + step + 1)
         logits = model(chosen[:, None], cache)[:, 0]
     return zip(texts, scores.tolist(), strict=True)

@@ -15,16 +15,17 @@ class LayerCache:
         self.size = size
         self.buffers: dict[str, Tensor] = {}
         self.positions = torch.empty(0, 0, dtype=torch.long)
-        self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)
+        self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)  # (B, 1, T, seen)
 
     def store(self, name: str, values: Tensor) -> Tensor:
-        """Write (B, H, T, D) at the current positions; return all that was stored, (B, H, size, D)."""
+        """Write (B, H, T, D) at the current positions; return what was stored so far, (B, H, seen, D)."""
         batch, heads, _, width = values.shape
         if name not in self.buffers:
             self.buffers[name] = values.new_zeros(batch, heads, self.size, width)
         buffer = self.buffers[name]
-        index = self.positions[:, None, :, None].expand_as(values)
-        return buffer.scatter_(2, index, values.to(buffer.dtype))
+        rows = torch.arange(batch, device=values.device)[:, None]
+        buffer[rows, :, self.positions] = values.transpose(1, 2).to(buffer.dtype)
+        return buffer[:, :, : self.mask.shape[-1]]
 
 
 class Cache:
@@ -40,11 +41,11 @@ class Cache:
         self.layers = [LayerCache(size) for _ in range(n_layer)]
         self.positions = torch.empty(0, 0, dtype=torch.long)
 
-    def move_to(self, positions: Tensor) -> None:
-        """Say where the next characters stand: (B, T) positions, each below `size`."""
+    def move_to(self, positions: Tensor, seen: int | None = None) -> None:
+        """Say where the next characters stand: (B, T) positions, each below `seen`; None means `size`."""
         self.positions = positions
-        columns = torch.arange(self.size, device=positions.device)
-        mask = columns <= positions[:, None, :, None]  # (B, 1, T, size)
+        columns = torch.arange(self.size if seen is None else seen, device=positions.device)
+        mask = columns <= positions[:, None, :, None]  # (B, 1, T, seen)
         for layer in self.layers:
             layer.positions, layer.mask = positions, mask
 
