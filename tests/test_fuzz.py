@@ -175,7 +175,18 @@ def check_trainable(corpus: Corpus) -> None:
     """Every row of both stages fits the block; those of finetuning say what the file says."""
     loading = Loading(batch_size=5, num_workers=0, seed=0, shuffle=True, pool=2)
     spans = partial(SalientSpans, answers=0.5, sharpness=1.0, context_power=1.0)
-    pretrain = SpanCorruptionDataModule(corpus, loading, BLOCK_SIZE, spans, True, "span", 0.5, 0, 12)
+    pretrain = SpanCorruptionDataModule(
+        corpus,
+        loading,
+        BLOCK_SIZE,
+        spans,
+        closing=True,
+        loss_on="span",
+        masks=1,
+        questions=0.5,
+        least_shift=0,
+        most_shift=12,
+    )
     finetune = BirthplaceDataModule(corpus, loading, BLOCK_SIZE, ascii_only=False)
     generator = torch.Generator().manual_seed(0)
     for source in (*pretrain.train_sources, *finetune.train_sources, *finetune.validation_sources):

@@ -17,7 +17,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)
-    return torch.where(bits >= round(p * 2**16) - 2**15, x * (1 / (1 - p)), 0.0)
+    kept = bits >= round(p * 2**16) - 2**15
+    # One product, whose gradient is one more: a choice between x and 0 takes a fifth longer.
+    return x * torch.where(kept, x.new_tensor(1 / (1 - p)), x.new_zeros(()))
 
 
 class Dropout(nn.Module):

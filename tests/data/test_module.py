@@ -45,7 +45,16 @@ def pretraining(
 ) -> SpanCorruptionDataModule:
     loading = Loading(batch_size, workers, seed, shuffle=True, pool=4)
     return SpanCorruptionDataModule(
-        corpus, loading, BLOCK, spans, True, "all", questions, least_shift=0, most_shift=20
+        corpus,
+        loading,
+        BLOCK,
+        spans,
+        closing=True,
+        loss_on="all",
+        masks=1,
+        questions=questions,
+        least_shift=0,
+        most_shift=20,
     )
 
 
