@@ -257,7 +257,7 @@ def test_an_invalid_value_is_named_with_its_key(overrides: str, begins: str) -> 
 @pytest.mark.parametrize(("overrides", "begins"), OUT_OF_RANGE)
 def test_a_value_out_of_range_is_named_with_the_range(plain: DictConfig, overrides: str, begins: str) -> None:
     values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides.split()))
-    copy = OmegaConf.merge(changed(plain), values)  # type: ignore[arg-type]
+    copy = OmegaConf.merge(changed(plain), values)
     assert message_of(lambda: checked(copy)).startswith(begins)  # type: ignore[arg-type]
 
 

@@ -282,7 +282,7 @@ def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
         os.dup2(file, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         threading.excepthook = threading.__excepthook__  # which pytest has replaced
-        RecordWriter.write = refuse  # type: ignore[method-assign]
+        RecordWriter.write = refuse
         app.run(config)
         code = app.finish()
         sys.stdout.flush()

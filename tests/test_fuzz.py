@@ -164,7 +164,7 @@ def check_tidy(found: Corpus, folder: Path, data: DictConfig) -> None:
     for name, rows in zip(FILES[1:], map(rows_of, (found.train, found.dev, found.test)), strict=True):
         lines = [question if place is None else f"{question}\t{place}" for question, place, _ in rows]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    again = read_corpus(OmegaConf.merge(data, {"root": str(folder)}), BLOCK_SIZE)  # type: ignore[arg-type]
+    again = read_corpus(OmegaConf.merge(data, {"root": str(folder)}), BLOCK_SIZE)
     assert again.documents.text == found.documents.text
     for one, other in ((again.train, found.train), (again.dev, found.dev), (again.test, found.test)):
         assert [row[:2] for row in rows_of(one)] == [row[:2] for row in rows_of(other)]
@@ -324,7 +324,7 @@ def test_mutants_of_data_files(
             text_file, "CHUNK_BYTES", 65_536 if len(content) > 50_000 else rng.choice([7, 97, 1000])
         )
         what = (seed, name, [mutate.__name__ for mutate in applied])
-        outcome = timed(lambda: read_corpus(data, BLOCK_SIZE), what)  # type: ignore[arg-type]
+        outcome = timed(lambda: read_corpus(data, BLOCK_SIZE), what)
         longest = max(longest, outcome.seconds)
         try:
             expected = simple_reader(folder)

@@ -131,14 +131,15 @@ def test_what_is_pickled_in_a_checkpoint_is_not_called(
     for key in place[:-1]:
         node = node[key]
     harm = tmp_path / "harm"
-    for call in (
+    calls: tuple[Any, ...] = (
         (os.posix_spawn, "/bin/mkdir", ["mkdir", str(harm)], {}),
         (exec, f"open({str(harm)!r}, 'w')"),
         (Path.touch, harm),
         (torch.load, "https://example.org/x.ckpt"),
         (shutil.rmtree, str(victim)),
         (os.mkdir, str(harm)),
-    ):
+    )
+    for call in calls:
         node[place[-1]] = kind(*call)
         forge(path, found)
         with pytest.raises(CheckpointError, match="it holds something else than data"):
@@ -235,7 +236,7 @@ def test_links_in_a_run_directory_spoil_nothing(
 
 
 def load_again(config: DictConfig, **changes: str) -> DictConfig:
-    return checked(DictConfig({**config, **changes}))  # type: ignore[misc]
+    return checked(DictConfig(dict(config) | changes))
 
 
 def test_a_link_at_a_temporary_file_is_not_followed(tmp_path: Path) -> None:

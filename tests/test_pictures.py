@@ -1,5 +1,7 @@
 """Attention weights and their picture."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,20 +22,20 @@ def vocab() -> CharVocab:
     return CharVocab.from_text(TEXT.replace(MASK, ""))
 
 
-def expected(attention: str, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
     """(H, T, T), head by head and position by position, as the formulas in the papers have it."""
-    length, heads = x.shape[0], layer.n_head  # type: ignore[attr-defined]
-    depth = x.shape[1] // heads  # type: ignore[operator]
+    length, heads = x.shape[0], layer.n_head
+    depth = x.shape[1] // heads
     found = torch.zeros(heads, length, length)
     for head in range(heads):
         own = slice(head * depth, (head + 1) * depth)
         for t in range(length):
             if attention == "vanilla":
-                q, k = layer.query(x)[t, own], layer.key(x)[: t + 1, own]  # type: ignore[operator]
+                q, k = layer.query(x)[t, own], layer.key(x)[: t + 1, own]
                 scores = k @ q / depth**0.5
             else:
-                h = torch.relu(layer.w1(x))[t, own]  # type: ignore[operator]
-                scores = h @ layer.w2[:, : t + 1] + layer.b2[: t + 1]  # type: ignore[index]
+                h = torch.relu(layer.w1(x))[t, own]
+                scores = h @ layer.w2[:, : t + 1] + layer.b2[: t + 1]
             found[head, t, : t + 1] = torch.exp(scores) / torch.exp(scores).sum()
     return found
 
@@ -45,9 +47,9 @@ def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> 
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     inputs = []
+    layers: list[Any] = [block.attn for block in model.blocks]
     hooks = [
-        block.attn.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-        for block in model.blocks
+        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0])) for layer in layers
     ]
     read, weights = attention_weights(model, vocab, TEXT)
     for hook in hooks:
@@ -55,8 +57,8 @@ def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> 
     assert read == TEXT
     assert weights is not None
     with torch.no_grad():
-        for layer, x in enumerate(inputs):
-            torch.testing.assert_close(weights[layer], expected(attention, model.blocks[layer].attn, x[0]))
+        for found, layer, x in zip(weights, layers, inputs, strict=True):
+            torch.testing.assert_close(found, expected(attention, layer, x[0]))
 
 
 def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:

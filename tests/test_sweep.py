@@ -63,7 +63,8 @@ def test_killed_at_any_moment(
 ) -> None:
     root, output = tmp_path / "runs", tmp_path / "output"
     moments = random.Random(0)
-    kills, finished = 0, {}
+    kills = 0
+    finished: dict[str, Any] = {}
     while kills < amount(3, 10):
         program = Program([*sweep, f"runs_root={root}"], output)
         if not program.running(moments.uniform(0, whole[1] / 2)):

@@ -1,6 +1,7 @@
 """A batch is a function of seed, epoch and index; processes and workers change nothing but who makes it."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def batches(
 ) -> EpochBatches:
     corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all")
     mixed = [Shifted(corruption, 2, 5, 64), corruption, Sample(PLAIN, 10)]
-    sources = [PLAIN] if plain else mixed
+    sources: list[Any] = [PLAIN] if plain else mixed
     return EpochBatches(sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world)
 
 
@@ -50,7 +51,7 @@ def same(one: Batch, two: Batch) -> bool:
 
 def pairs(batch: Batch) -> list[tuple[str, str]]:
     """Inputs and targets of every row, as far as there are targets."""
-    decoded = ((VOCAB.decode(row) for row in batch[side].tolist()) for side in ("inputs", "targets"))  # type: ignore
+    decoded = ((VOCAB.decode(row) for row in batch[side].tolist()) for side in ("inputs", "targets"))
     return [(x[: len(y.rstrip(PAD))], y.rstrip(PAD)) for x, y in zip(*decoded, strict=True)]
 
 
@@ -74,7 +75,7 @@ def test_a_batch_depends_on_seed_epoch_and_index_alone(shuffle: bool) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_make_the_same_batches(workers: int) -> None:
     keys = [(1, 3), (0, 0), (0, 6), (1, 2), (2, 5)]
-    loader = DataLoader(batches(), batch_size=None, sampler=keys, num_workers=workers)  # type: ignore[arg-type]
+    loader = DataLoader(batches(), batch_size=None, sampler=keys, num_workers=workers)
     for key, batch in zip(keys, loader, strict=True):
         assert same(batch, batches()[key])
 

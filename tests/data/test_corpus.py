@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_the_embedded_corpus() -> None:
 
 @pytest.mark.skipif(not COURSE_DATA, reason="BIRTHPLACE_LM_COURSE_DATA is not set")
 def test_the_corpus_of_the_course() -> None:
-    files = {
+    files: dict[str, Any] = {
         "corpus": "wiki.txt",
         "train": "birth_places_train.tsv",
         "dev": "birth_dev.tsv",
@@ -119,7 +119,7 @@ def test_root_may_begin_with_home(folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("key", ["corpus", "train", "dev", "test"])
 def test_missing_file(folder: Path, key: str) -> None:
     with pytest.raises(InputError, match=rf"data\.{key}=.*gone\.txt: cannot read"):
-        read(folder, **{key: "gone.txt"})
+        read(folder, **cast(dict[str, Any], {key: "gone.txt"}))
 
 
 @pytest.mark.parametrize("name", ["train.tsv", "dev.tsv"])

@@ -97,8 +97,8 @@ def test_right_about_people_it_was_not_taught_about(
     right = 0
     for row in asked:
         title = f"{person(row.question)}. "
-        number = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
-        if number is not None and found[0][0][number]:
-            best = max(zip(found[0][1][number], found[0][0][number], strict=True))[1]
-            right += documents[number][best[0] : best[1]] == row.place
+        line = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
+        if line is not None and found[0][0][line]:
+            best = max(zip(found[0][1][line], found[0][0][line], strict=True))[1]
+            right += documents[line][best[0] : best[1]] == row.place
     assert right / len(asked) > at_least

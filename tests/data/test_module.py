@@ -145,7 +145,7 @@ class Seen(L.LightningModule):
 
 def fit(data: BatchDataModule, **flags: Any) -> Seen:
     module = Seen()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **flags)
     trainer.fit(module, datamodule=data)
     return module

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def test_a_larger_context_power_shows_less() -> None:
 def test_settings_out_of_range(key: str, value: float) -> None:
     """Bug: a negative context_power gave spans outside their documents."""
     with pytest.raises(InputError, match=rf"spans\.{key}={re.escape(str(value))}: must be"):
-        salient([BODY], ["Rome"], **{key: value})
+        salient([BODY], ["Rome"], **cast(dict[str, Any], {key: value}))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}
 both = pytest.mark.parametrize("name", ATTENTIONS)
 
 
-def small(name: str, **sizes: float) -> GPT:
+def small(name: str, **sizes: Any) -> GPT:
     torch.manual_seed(0)
     given = {"vocab_size": SYMBOLS, "n_layer": 2, "n_head": HEADS, "n_embd": 16, "block_size": BLOCK}
     return GPT(**{**given, "dropout": 0.0, **sizes}, attention=ATTENTIONS[name])
@@ -157,7 +158,8 @@ def test_dropout_is_where_the_course_has_it(name: str) -> None:
             module.register_forward_hook(lambda *_, key=key: used.append(key))
     model(torch.zeros(1, 5, dtype=torch.long))
     assert used == ["drop", *(f"blocks.{i}.{key}" for i in range(2) for key in ("attn.resid_drop", "mlp.3"))]
-    layer, x = model.blocks[0].attn, torch.randn(1, 5, 16)
+    layer: Any = model.blocks[0].attn
+    x = torch.randn(1, 5, 16)
     layer.resid_drop = nn.Identity()  # what is left is on the attention weights
     assert not torch.allclose(layer(x), layer(x))
     assert torch.equal(layer.eval()(x), layer(x))
