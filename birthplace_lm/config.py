@@ -55,13 +55,13 @@ def checked(config: DictConfig) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
+        if config.trainer.precision == "auto":
+            config.trainer.precision = quickest_precision(config.trainer.accelerator)
+        config.precision = config.trainer.precision
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise explain(error) from error
     _check_literal(values, "")
-    if values["trainer"]["precision"] == "auto":
-        values["trainer"]["precision"] = quickest_precision(values["trainer"]["accelerator"])
-    values["precision"] = values["trainer"]["precision"]
     config = DictConfig(values)
     _check_values(Config, config, "")
     _check_names(config)

@@ -37,12 +37,14 @@ def muon(
     weight_decay: float,
     matrix_lr: float,
     momentum: float,
+    precision: str,
 ) -> Optimizer:
     """Muon for the matrices of the blocks, AdamW without decay for everything else, in one optimizer.
 
     Args:
         weight_decay: of the matrices.
         matrix_lr: the matrices' learning rate as a multiple of `lr`.
+        precision: of the trainer; with "bf16-mixed" matrices are orthogonalised in bfloat16.
 
     Raises:
         ValueError: a number is out of range.
@@ -59,18 +61,25 @@ def muon(
         {"params": matrices, "lr": lr * matrix_lr, "weight_decay": weight_decay, "momentum": momentum},
         {"params": rest, "lr": lr, "weight_decay": 0.0, "momentum": None},
     ]
-    return _unscaled_before_clipping(MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True))
+    optimizer = MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True)
+    optimizer.products_in = torch.bfloat16 if precision == "bf16-mixed" else None
+    return _unscaled_before_clipping(optimizer)
 
 
 class MuonAdamW(AdamW):
     """AdamW in which groups with a `momentum` are trained by Muon instead.
 
     Muon steps along the orthogonalised momentum: every direction of a matrix moves equally fast. Matrices of
-    one shape are orthogonalised together in their own precision; `torch.optim.Muon` takes them one by one in
-    bfloat16, which CPUs without such units emulate.
+    one shape are orthogonalised together; `torch.optim.Muon` takes them one by one, and always in bfloat16,
+    which CPUs without such units emulate.
+
+    Attributes:
+        products_in: type of the numbers that are multiplied; None means the matrices' own.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
+
+    products_in: torch.dtype | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -97,7 +106,7 @@ class MuonAdamW(AdamW):
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
             rows, columns = alike[0].shape
-            updates = orthogonalize(torch.stack([whole(direction) for direction in nesterov]))
+            updates = orthogonalize(torch.stack([whole(d) for d in nesterov]), self.products_in)
             updates *= max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
             steps = [spread_like(u, p) for u, p in zip(updates.unbind(), alike, strict=True)]
@@ -111,20 +120,44 @@ class MuonAdamW(AdamW):
         return state["momentum"]
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, products_in: torch.dtype | None = None, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices of (N, rows, columns), roughly: singular values near 1.
 
-    Newton-Schulz iterations with the coefficients of the source, which trade exactness for speed: singular
-    values end between about 0.7 and 1.2.
+    Newton-Schulz iterations x <- p(x x^T) x with the coefficients of the source, which trade exactness for
+    speed: singular values end between about 0.7 and 1.2.
+
+    Args:
+        products_in: type of the numbers that are multiplied; None means the matrices' own.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, b, x, beta=3.4445)
-    return x.mT if tall else x
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(products_in)
+    if x.shape[2] > 2 * x.shape[1] and x.dtype.itemsize >= 4:
+        x = _composed(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            x = torch.baddbmm(x, _higher_terms(x @ x.mT), x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _higher_terms(square: Tensor) -> Tensor:
+    """Those of the polynomial p(x x^T) = 3.4445 - 4.7750 x x^T + 2.0315 (x x^T)^2."""
+    return torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+
+
+def _composed(square: Tensor, steps: int) -> Tensor:
+    """The product of the polynomials of all steps, (N, rows, rows).
+
+    All of them commute with x x^T, which becomes p x x^T p, so x itself can wait. Saves half of the work
+    where x is far wider than high, but needs more digits than bfloat16 has.
+    """
+    first = 3.4445 * torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
+    product = p = first + _higher_terms(square)
+    for _ in range(steps - 1):
+        square = p @ square @ p
+        p = first + _higher_terms(square)
+        product = p @ product
+    return product
 
 
 def _unscaled_before_clipping(optimizer: Optimizer) -> Optimizer:

@@ -18,7 +18,15 @@ from birthplace_lm.optimizers import adamw, muon, orthogonalize
 
 LR, BETAS, DECAY, MATRIX_LR, MOMENTUM = 0.01, (0.9, 0.95), 0.1, 7.5, 0.95
 Make = Callable[..., Optimizer]
-MUON: Make = partial(muon, lr=LR, betas=BETAS, weight_decay=DECAY, matrix_lr=MATRIX_LR, momentum=MOMENTUM)
+MUON: Make = partial(
+    muon,
+    lr=LR,
+    betas=BETAS,
+    weight_decay=DECAY,
+    matrix_lr=MATRIX_LR,
+    momentum=MOMENTUM,
+    precision="32-true",
+)
 ADAMW: Make = partial(adamw, lr=LR, betas=BETAS, weight_decay=DECAY, decay_all_but_bias=False)
 ADAMW_2021: Make = partial(adamw, lr=LR, betas=BETAS, weight_decay=DECAY, decay_all_but_bias=True)
 every = pytest.mark.parametrize("make", [ADAMW, ADAMW_2021, MUON], ids=["adamw", "adamw_2021", "muon"])
@@ -152,6 +160,37 @@ def test_orthogonalize(shape: tuple[int, int], scale: float) -> None:
     assert found.max() < 1.3
     torch.testing.assert_close(inner, torch.diag_embed(found), atol=1e-4, rtol=0)
     torch.testing.assert_close(u @ inner @ v.mT, result, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 64), (32, 65), (300, 40)])
+def test_products_in_bfloat16(shape: tuple[int, int]) -> None:
+    """As near to the exact iterations as the two or three digits of bfloat16 allow."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    exact, rough = orthogonalize(matrices.double()), orthogonalize(matrices, torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.02
+    torch.testing.assert_close(orthogonalize(matrices).double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_wide_matrices_that_lack_directions(rank: int) -> None:
+    """The square of a small singular value drowns in rounding; nothing may grow out of it."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 40, rank) @ torch.randn(3, rank, 300)
+    exact = orthogonalize(matrices.double())
+    torch.testing.assert_close(orthogonalize(matrices).double(), exact, atol=1e-3, rtol=0)
+
+
+def test_products_are_in_bfloat16_with_mixed_precision_alone() -> None:
+    weights = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = small()
+        optimizer = MUON(model=model, precision=precision)
+        set_gradients(model, 0)
+        optimizer.step()
+        weights.append(model.get_parameter("blocks.0.mlp.0.weight").detach())
+    assert 1e-4 < (weights[0] - weights[1]).abs().max() / (LR * MATRIX_LR) < 0.1
 
 
 def test_orthogonalize_takes_random_matrices_and_zeros() -> None:
