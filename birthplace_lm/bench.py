@@ -119,7 +119,7 @@ class Loop:
     def __init__(self, config: DictConfig, corpus: Corpus, batches: Sequence[Batch]) -> None:
         self.batches = batches
         self.pad_id = corpus.vocab.pad_id
-        self.config = config
+        self.mixed = config.trainer.precision == "bf16-mixed"
         self.model = self._model(config, len(corpus.vocab))
         self.optimizer = instantiate(config.optimizer)(
             model=self.model, lr=config.stages.pretrain.learning_rate
@@ -133,7 +133,7 @@ class Loop:
 
     def _train(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            with _precision(self.config):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
                 loss = self._loss(batch) / batch["targets_total"]
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -210,8 +210,7 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             )
         ),
     }
-    with _precision(config):
-        found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
+    found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
     lines = [
         f"Answering, {LONGEST} characters a name",
         "",
@@ -250,10 +249,6 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
         found = _take_turns(sides, rounds)
     lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in found.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
-
-
-def _precision(config: DictConfig) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed")
 
 
 def _take_turns(sides: Sides, rounds: int) -> dict[str, list[float]]:
