@@ -53,6 +53,7 @@ def checked(config: DictConfig) -> DictConfig:
     """
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), config)  # type: ignore[assignment]
+        OmegaConf.set_readonly(config, False)  # the copy: what is checked twice comes read-only
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
         if config.trainer.precision == "auto":
@@ -171,6 +172,8 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
     for f in fields(schema):
         value, key = node[f.name], prefix + f.name
         if is_dataclass(f.type):
+            if not isinstance(value, DictConfig):
+                raise InputError(f"{key}={value}: must be a mapping; give its keys one by one, {key}.KEY=VALUE")
             _check_values(f.type, value, f"{key}.")
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")

@@ -226,6 +226,7 @@ OUT_OF_RANGE = [  # the same for what is found after composing
     ("model.n_embd=3 model.n_head=8", "model.n_embd=3: not divisible by model.n_head=8; nearest is 8"),
     ("model.attention=null", "model.attention=None: must be a mapping"),
     ("stages.finetune.schedule=3", "stages.finetune.schedule=3: must be a mapping"),
+    ("++checkpoint=${seed}", "checkpoint=0: must be a mapping; give its keys one by one, checkpoint.KEY=VALUE"),
 ]
 
 
