@@ -173,7 +173,7 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
         value, key = node[f.name], prefix + f.name
         if is_dataclass(f.type):
             if not isinstance(value, DictConfig):
-                raise InputError(f"{key}={value}: must be a mapping; give its keys one by one, {key}.KEY=VALUE")
+                raise InputError(f"{key}={value}: must be a mapping; give {key}.KEY=VALUE")
             _check_values(f.type, value, f"{key}.")
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
@@ -187,8 +187,11 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
             if not low <= value <= high:  # also refuses nan
                 near = high if value > high else low
                 raise InputError(f"{key}={value}: must be from {low} to {high}; the nearest is {near}")
-        elif f.type is Any and "factory" not in f.metadata and isinstance(value, DictConfig):
-            raise InputError(f"{key}={value}: must not be a mapping")
+        elif f.type is Any and "factory" not in f.metadata:
+            if isinstance(value, DictConfig):
+                raise InputError(f"{key}={value}: must not be a mapping")
+            if value != value:
+                raise InputError(f"{key}=nan: must not be nan")
 
 
 def _check_literal(value: Any, key: str) -> None:

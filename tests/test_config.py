@@ -199,6 +199,7 @@ INVALID = [  # overrides, how the message begins
     ("trainer.limit_val_batches=true", "trainer.limit_val_batches=True: must be a number from 0.0"),
     ("trainer.devices={1:2,a:3}", "trainer.devices={1: 2, 'a': 3}: 1 is no name"),
     ("trainer.devices={a:1}", "trainer.devices={'a': 1}: must not be a mapping"),
+    ("trainer.deterministic=nan", "trainer.deterministic=nan: must not be nan"),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be of type tuple[float, float]"),
     ("optimizer.betas=[0.9,nan]", "optimizer.betas=[0.9, nan]: must be finite"),
     (f"optimizer.weight_decay={10**400}", "optimizer.weight_decay=1000"),
@@ -226,7 +227,7 @@ OUT_OF_RANGE = [  # the same for what is found after composing
     ("model.n_embd=3 model.n_head=8", "model.n_embd=3: not divisible by model.n_head=8; nearest is 8"),
     ("model.attention=null", "model.attention=None: must be a mapping"),
     ("stages.finetune.schedule=3", "stages.finetune.schedule=3: must be a mapping"),
-    ("++checkpoint=${seed}", "checkpoint=0: must be a mapping; give its keys one by one, checkpoint.KEY=VALUE"),
+    ("checkpoint=${seed}", "checkpoint=0: must be a mapping; give checkpoint.KEY=VALUE"),
 ]
 
 
