@@ -95,13 +95,9 @@ def _decode(
     # All questions begin alike: what they share is read once. The last character of each is its own.
     alike = (ids == ids[:1]).all(0).long().cumprod(0)
     shared = min(int(alike.sum()), int(lengths.min()) - 1)
-    cache.move_to(torch.arange(shared, device=device)[None], shared)
-    model(ids[:1, :shared], cache, at=torch.zeros(1, shared, dtype=torch.bool, device=device))
-    cache.repeat(len(prompts))
     # Prompts are padded on the right: what a row computes for its padding is overwritten before it is seen.
-    positions = torch.arange(shared, width, device=device)
-    cache.move_to(positions.expand(len(prompts), -1), width)
-    logits = model(ids[:, shared:], cache, at=positions == lengths[:, None] - 1)
+    last = torch.arange(width, device=device) == lengths[:, None] - 1
+    logits = model.read(ids, shared, cache, at=last)
 
     texts: list[list[int]] = [[] for _ in prompts]
     scores = torch.zeros(len(prompts), device=device)

@@ -204,6 +204,7 @@ INVALID = [  # overrides, how the message begins
     ("optimizer.betas=[0.9,nan]", "optimizer.betas=[0.9, nan]: must be finite"),
     (f"optimizer.weight_decay={10**400}", "optimizer.weight_decay=1000"),
     ("stages.pretrain.data.spans=3", "stages.pretrain.data.spans=3: must be of type Callable"),
+    ("checkpoint=${seed}", "checkpoint=0: must be a mapping; give checkpoint.KEY=VALUE"),
     ("optimizer._partial_=false", "optimizer._partial_=False: must be true"),
     ("~optimizer._partial_", "optimizer._partial_=None: must be true"),
     ("+optimizer._args_=[1]", "optimizer._args_: unknown key"),
@@ -227,7 +228,6 @@ OUT_OF_RANGE = [  # the same for what is found after composing
     ("model.n_embd=3 model.n_head=8", "model.n_embd=3: not divisible by model.n_head=8; nearest is 8"),
     ("model.attention=null", "model.attention=None: must be a mapping"),
     ("stages.finetune.schedule=3", "stages.finetune.schedule=3: must be a mapping"),
-    ("checkpoint=${seed}", "checkpoint=0: must be a mapping; give checkpoint.KEY=VALUE"),
 ]
 
 

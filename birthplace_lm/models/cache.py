@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class LayerCache:
@@ -19,13 +20,21 @@ class LayerCache:
 
     def store(self, name: str, values: Tensor) -> Tensor:
         """Write (B, H, T, D) at the current positions; return what was stored so far, (B, H, seen, D)."""
-        batch, heads, _, width = values.shape
-        if name not in self.buffers:
-            self.buffers[name] = values.new_zeros(batch, heads, self.size, width)
-        buffer = self.buffers[name]
+        batch, heads, length, width = values.shape
+        held = self.buffers.get(name)
+        seen = self.mask.shape[-1]
+        if len(self.positions) == 1 and (0 if held is None else held.shape[2]) + length == seen:
+            # All rows go on where what is held ends: no need for the room of a row that ends later.
+            self.buffers[name] = values if held is None else torch.cat((held, values.to(held.dtype)), 2)
+            return self.buffers[name]
+        if held is None:
+            held = values.new_zeros(batch, heads, self.size, width)
+        elif held.shape[2] < self.size:
+            held = F.pad(held, (0, 0, 0, self.size - held.shape[2]))
+        self.buffers[name] = held
         rows = torch.arange(batch, device=values.device)[:, None]
-        buffer[rows, :, self.positions] = values.transpose(1, 2).to(buffer.dtype)
-        return buffer[:, :, : self.mask.shape[-1]]
+        held[rows, :, self.positions] = values.transpose(1, 2).to(held.dtype)
+        return held[:, :, :seen]
 
 
 class Cache:
@@ -42,7 +51,10 @@ class Cache:
         self.positions = torch.empty(0, 0, dtype=torch.long)
 
     def move_to(self, positions: Tensor, seen: int | None = None) -> None:
-        """Say where the next characters stand: (B, T) positions, each below `seen`; None means `size`."""
+        """Say where the next characters stand: (B, T) positions, each below `seen`; None means `size`.
+
+        (1, T) where all rows stand at the same.
+        """
         self.positions = positions
         columns = torch.arange(self.size if seen is None else seen, device=positions.device)
         mask = columns <= positions[:, None, :, None]  # (B, 1, T, seen)
@@ -52,7 +64,7 @@ class Cache:
     def repeat(self, batch: int) -> None:
         """Make a cache of one row one of so many alike."""
         for layer in self.layers:
-            layer.buffers = {name: buffer.repeat(batch, 1, 1, 1) for name, buffer in layer.buffers.items()}
+            layer.buffers = {name: held.expand(batch, -1, -1, -1) for name, held in layer.buffers.items()}
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row of the batch that `rows`, a tensor of indices, does not name."""

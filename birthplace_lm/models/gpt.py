@@ -100,10 +100,32 @@ class GPT(nn.Module):
             x = block(x, None if cache is None else cache.layers[index], wanted)
         return self.head(self.ln_f(x))
 
-    def loss(self, inputs: Tensor, targets: Tensor, pad_id: int, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats per character over every target that is not PAD."""
+    def read(self, ids: Tensor, shared: int, cache: Cache, at: Tensor) -> Tensor:
+        """`forward(ids, at=at)`, into an empty cache; the first `shared` characters, alike in all rows, once.
+
+        Args:
+            at: (B, T), false for all that is shared.
+        """
+        cache.move_to(torch.arange(shared, device=ids.device)[None], shared)
+        self(ids[:1, :shared], cache, at[:1, :shared])
+        cache.repeat(len(ids))
+        cache.move_to(torch.arange(shared, ids.shape[1], device=ids.device)[None], ids.shape[1])
+        logits: Tensor = self(ids[:, shared:], cache, at[:, shared:])
+        return logits
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, pad_id: int, reduction: str = "mean", shared: int = 0
+    ) -> Tensor:
+        """Cross-entropy in nats per character over every target that is not PAD.
+
+        Args:
+            shared: so many characters at the beginning of all rows are alike, none of them a target.
+        """
         counted = targets != pad_id
-        logits = self(inputs, at=counted)
+        if shared:
+            logits = self.read(inputs, shared, Cache(self.n_layer, inputs.shape[1]), counted)
+        else:
+            logits = self(inputs, at=counted)
         return F.cross_entropy(logits.float(), targets[counted], reduction=reduction)
 
     @property

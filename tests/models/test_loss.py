@@ -9,13 +9,13 @@ from omegaconf import DictConfig
 from birthplace_lm.build import build_model
 from birthplace_lm.config import load
 from birthplace_lm.data.corpus import Corpus, read_corpus
-from birthplace_lm.models.loss import ROWS_AT_ONCE, summed_loss
+from birthplace_lm.models.loss import CHARACTERS_AT_ONCE, summed_loss
 from birthplace_lm.rehearse import data_module
 
 
 @pytest.fixture(scope="module")
 def config(people: Path) -> DictConfig:
-    size = f"stages.pretrain.batch_size={3 * ROWS_AT_ONCE - 5}"
+    size = f"stages.pretrain.batch_size={3 * CHARACTERS_AT_ONCE - 5}"
     return load(["model=tiny", f"data.root={people}", size, "stages.pretrain.data.questions=1"])
 
 
