@@ -128,11 +128,15 @@ def report(
     elif form is Format.json:
         print(made.as_json(runs), end="")
     else:
-        show = made.as_markdown if form is Format.markdown else made.as_text
-        print(show(made.table_of_runs(runs)))
+        tables = [made.table_of_runs(runs)]
         if len({run.named("seed") for run in runs}) > 1:
-            print(f"\n{show(made.table_of_seeds(runs))}")
-        print(f"\n{made.states(runs)}. {made.HINT}")
+            tables.append(made.table_of_seeds(runs))
+        for table in tables:
+            if form is Format.markdown:
+                print(f"{made.as_markdown(table)}\n")
+            else:
+                made.show(table)
+        print(f"{made.states(runs)}. {made.HINT}")
     if page is not None or figure is not None:
         from birthplace_lm.report_page import draw, write_page
 

@@ -71,9 +71,9 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         folder = directory.path / name
         if name == "pretrain":
             shared = pretraining_directory(config)
+            _link(folder, shared)  # before it begins: its curves belong to this run too
             with locked(shared, wait=True):
                 spent[name] = fit_stage(name, config, corpus, shared, weights)
-            _link(folder, shared)
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
         weights = checkpoint.path_of(folder, spent[name].steps)

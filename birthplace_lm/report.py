@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as Grid
+from rich.text import Text
 
 from birthplace_lm.error import InputError
 from birthplace_lm.runs import TRAINER_WITHOUT_EFFECT, WITHOUT_EFFECT, is_locked
@@ -250,6 +256,18 @@ def states(runs: Sequence[Run]) -> str:
     """How many runs are in which state."""
     found = [run.state for run in runs]
     return ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
+
+
+def show(table: Table) -> None:
+    """Print a table: as wide as the terminal, or for a pipe with every row on one line."""
+    if not sys.stdout.isatty():
+        print(as_text(table), end="\n\n")
+        return
+    head, *rows = table
+    drawn = Grid(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE_HEAD)
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    Console(highlight=False).print(drawn)
 
 
 def as_text(table: Table) -> str:

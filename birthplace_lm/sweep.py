@@ -131,19 +131,16 @@ def note_failure(number: int, error: BirthplaceError) -> bool:
     return number < len(jobs)
 
 
-def table() -> list[str]:
+def table() -> list[list[str]]:
     """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]
-    rows = [("job", "state", *splits, "overrides", "run directory")]
+    rows = [["job", "state", *splits, "overrides", "run directory"]]
     for number, job in enumerate(jobs):
         varying = " ".join(override for override in job.overrides if override not in common)
         scores = [_score(job, split) for split in splits]
-        rows.append((str(number), _state(job), *scores, varying, str(job.directory.path)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+        rows.append([str(number), _state(job), *scores, varying, str(job.directory.path)])
+    return rows
 
 
 def _score(job: Job, split: str) -> str:

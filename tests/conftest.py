@@ -24,6 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="as many kills and mutants as the README reports")
 
 
+def pytest_sessionfinish(session: Any) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:  # one of several processes
+        output["found"] = _found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    _found.extend(getattr(node, "workeroutput", {}).get("found", ()))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _found:
         terminalreporter.section("reliability")

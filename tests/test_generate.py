@@ -66,6 +66,19 @@ def naive(model: GPT, question: str, longest: int = 32) -> tuple[str, float]:
     return text.split(MASK)[1], steps[len(prompt) - 1 :].sum().item()
 
 
+def test_the_last_row_of_a_batch_is_not_the_longest() -> None:
+    """A longer question that is answered in no time leaves it alone in a cache made for both."""
+    model = make()
+    alone = {question: answer(model, VOCAB, [question])[0] for question in QUESTIONS}
+    short = [question for question in QUESTIONS if len(alone[question].text) <= 1]
+    pairs = [(a, b) for a in short for b in QUESTIONS if len(a) > len(b) and len(alone[b].text) > 1]
+    assert len(pairs) > 5
+    for pair in pairs:
+        for question, found in zip(pair, answer(model, VOCAB, pair), strict=True):
+            assert found.text == alone[question].text
+            assert found.log_probability == pytest.approx(alone[question].log_probability, abs=1e-3)
+
+
 def test_equals_the_naive_loop(model: GPT) -> None:
     answers = answer(model, VOCAB, QUESTIONS)
     lengths = {len(a.text) for a in answers}

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from birthplace_lm.report import (
     as_markdown,
     as_text,
     find_runs,
+    show,
     states,
     table_of_runs,
     table_of_seeds,
@@ -192,8 +194,8 @@ def test_garbage_is_one_unreadable_row(tmp_path: Path) -> None:
     assert len(runs) == 61
     assert next(run for run in runs if run.path == good).dev == Score(70, 140)
     assert "unreadable" in states(runs)
-    for show in (as_csv, as_json):
-        assert show(runs)
+    for form in (as_csv, as_json):
+        assert form(runs)
     write_page(runs, tmp_path, tmp_path / "page.html")
 
 
@@ -225,3 +227,22 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     assert not ended.value.code
     assert f"{found['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [300, 40])
+def test_a_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost of it, and nothing in it is taken for markup."""
+    table = [["run", "state"], ["vanilla-" * 9, "failed: [red]no[/red] such file"], ["b", "done"]]
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    show(table)
+    lines = re.sub(r"\x1b\[\d*m", "", out.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    for column in range(2):
+        shown = {c for row in table for c in row[column]}
+        assert shown <= set("".join(lines))
+    assert sum(line.count("vanilla-") for line in lines) == 9 or width == 40
+    assert any("[red]no[/red] such file" in line for line in lines) or width == 40

@@ -16,15 +16,14 @@ class LayerCache:
         self.size = size
         self.buffers: dict[str, Tensor] = {}
         self.positions = torch.empty(0, 0, dtype=torch.long)
-        self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)  # (B, 1, T, seen)
+        self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)  # (B, 1, T, seen), or (1, 1, T, seen)
+        self.appends = False  # all rows go on right after what is held
 
     def store(self, name: str, values: Tensor) -> Tensor:
         """Write (B, H, T, D) at the current positions; return what was stored so far, (B, H, seen, D)."""
-        batch, heads, length, width = values.shape
+        batch, heads, _, width = values.shape
         held = self.buffers.get(name)
-        seen = self.mask.shape[-1]
-        if len(self.positions) == 1 and (0 if held is None else held.shape[2]) + length == seen:
-            # All rows go on where what is held ends: no need for the room of a row that ends later.
+        if self.appends:
             self.buffers[name] = values if held is None else torch.cat((held, values.to(held.dtype)), 2)
             return self.buffers[name]
         if held is None:
@@ -34,7 +33,7 @@ class LayerCache:
         self.buffers[name] = held
         rows = torch.arange(batch, device=values.device)[:, None]
         held[rows, :, self.positions] = values.transpose(1, 2).to(held.dtype)
-        return held[:, :, :seen]
+        return held[:, :, : self.mask.shape[-1]]
 
 
 class Cache:
@@ -49,17 +48,22 @@ class Cache:
         self.size = size
         self.layers = [LayerCache(size) for _ in range(n_layer)]
         self.positions = torch.empty(0, 0, dtype=torch.long)
+        self._appended = 0
 
-    def move_to(self, positions: Tensor, seen: int | None = None) -> None:
-        """Say where the next characters stand: (B, T) positions, each below `seen`; None means `size`.
+    def append(self, length: int, device: torch.device) -> None:
+        """The next `length` characters of all rows stand right after those appended so far."""
+        first, self._appended = self._appended, self._appended + length
+        self._point(torch.arange(first, self._appended, device=device)[None], self._appended, appends=True)
 
-        (1, T) where all rows stand at the same.
-        """
+    def move_to(self, positions: Tensor, seen: int) -> None:
+        """Say where the next characters of each row stand: (B, T) positions, each below `seen`."""
+        self._point(positions, seen, appends=False)
+
+    def _point(self, positions: Tensor, seen: int, appends: bool) -> None:
         self.positions = positions
-        columns = torch.arange(self.size if seen is None else seen, device=positions.device)
-        mask = columns <= positions[:, None, :, None]  # (B, 1, T, seen)
+        mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
         for layer in self.layers:
-            layer.positions, layer.mask = positions, mask
+            layer.positions, layer.mask, layer.appends = positions, mask, appends
 
     def repeat(self, batch: int) -> None:
         """Make a cache of one row one of so many alike."""

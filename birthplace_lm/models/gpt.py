@@ -106,10 +106,10 @@ class GPT(nn.Module):
         Args:
             at: (B, T), false for all that is shared.
         """
-        cache.move_to(torch.arange(shared, device=ids.device)[None], shared)
+        cache.append(shared, ids.device)
         self(ids[:1, :shared], cache, at[:1, :shared])
         cache.repeat(len(ids))
-        cache.move_to(torch.arange(shared, ids.shape[1], device=ids.device)[None], ids.shape[1])
+        cache.append(ids.shape[1] - shared, ids.device)
         logits: Tensor = self(ids[:, shared:], cache, at[:, shared:])
         return logits
 

@@ -45,7 +45,8 @@ def summed_loss(model: GPT, batch: Batch, pad_id: int) -> Tensor:
         return model.loss(inputs[rows, :width], targets[rows, :width], pad_id, "sum", part.shared)
 
     if len(parts) > 1 and torch.is_grad_enabled():
-        summed: Tensor = _Summed.apply(loss_of, parts, *model.parameters())
+        learning = [p for p in model.parameters() if p.requires_grad]
+        summed: Tensor = _Summed.apply(loss_of, parts, *learning)
         return summed
     return torch.stack([loss_of(part) for part in parts]).sum()
 
@@ -68,9 +69,9 @@ def _parts(inputs: Tensor, targets: Tensor, pad_id: int, pads_only: bool) -> lis
         alike = (inputs[rows] == inputs[rows[:1]]).all(0) & (targets[rows] == pad_id).all(0)
         if pads_only:
             alike &= inputs[rows[0]] == pad_id
-        shared = min(int(alike.long().cumprod(0).sum()), int(lengths[rows[0]]) - 1)
+        shared = max(0, min(int(alike.long().cumprod(0).sum()), int(lengths[rows[0]]) - 1))
         characters = int(lengths[rows].sum()) - shared * len(rows)
-        for some in rows.chunk(-(-characters // CHARACTERS_AT_ONCE)):
+        for some in rows.chunk(characters // CHARACTERS_AT_ONCE + 1):
             parts.append(Part(some, int(lengths[some[-1]]), shared))
     return parts
 

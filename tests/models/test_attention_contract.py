@@ -12,6 +12,7 @@ from torch import Tensor
 from birthplace_lm.build import build_model
 from birthplace_lm.config import CONF, load
 from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 
 NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
@@ -48,13 +49,13 @@ def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> T
     rows, positions = torch.arange(len(ids))[:, None], torch.arange(max(prefill)).expand(len(ids), -1)
     lengths = torch.tensor(prefill)[:, None]
     cache = Cache(model.n_layer, BLOCK)
-    cache.move_to(positions)
+    cache.move_to(positions, BLOCK)
     logits = torch.zeros(*ids.shape, SYMBOLS)
     prompt = ids[:, : max(prefill)].where(positions < lengths, 0)
     logits[:, : max(prefill)] = model(prompt, cache)
     for piece in pieces:
         positions = lengths + torch.arange(piece)
-        cache.move_to(positions)
+        cache.move_to(positions, BLOCK)
         logits[rows, positions] = model(ids[rows, positions], cache).float()
         lengths = lengths + piece
     return logits * (torch.arange(ids.shape[1]) < lengths)[..., None]
@@ -143,15 +144,44 @@ def test_cached_decoding_equals_the_full_forward(name: str, prefill: list[int], 
 def test_cached_rows_that_are_kept_go_on_alone(name: str) -> None:
     model, ids = built(name), characters(4, 40)
     cache = Cache(model.n_layer, 40)
-    cache.move_to(torch.arange(30).expand(4, -1))
+    cache.move_to(torch.arange(30).expand(4, -1), 40)
     model(ids[:, :30], cache)
     full = model(ids)
     for position, kept in ((30, [3, 0, 1]), (31, [2, 0]), (32, [1])):
         cache.keep(torch.tensor(kept))
         ids, full = ids[kept], full[kept]
-        cache.move_to(torch.full((len(kept), 1), position))
+        cache.move_to(torch.full((len(kept), 1), position), 40)
         logits = model(ids[:, position : position + 1], cache)[:, 0]
         torch.testing.assert_close(logits, full[:, position], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared", [1, 10])
+def test_what_rows_share_may_be_read_once(name: str, shared: int) -> None:
+    """As training does: loss and every gradient are those of reading all of it in every row."""
+    model, ids = built(name).double(), characters(5, 30)
+    ids[:, :shared] = ids[0, :shared]
+    targets = ids[:, 1:].clone()
+    targets[:, :shared] = 0
+    plain = model.loss(ids[:, :-1], targets, pad_id=0)
+    expected = torch.autograd.grad(plain, list(model.parameters()))
+    loss = model.loss(ids[:, :-1], targets, pad_id=0, shared=shared)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
+
+
+def test_what_is_read_once_leaves_dropout_of_attention_alone(name: str) -> None:
+    model, ids = built(name, dropout=0.5).train(), characters(5, 30)
+    ids[:, :10] = ids[0, :10]
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0  # leaves that of the weights, if the variant has any
+
+    def losses(shared: int) -> set[float]:
+        targets = ids[:, 1:].where(torch.arange(29) >= 10, 0)
+        return {model.loss(ids[:, :-1], targets, pad_id=0, shared=shared).item() for _ in range(4)}
+
+    assert len(losses(10)) == len(losses(0))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16-true", "bf16-mixed"])

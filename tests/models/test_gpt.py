@@ -128,7 +128,7 @@ def test_too_long_a_sequence_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="17 characters do not fit into block_size=16"):
         model(ids)
     cache = Cache(model.n_layer, BLOCK + 1)
-    cache.move_to(torch.tensor([[BLOCK]]))
+    cache.move_to(torch.tensor([[BLOCK]]), BLOCK + 1)
     with pytest.raises(ValueError, match="17 characters"):
         model(ids[:, :1], cache)
     assert model(ids[:, 1:]).shape == (1, BLOCK, SYMBOLS)

@@ -27,11 +27,10 @@ class VanillaAttention(nn.Module):
         q = self._heads(self.query(x))  # (B, H, T, D)
         k = self._heads(self.key(x))  # (B, H, T, D)
         v = self._heads(self.value(x))  # (B, H, T, D)
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            y = attend(q, k, v, dropout=dropout)
-        else:
-            y = attend(q, cache.store("key", k), cache.store("value", v), mask=cache.mask)
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.store("key", k), cache.store("value", v), cache.mask
+        y = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_drop(self.proj(y))
 
