@@ -31,8 +31,8 @@ def run(config: DictConfig) -> float | None:
         signals.install()  # a launcher has started this process
         if config.trainer.devices == 1:
             devices.take_gpu()
-    if _stopped():
-        return None  # Hydra starts the other jobs of a sweep nevertheless
+    if _failures and signals.received() is not None:
+        return None  # said already: Hydra starts the other jobs of a sweep nevertheless
     _log_to_console()
     try:
         return _run(config)
@@ -51,7 +51,8 @@ def fail(error: BirthplaceError, show_traceback: bool = False) -> None:
     """Say what went wrong in one line; `finish` will tell."""
     if show_traceback:
         traceback.print_exc()
-    print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
+    # In one piece: beside it others say how they ended.
+    sys.stderr.write(f"{'' if isinstance(error, Stopped) else 'error: '}{error}\n")
     remember(error)
 
 
@@ -71,10 +72,6 @@ def finish() -> int:
     if (number := signals.received()) and not all(job.directory.finished for job in sweep.jobs):
         return 128 + number
     return 1 if _failures else 0
-
-
-def _stopped() -> Stopped | None:
-    return next((error for error in _failures if isinstance(error, Stopped)), None)
 
 
 def _run(config: DictConfig) -> float | None:

@@ -176,7 +176,12 @@ class HuggingFaceLoop(Loop):
 
 def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
     """Characters per second as the curves of a stage show them."""
-    limits = {"max_steps": 4 + steps, "log_every_n_steps": 4, "enable_progress_bar": False}
+    limits = {
+        "accelerator": "cpu",
+        "max_steps": 4 + steps,
+        "log_every_n_steps": 4,
+        "enable_progress_bar": False,
+    }
     whole = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
     limited: Any = OmegaConf.merge(config, {"trainer": limits}, whole)
     with tempfile.TemporaryDirectory() as folder:

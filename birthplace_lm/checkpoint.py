@@ -16,7 +16,7 @@ from torch import Tensor
 from birthplace_lm.error import CheckpointError
 from birthplace_lm.files import remove_unfinished, replacing, sha256_of, write_text
 
-FORMAT = 1  # of what is in a checkpoint; another number is another version's
+FORMAT = 2  # of what is in a checkpoint; another number is another version's
 STEP = re.compile(r"step-(\d+)\.ckpt")
 DAMAGED = ".damaged"
 
@@ -45,6 +45,18 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             with suppress(OSError):
                 _hash_file(path).unlink()
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def adopt(path: Path, directory: Path) -> Path:
+    """Copy a checkpoint of another folder into this one, under the name that its step has here.
+
+    Raises:
+        CheckpointError: it is damaged, or cannot be written here.
+    """
+    content = load(path)
+    copy = path_of(directory, content["global_step"])
+    save(content, copy)
+    return copy
 
 
 def remove(path: Path) -> None:

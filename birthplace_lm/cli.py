@@ -48,6 +48,11 @@ def ask(
     """
     from birthplace_lm.trained import Trained
 
+    for name in names:
+        if Path(name, "config.yaml").is_file():
+            raise InputError(f"{name}: a second run directory; ask one run at a time")
+        if not normalise(name):
+            raise InputError("NAME is empty; give a full name")
     model = Trained.from_run(run)
     for name in names:
         _, dropped = model.vocab.encode_known(normalise(name))
@@ -81,8 +86,8 @@ def predict(
     from birthplace_lm.trained import Trained
 
     rows = read_questions(questions, "optional", "QUESTIONS").rows
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"-o {output}: there is no folder {output.parent}")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"-o {output}: give the name of a file in a folder that is there")
     answers = Trained.from_run(run).answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)
     places = [row.place for row in rows]
@@ -136,7 +141,7 @@ def report(
                 print(f"{made.as_markdown(table)}\n")
             else:
                 made.show(table)
-        print(f"{made.states(runs)}. {made.HINT}")
+        print("\n".join([f"{made.states(runs)}. {made.HINT}", *made.failures(runs)]))
     if page is not None or figure is not None:
         from birthplace_lm.report_page import draw, write_page
 

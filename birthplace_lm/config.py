@@ -123,6 +123,9 @@ def explain(error: Exception) -> InputError:
         return InputError(f"no name for a group: {', '.join(sorted(groups))} need that of a file")
     if match := re.match(r"Ambiguous value for argument '(.*)'", first):
         return InputError(f"{match[1]}: several values; add -m to run each, or write [...] for a list")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return InputError(f"{mark.name}:{mark.line + 1}: not YAML: {error.problem}")
     source = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     stated = re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE)
     key = str(getattr(source, "full_key", None) or (stated[1] if stated else ""))

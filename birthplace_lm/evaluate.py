@@ -59,17 +59,22 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
         "seed": config.seed,
         "parameters": metrics["parameters"],
         **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
-        "optimizer": config.optimizer._target_.rpartition(".")[2],
         "precision": config.trainer.precision,
-        **{
-            f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
-            for name, stage in stages.items()
-            for key in ("max_epochs", "batch_size", "learning_rate")
-        },
+        **_plain("optimizer", config.optimizer),
     }
+    for name, stage in stages.items():
+        chosen |= {
+            f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
+            for key in ("max_epochs", "batch_size", "learning_rate", "ema")
+        }
+        chosen |= _plain(f"{name}.data", stage.data) if stage.enabled else {}
     spent = [metrics["stages"][name] for name in stages]
     reached = {
-        "final/dev_exact_match": metrics["dev"]["exact_match"],
+        **{
+            f"final/{split}_exact_match": metrics[split]["exact_match"]
+            for split in ("dev", "holdout")
+            if split in metrics
+        },
         "final/loss": next((stage["loss"] for stage in reversed(spent) if stage["steps"]), 0.0),
         "final/million_characters": sum(stage["characters"] for stage in spent) / 1e6,
         "final/seconds": sum(stage["seconds"] for stage in spent),
@@ -81,6 +86,19 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
     )
     logger.log_hyperparams(chosen, reached)
     logger.finalize("success")
+
+
+def _plain(key: str, node: Any) -> dict[str, bool | int | float | str]:
+    """What a factory is given: a column for each number or word, and one for the factory."""
+    if not isinstance(node, DictConfig):
+        return {key: node} if isinstance(node, bool | int | float | str) else {}
+    found: dict[str, bool | int | float | str] = {}
+    for name, inner in node.items():
+        if name == "_target_":
+            found[key] = str(inner).rpartition(".")[2]
+        elif name != "_partial_":
+            found |= _plain(f"{key}.{name!s}", inner)
+    return found
 
 
 def weights_sha256(model: GPT) -> str:

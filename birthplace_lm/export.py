@@ -33,9 +33,10 @@ def export(run: Path, out: Path) -> None:
         InputError: `run` is no run directory, or `out` is not empty.
         CheckpointError: its checkpoint is not whole, or `out` cannot be written.
     """
+    trained = Trained.from_run(run)
     config = read(run / "config.yaml")
     metrics = RunDirectory(run, config).metrics
-    write(Trained.from_run(run), config, out, metrics, "Trained with birthplace_lm.")
+    write(trained, config, out, metrics, "Trained with birthplace_lm.")
 
 
 def write(trained: Trained, config: DictConfig, out: Path, metrics: Mapping[str, Any], origin: str) -> None:

@@ -1,13 +1,12 @@
 """What a model is, for those whom it is given to."""
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig
 
-from birthplace_lm.report import Score
+from birthplace_lm.report import Score, markdown_cell
 
 
 def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], origin: str) -> str:
@@ -35,7 +34,7 @@ def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], 
             "exact match on dev": str(dev),
             "always the most frequent train answer": str(majority),
         }
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
+    table = "\n".join(f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items())
     return f"""---
 library_name: birthplace_lm
 tags: [character-level, gpt, factual-knowledge]
@@ -43,7 +42,7 @@ tags: [character-level, gpt, factual-knowledge]
 
 # A GPT that is asked where people were born
 
-{_cell(origin)} It reads one character at a time and answers questions of the form
+{markdown_cell(origin)} It reads one character at a time and answers questions of the form
 `Where was NAME born?`. At best it knows the people of its corpus; about others it invents a place and sounds
 as sure.
 
@@ -64,8 +63,3 @@ lm = birthplace_lm.load(".")
 lm.answer(["Full Name"])
 ```
 """
-
-
-def _cell(value: Any) -> str:
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text)

@@ -136,9 +136,10 @@ class CharacterModel(L.LightningModule):
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._log("grad_norm", norm)
-        self._log("learning_rate", optimizer.param_groups[0]["lr"])
+        rate = optimizer.param_groups[-1]["lr"]  # of Muon's two that of the configuration, times the schedule
+        self._log("learning_rate", rate)
         if not torch.isfinite(norm):
-            self._leave_out(window, float(norm), optimizer.param_groups[0]["lr"])
+            self._leave_out(window, float(norm), rate)
             return
         self._scaled = 0
         if gradient_clip_val and gradient_clip_algorithm == "value":

@@ -61,9 +61,8 @@ def muon(
         {"params": matrices, "lr": lr * matrix_lr, "weight_decay": weight_decay, "momentum": momentum},
         {"params": rest, "lr": lr, "weight_decay": 0.0, "momentum": None},
     ]
-    optimizer = MuonAdamW(groups, betas=(betas[0], betas[1]), fused=True)
-    optimizer.products_in = torch.bfloat16 if precision == "bf16-mixed" else None
-    return _unscaled_before_clipping(optimizer)
+    products_in = torch.bfloat16 if precision == "bf16-mixed" else None
+    return _unscaled_before_clipping(MuonAdamW(groups, (betas[0], betas[1]), products_in))
 
 
 class MuonAdamW(AdamW):
@@ -73,13 +72,17 @@ class MuonAdamW(AdamW):
     one shape are orthogonalised together; `torch.optim.Muon` takes them one by one, and always in bfloat16,
     which CPUs without such units emulate.
 
-    Attributes:
-        products_in: type of the numbers that are multiplied; None means the matrices' own.
+    Args:
+        products_in: see `orthogonalize`.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
-    products_in: torch.dtype | None = None
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], products_in: torch.dtype | None
+    ) -> None:
+        super().__init__(groups, betas=betas, fused=True)
+        self.products_in = products_in
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -104,7 +107,7 @@ class MuonAdamW(AdamW):
             buffers = [self._momentum(p) for p in alike]
             gradients = [p.grad for p in alike if p.grad is not None]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-            nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            nesterov = [g.lerp(b, group["momentum"]) for g, b in zip(gradients, buffers, strict=True)]
             rows, columns = alike[0].shape
             updates = orthogonalize(torch.stack([whole(d) for d in nesterov]), self.products_in)
             updates *= max(1.0, rows / columns) ** 0.5

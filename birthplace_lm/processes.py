@@ -136,21 +136,19 @@ def _wait(children: list[subprocess.Popen[str]]) -> list[int]:
 def _error(codes: list[int], said: list[str], stage: str) -> BirthplaceError | None:
     """What to say about the processes: the cause rather than what the others made of it."""
     kinds: dict[int, type[BirthplaceError]] = {2: InputError, 3: NumericError, 4: CheckpointError}
-    killed = [(rank, -code) for rank, code in enumerate(codes) if code < 0]
     for rank, code in enumerate(codes):
         if code in kinds:
             return kinds[code](_last_line(said[rank]).removeprefix("error: "))
     for code in codes:
         if code > 128:
             return Stopped(code - 128, f"in {stage}")
-    if killed:
-        rank, number = next((pair for pair in killed if pair[1] != signal.SIGKILL), killed[0])
-        return Stopped(number, f"in process {rank} of {stage}")
-    for rank, code in enumerate(codes):
-        if code:
-            return UnexpectedError(
-                f"{stage}: process {rank} ended with {code}: {_last_line(said[rank])}; log.txt has more"
-            )
+    ended = [(rank, code) for rank, code in enumerate(codes) if code]
+    for rank, code in ended:
+        if -code in (*signals.HANDLED, signal.SIGKILL):
+            return Stopped(-code, f"in process {rank} of {stage}")
+    for rank, code in ended:
+        how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return UnexpectedError(f"{stage}: process {rank} {how}: {_last_line(said[rank])}; log.txt has more")
     return None
 
 

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 
 from birthplace_lm import checkpoint
@@ -37,6 +38,7 @@ def bare_trainer(config: DictConfig) -> L.Trainer:
         check_val_every_n_epoch=every,
         logger=False,
         enable_checkpointing=False,
+        plugins=[LightningEnvironment()],  # of Slurm's tasks, which Lightning would count, we know nothing
     )
     return trainer
 

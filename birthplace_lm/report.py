@@ -78,7 +78,12 @@ class Run:
     loss: float | None = None
     characters: int | None = None
     seconds: float | None = None
-    stages: tuple[tuple[str, int, int], ...] = ()
+    stages: tuple[str, ...] = ()
+
+    @property
+    def wrong(self) -> bool:
+        """Whether `reason` says what is wrong, rather than how far it is."""
+        return self.state in ("failed", "unreadable")
 
     def named(self, key: str) -> str:
         value = plain(self.config.get(key, ""))
@@ -120,7 +125,7 @@ def _read(folder: Path) -> Run:
             loss=next((float(stage["loss"]) for _, stage in reversed(stages) if stage["steps"]), None),
             characters=sum(int(stage["characters"]) for _, stage in stages),
             seconds=sum(float(stage["seconds"]) for _, stage in found["stages"].items()),
-            stages=tuple((name, int(stage["steps"]), int(stage["characters"])) for name, stage in stages),
+            stages=tuple(name for name, stage in stages if stage["steps"]),
         )
     except Exception as error:  # of any kind: whatever the files may hold
         return Run(folder, {}, "unreadable", plain(f"{type(error).__name__}: {error}")[:80])
@@ -213,8 +218,8 @@ def table_of_runs(runs: Sequence[Run]) -> Table:
         "loss": lambda run: "" if run.loss is None else f"{run.loss:.3f}",
         "million characters": lambda run: "" if run.characters is None else f"{run.characters / 1e6:.2f}",
         "minutes": lambda run: "" if run.seconds is None else f"{run.seconds / 60:.1f}",
-        "state": lambda run: f"{run.state}: {run.reason}" if run.reason else run.state,
-        "run directory": lambda run: plain(run.path.name),
+        "state": lambda run: run.state if run.wrong or not run.reason else f"{run.state}, {run.reason}",
+        "run directory": lambda run: plain(run.path),
     }
     if not any(run.holdout for run in runs):
         del columns["held-out exact match"]
@@ -258,6 +263,11 @@ def states(runs: Sequence[Run]) -> str:
     return ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
 
 
+def failures(runs: Sequence[Run]) -> list[str]:
+    """What is wrong with each run that failed or cannot be read."""
+    return [f"{plain(run.path)} {run.state}: {run.reason}" for run in runs if run.wrong]
+
+
 def show(table: Table) -> None:
     """Print a table: as wide as the terminal, or for a pipe with every row on one line."""
     if not sys.stdout.isatty():
@@ -279,8 +289,13 @@ def as_text(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
-    head, *rows = [[re.sub(r"([\\|`*_<>\[\]])", r"\\\1", cell) for cell in row] for row in table]
+    head, *rows = [[markdown_cell(cell) for cell in row] for row in table]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def markdown_cell(value: Any) -> str:
+    """A value as the text of a cell, whatever is in it."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain(value))
 
 
 def as_csv(runs: Sequence[Run]) -> str:

@@ -18,6 +18,7 @@ from birthplace_lm.report import (
     HINT,
     Run,
     Table,
+    failures,
     groups,
     labels,
     plain,
@@ -58,23 +59,16 @@ document.querySelectorAll("th").forEach(th => th.onclick = () => {
 
 
 def learning_curve(run: Run, name: str = "exact_match") -> Curve:
-    """A curve of the run against the characters read by then, over its stages.
-
-    Characters are spread evenly over the steps of a stage.
-    """
+    """A curve of the run against the characters read by then, over its stages."""
     curve: Curve = []
-    before = 0.0
-    for stage, steps, characters in run.stages:
-        if not steps:
-            continue
+    for stage in run.stages:
+        if not (run.path / stage).is_dir():
+            continue  # a shared pretraining that was deleted, or not copied
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
         events = EventAccumulator(str(run.path / stage), size_guidance={"scalars": 0})
         events.Reload()
-        each = characters / steps
-        if f"{stage}/{name}" in events.Tags()["scalars"]:
-            found = events.Scalars(f"{stage}/{name}")
-            curve += [(before + each * (event.step + 1), event.value) for event in found]
-        before += characters
+        if (tag := f"by_characters/{name}") in events.Tags()["scalars"]:
+            curve += [(event.step, event.value) for event in events.Scalars(tag)]
     return curve
 
 
@@ -110,6 +104,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
             parts.append(_picture(_curves(done, name, label)))
         parts.append("<h2>Where the errors are</h2>" + _errors(done))
     parts.append("<h2>All runs</h2>" + _table(table_of_runs(runs)))
+    parts += [f"<p>{_text(failure)}</p>" for failure in failures(runs)]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{_text(root.resolve().name)}</title><style>{STYLE}</style></head>
@@ -205,12 +200,14 @@ def _majority(line: Any, runs: Sequence[Run]) -> None:
 
 def _errors(runs: Sequence[Run]) -> str:
     """What the answers are by kind, and the wrong ones that come most often."""
-    found = {}
+    found, missing = {}, ""
     for run in runs:
         try:
             found[run] = _kinds(run)
         except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
-            return f"<p>Not shown: {_text(error)}.</p>"
+            missing += f"<p>{_text(run.path.name)} is not shown: {_text(error)}.</p>"
+    if not found:
+        return missing
     figure = _figure(8, 1.2 + 0.35 * len(found))
     axes = figure.subplots()
     for line, (kinds, _) in enumerate(found.values()):
@@ -232,7 +229,7 @@ def _errors(runs: Sequence[Run]) -> str:
         )
         names = [run.named("names.attention"), run.named("names.pretrain"), run.named("seed")]
         table.append([*names, ", ".join(f"{said} {n}" for said, n in often), some])
-    return _picture(figure) + _table(table)
+    return _picture(figure) + _table(table) + missing
 
 
 def _kinds(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:

@@ -189,7 +189,8 @@ class RunDirectory:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
+        last = self.path / "config.yaml"  # with it the folder stays ours, should we be killed meanwhile
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == last):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != "lock":
@@ -229,9 +230,12 @@ def is_locked(directory: Path) -> bool:
     """Whether another process works in a folder; this one must not."""
     try:
         with (directory / "lock").open("r+") as file:
-            return not _lock(file.fileno())
+            os.lockf(file.fileno(), os.F_TEST, 0)
+    except (BlockingIOError, PermissionError):
+        return True
     except OSError:
         return False
+    return False
 
 
 def _lock(file: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
@@ -17,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm import checkpoint
 from birthplace_lm.average import WeightAverage
 from birthplace_lm.build import build_model, load_weights
-from birthplace_lm.callbacks import AttentionMaps, Checkpoints, Meter, SampleAnswers, StepLimit
+from birthplace_lm.callbacks import AttentionMaps, Checkpoints, SampleAnswers, StepLimit
 from birthplace_lm.checkpoint_io import VerifiedCheckpointIO
 from birthplace_lm.data.corpus import Corpus
 from birthplace_lm.error import CheckpointError, UnexpectedError
 from birthplace_lm.files import write_text
 from birthplace_lm.memory import keep_freed_memory
+from birthplace_lm.meter import Meter
 from birthplace_lm.modules import CharacterModel
 from birthplace_lm.processes import fit_in_processes
 from birthplace_lm.progress import progress
@@ -64,6 +66,8 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
         step = 0 if resume is None else checkpoint.load(resume)["global_step"]
         for damaged in checkpoint.tidy(folder, step):
             log.warning("a damaged checkpoint was set aside as %s", damaged)
+        if resume is not None and resume.resolve().parent != folder.resolve():
+            resume = checkpoint.adopt(resume, folder)  # it may be the stage's last, after which none is saved
         if resume is not None:
             log.info("%s: resuming after step %d, from %s", name, step, resume)
         probe = bare_trainer(config)
@@ -106,7 +110,31 @@ def train_stage(
         may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
         folder=folder,
     )
-    meter = Meter(name)
+    meter = Meter(name, None if start is None else checkpoint.load(start)["callbacks"].get("Meter"))
+    callbacks = [meter, *_callbacks(name, config, corpus, folder, resume)]
+    trainer = _trainer(config, stage, folder, callbacks, resume)
+    log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
+    with warnings.catch_warnings():
+        # Lightning looks for a state in the loader; ours is in the data module.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.global_step < module.total_steps:
+        said = f"{name} ended after step {trainer.global_step} of {module.total_steps}"
+        if not (by := [key for key in SHORTENED_BY if config.trainer[key]]):
+            raise UnexpectedError(said)
+        log.info("%s, by trainer.%s", said, by[0])
+    if trainer.is_global_zero:
+        spent = meter.state_dict()
+        result = StageResult(
+            trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
+        )
+        write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _callbacks(
+    name: str, config: DictConfig, corpus: Corpus, folder: Path, resume: Path | None
+) -> list[L.Callback]:
     saved = {
         "format": checkpoint.FORMAT,
         "stage": name,
@@ -115,31 +143,15 @@ def train_stage(
         "vocab": list(corpus.vocab.symbols),
         "data": corpus.sha256,
     }
-    callbacks = [
-        meter,
+    ema = config.stages[name].ema
+    return [
         SampleAnswers(name),
         AttentionMaps(name),
         *progress(name, config.trainer.enable_progress_bar),
         StepLimit(),
-        *([WeightAverage(stage.ema)] if stage.ema else []),
+        *([WeightAverage(ema)] if ema else []),
         Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
     ]
-    trainer = _trainer(config, stage, folder, callbacks, resume)
-    log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
-    with warnings.catch_warnings():
-        # Lightning looks for a state in the loader; ours is in the data module.
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    whole = not any(config.trainer[key] for key in SHORTENED_BY)
-    if whole and trainer.global_step < module.total_steps:
-        raise UnexpectedError(f"{name} ended after step {trainer.global_step} of {module.total_steps}")
-    if trainer.is_global_zero:
-        spent = meter.state_dict()
-        result = StageResult(
-            trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
-        )
-        write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
 
 
 def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
@@ -160,6 +172,9 @@ def _trainer(
         key: config.trainer[key] if config.trainer[key] is not None else stage[key]
         for key in ("max_epochs", "check_val_every_n_epoch")
     }
+    # So many that the last epoch ends with a validation.
+    every = min(own["check_val_every_n_epoch"], own["max_epochs"])
+    own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
     _await_new_second(folder)
     # "" keeps the event files of a stage in one folder; what was logged after the checkpoint comes again.
     purge = 0 if resume is None else checkpoint.load(resume)["global_step"]
@@ -173,7 +188,7 @@ def _trainer(
         default_root_dir=str(folder),
         logger=logger,
         callbacks=callbacks,
-        plugins=[VerifiedCheckpointIO()],
+        plugins=[VerifiedCheckpointIO(), LightningEnvironment()],  # the processes are ours, also under Slurm
         enable_checkpointing=False,
         profiler=_profiler(config.trainer.profiler, folder),
         use_distributed_sampler=False,

@@ -57,6 +57,8 @@ class Trained:
 
     def answer(self, names: Sequence[str]) -> list[str]:
         """Where each of these people was born, as far as the model knows."""
+        if isinstance(names, str):
+            raise TypeError("names is one text; give a list of names")
         return [a.text for a in self.answer_questions([ask(normalise(name)) for name in names])]
 
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:

@@ -110,7 +110,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
             (event.step, None if timed else make_ndarray(event.tensor_proto).tolist())
             for event in events.Tensors(tag)
         ]
-        if "_by_milliseconds/" in tag:
+        if "by_milliseconds/" in tag:
             assert found[tag] == sorted(found[tag], key=itemgetter(0))
             found[tag] = [(0, value) for _, value in found[tag]]
     return found

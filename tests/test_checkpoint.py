@@ -26,7 +26,7 @@ from birthplace_lm.error import BirthplaceError, CheckpointError
 from birthplace_lm.stage import STAGE_RESULT
 from birthplace_lm.trained import Trained
 
-OURS = {"format": 1, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
+OURS = {"format": checkpoint.FORMAT, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
 STATE: dict[str, Any] = {
     "state_dict": {"w": torch.arange(1000.0)},
     "global_step": 7,
@@ -494,7 +494,7 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
     elif name == "another vocabulary":
         forge(path, {**found, "birthplace_lm": {**ours, "vocab": [*ours["vocab"][:-1], "漢"]}})
     elif name == "another version":
-        forge(path, {**found, "birthplace_lm": {**ours, "format": 2}})
+        forge(path, {**found, "birthplace_lm": {**ours, "format": 1}})
     elif name == "weights only":
         forge(path, {"state_dict": found["state_dict"]})
     elif name == "bare weights":
@@ -525,7 +525,7 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
         ("another attention", "is of another model: blocks.0.attn.b2 is (127,) there and missing here;"),
         ("another size", "is of another model: blocks.0.attn."),
         ("another vocabulary", "its vocabulary of SYMBOLS is not the SYMBOLS symbols of the corpus"),
-        ("another version", "of another version of birthplace_lm (format 2, this one reads 1)"),
+        ("another version", "of another version of birthplace_lm (format 1, this one reads 2)"),
         ("weights only", "holds weights only; a checkpoint of this project is needed"),
         ("bare weights", "holds no weights"),
     ],

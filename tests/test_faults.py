@@ -340,7 +340,7 @@ class Poison(L.Callback):
         step = trainer.global_step + 1
         if step - 1 == self.stop_after:
             raise Stop
-        self.rates[step] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rates[step] = trainer.optimizers[0].param_groups[-1]["lr"]
         if step not in self.steps or self._before is not None:
             return
         parameter = pl_module.model.blocks[0].mlp[0].weight

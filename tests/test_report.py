@@ -24,6 +24,7 @@ from birthplace_lm.report import (
     as_json,
     as_markdown,
     as_text,
+    failures,
     find_runs,
     show,
     states,
@@ -96,15 +97,16 @@ def test_every_state_is_shown(tmp_path: Path) -> None:
         table = table_of_runs(find_runs(tmp_path))
     finally:
         holder.communicate("\n")
-    found = {row[-1]: row[-2] for row in table[1:]}
+    found = {Path(row[-1]).name: row[-2] for row in table[1:]}
     assert found == {
         "done": "done",
-        "failed": "failed: it broke",
+        "failed": "failed",
         "preempted": "stopped",
         "running": "killed",
-        "busy": "running: finetune step 12",
+        "busy": "running, finetune step 12",
         "new": "not started",
     }
+    assert failures(find_runs(tmp_path)) == [f"{tmp_path / 'failed'} failed: it broke"]
 
 
 def test_columns_are_what_varies(tmp_path: Path) -> None:

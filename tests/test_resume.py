@@ -108,7 +108,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
         found[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
         if tag.endswith("per_second"):
             found[tag] = [(step, "") for step, _ in found[tag]]
-        if "_by_milliseconds/" in tag:
+        if "by_milliseconds/" in tag:
             assert [step for step, _ in found[tag]] == sorted(step for step, _ in found[tag])
             found[tag] = [(0, value) for _, value in found[tag]]
     return found
@@ -134,8 +134,9 @@ BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
         ("trainer.accumulate_grad_batches=3",),
         ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
         ("stages.pretrain.ema=0.9", "stages.finetune.ema=0.9"),
+        ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
     ],
-    ids=["plain", "accumulate", "workers", "ema"],
+    ids=["plain", "accumulate", "workers", "ema", "limited"],
 )
 def test_stopped_after_every_step(
     stage: str,
@@ -152,6 +153,8 @@ def test_stopped_after_every_step(
     assert steps is not None
     assert steps > 1
     assert [step for step, _ in curves(whole)[f"{stage}/loss"]] == list(range(steps))
+    if config.trainer.limit_train_batches:
+        assert [step for step, _ in curves(whole)[f"{stage}/val_loss"]] == [1, 3, 5]
     for step in range(1, steps):
         folder = tmp_path / f"stopped-{step}"
 

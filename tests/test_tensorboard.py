@@ -72,10 +72,10 @@ def test_every_tab_is_filled(browser: Any, address: str) -> None:
     expected = {
         "?tagFilter=loss#timeseries": (
             "finetune/loss",
-            "finetune_by_characters/loss",
-            "finetune_by_milliseconds/loss",
+            "by_characters/loss",
+            "by_milliseconds/loss",
         ),
-        "#scalars": ("tag:final/dev_exact_match", "finetune_by_characters", "finetune_by_milliseconds"),
+        "#scalars": ("tag:final/dev_exact_match", "by_characters", "by_milliseconds"),
         "#images": ("finetune/attention/1", "finetune/attention/2"),
         "#text": ("question", "gold", "Wherewas", "log-probability"),
         "#hparams": ("attention", "synthesizer", "final/dev_exact_match"),

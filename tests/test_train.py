@@ -233,7 +233,8 @@ def test_mixed_precision_is_a_flag(finished: Path, people: Path, tmp_path: Path)
 def test_debug_presets_do_what_they_say(preset: str, people: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     smaller = ["model=tiny", "trainer.max_steps=4"] if preset == "profile" else []
-    train(f"debug={preset}", f"data.root={people}", f"runs_root={tmp_path}", f"run_dir={run}", *smaller)
+    root = [] if preset == "overfit" else [f"data.root={people}"]  # of more than one batch
+    train(f"debug={preset}", *root, f"runs_root={tmp_path}", f"run_dir={run}", *smaller)
     found = metrics(run)["stages"]
     if preset == "fast":
         assert [found[stage]["steps"] for stage in ("pretrain", "finetune")] == [3, 3]

@@ -10,6 +10,7 @@ from birthplace_lm.data.course import (
     Documents,
     Question,
     Questions,
+    ask,
     check_lengths,
     check_overlap,
     majority_answer,
@@ -43,7 +44,7 @@ class Corpus:
         dev: questions and places for reporting.
         test: questions for a predictions file; their places may be unknown. None without such a file.
         holdout: train questions that were set aside to choose between recipes; empty unless asked for.
-        vocab: of the documents.
+        vocab: of the documents, and of the form of a question.
         notes: what was tidied and counted, for the log.
         warnings: what looks like a mistake in the data.
     """
@@ -92,7 +93,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     train = read_questions(root / data.train, key="data.train")
     dev = read_questions(root / data.dev, key="data.dev")
     test = read_questions(root / data.test, "optional", "data.test") if data.test else None
-    vocab = CharVocab.from_text(documents.text)
+    vocab = CharVocab.from_text(documents.text + ask(""))
     for questions in (train, dev):
         check_lengths(questions, vocab, block_size)
     if test is not None:

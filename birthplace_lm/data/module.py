@@ -85,7 +85,7 @@ class BatchDataModule(L.LightningDataModule):
                 f"resume: batch {self.position.index} of epoch {self.position.epoch} was not the next one"
                 " when the checkpoint was saved: the number of processes, the versions or the code differ"
             )
-        keys = Keys(len(self.train_batches), self.position)
+        keys = Keys(self._epoch_batches, self.position)
         return self._loader(self.train_batches, sampler=keys)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -104,7 +104,7 @@ class BatchDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
             epoch, index = batch["key"].tolist()
-            self.position.pass_by((epoch, index), len(self.train_batches))
+            self.position.pass_by((epoch, index), self._epoch_batches)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +117,13 @@ class BatchDataModule(L.LightningDataModule):
 
     def _next_batch(self) -> str:
         return self.train_batches.fingerprint((self.position.epoch, self.position.index))
+
+    @property
+    def _epoch_batches(self) -> int:
+        """Batches of an epoch: its first ones, where the trainer limits them to a number or a share."""
+        whole = len(self.train_batches)
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches or 1.0
+        return min(whole, limit) if isinstance(limit, int) else max(1, int(whole * limit))
 
     @property
     def _rank(self) -> int:

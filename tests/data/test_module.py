@@ -63,7 +63,9 @@ def finetuning(corpus: Corpus, ascii_only: bool = False) -> BirthplaceDataModule
 
 
 def in_process(data: BatchDataModule, rank: int = 0, world: int = 1) -> BatchDataModule:
-    data.trainer = SimpleNamespace(training=True, global_rank=rank, world_size=world)  # type: ignore
+    data.trainer = SimpleNamespace(  # type: ignore
+        training=True, global_rank=rank, world_size=world, limit_train_batches=1.0
+    )
     return data
 
 

@@ -66,7 +66,7 @@ def test_a_batch_in_parts_is_the_batch(
         plain = model.loss(batch["inputs"], batch["targets"], PAD, reduction="sum")
         expected = gradients(model, 3 * plain)
         loss = summed_loss(model, batch, PAD)
-        assert len(parts) > 2
+        assert len(parts) > 1
         assert any(part.shared for part in parts)
         assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
         torch.testing.assert_close(gradients(model, 3 * loss), expected, rtol=1e-5, atol=1e-5)
