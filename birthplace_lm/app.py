@@ -66,7 +66,7 @@ def finish() -> int:
     """Close a sweep with the table of its jobs, and give the exit code."""
     if not sweep.jobs:
         return _failures[0].exit_code if _failures else 0
-    from birthplace_lm.report import show  # a tenth of a second, and a single run has no table
+    from birthplace_lm.table import show  # a tenth of a second, and a single run has no table
 
     show(sweep.table())
     if (number := signals.received()) and not all(job.directory.finished for job in sweep.jobs):

@@ -47,17 +47,17 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
     """
     keep_freed_memory()
     given = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
-    config, synthesizer = load(given), load([*given, "attention=synthesizer"])
+    config = load(given)
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
-        _training(config, synthesizer, corpus, rounds, steps),
+        _training(given, config, corpus, rounds, steps),
         _answering(config, corpus, rounds),
         _starting(config, corpus, rounds),
     ]
     return "\n\n".join(parts)
 
 
-def _training(config: DictConfig, synthesizer: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
+def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
     batches = _batches(config, corpus, steps)
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
@@ -65,8 +65,10 @@ def _training(config: DictConfig, synthesizer: DictConfig, corpus: Corpus, round
         "a bare loop over the same batches": Loop(config, corpus, batches),
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": Loop(dropped, corpus, batches),  # type: ignore[arg-type]
-        "synthesizer": Loop(synthesizer, corpus, batches),
     }
+    others = {path.stem for path in (CONF / "attention").glob("*.yaml")} - {config.names.attention}
+    for name in sorted(others):
+        sides[name] = Loop(load([*given, f"attention={name}"]), corpus, batches)
     if find_spec("transformers"):
         sides["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
     rates = {"machine": matrix_rate, **sides}

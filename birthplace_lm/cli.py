@@ -126,6 +126,7 @@ def report(
     Example: birthplace-lm report runs --html report.html
     """
     from birthplace_lm import report as made
+    from birthplace_lm.table import as_markdown, show
 
     runs = made.find_runs(folder)
     if form is Format.csv:
@@ -138,9 +139,9 @@ def report(
             tables.append(made.table_of_seeds(runs))
         for table in tables:
             if form is Format.markdown:
-                print(f"{made.as_markdown(table)}\n")
+                print(f"{as_markdown(table)}\n")
             else:
-                made.show(table)
+                show(table)
         print("\n".join([f"{made.states(runs)}. {made.HINT}", *made.failures(runs)]))
     if page is not None or figure is not None:
         from birthplace_lm.report_page import draw, write_page

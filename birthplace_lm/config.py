@@ -75,10 +75,8 @@ def checked(config: DictConfig) -> DictConfig:
         )
     if not (stages.pretrain.enabled or stages.finetune.enabled):
         raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
-    if re.search("spawn|fork|notebook", config.trainer.strategy):
-        raise InputError(f"trainer.strategy={config.trainer.strategy}: use ddp, which starts its processes")
-    if config.trainer.strategy.startswith("fsdp") and config.trainer.strategy != "fsdp2":
-        raise InputError(f"trainer.strategy={config.trainer.strategy}: use fsdp2")
+    if config.trainer.accelerator == "cpu" and config.trainer.precision.startswith("16"):
+        raise InputError(f"trainer.precision={config.trainer.precision}: needs a GPU; take bf16-mixed")
     if config.trainer.strategy == "fsdp2" and (stages.pretrain.ema or stages.finetune.ema):
         raise InputError("trainer.strategy=fsdp2: keeps no average of weights; give both stages ema=0")
     if config.init_from is not None and stages.pretrain.enabled:

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from birthplace_lm.report import Score, markdown_cell
+from birthplace_lm.report import Score
+from birthplace_lm.table import markdown_cell
 
 
 def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], origin: str) -> str:

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +13,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
-from rich import box
-from rich.console import Console
-from rich.table import Column
-from rich.table import Table as Grid
-from rich.text import Text
 
 from birthplace_lm.error import InputError
 from birthplace_lm.runs import TRAINER_WITHOUT_EFFECT, WITHOUT_EFFECT, is_locked
-
-Table = list[list[str]]  # the first row is the head
+from birthplace_lm.table import Table, plain
 
 NAMES = {"names.attention": "attention", "names.pretrain": "pretraining", "names.data": "data"}
 WITHOUT_INTEREST = {*WITHOUT_EFFECT, *(f"trainer.{key}" for key in TRAINER_WITHOUT_EFFECT), "seed"}
@@ -164,11 +156,6 @@ def _progress(folder: Path) -> str:
     return ""
 
 
-def plain(value: Any) -> str:
-    """A value as printable text on one line."""
-    return "".join(c if c.isprintable() else " " for c in str(value))
-
-
 def varying(runs: Sequence[Run]) -> dict[str, str]:
     """The keys in which runs differ, and a short name of each: attention, pretraining, data, then whatever
     does not follow from these.
@@ -266,36 +253,6 @@ def states(runs: Sequence[Run]) -> str:
 def failures(runs: Sequence[Run]) -> list[str]:
     """What is wrong with each run that failed or cannot be read."""
     return [f"{plain(run.path)} {run.state}: {run.reason}" for run in runs if run.wrong]
-
-
-def show(table: Table) -> None:
-    """Print a table: as wide as the terminal, or for a pipe with every row on one line."""
-    if not sys.stdout.isatty():
-        print(as_text(table), end="\n\n")
-        return
-    head, *rows = table
-    drawn = Grid(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE_HEAD)
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    Console(highlight=False).print(drawn)
-
-
-def as_text(table: Table) -> str:
-    """Aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown."""
-    head, *rows = [[markdown_cell(cell) for cell in row] for row in table]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-
-
-def markdown_cell(value: Any) -> str:
-    """A value as the text of a cell, whatever is in it."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain(value))
 
 
 def as_csv(runs: Sequence[Run]) -> str:

@@ -17,16 +17,15 @@ from birthplace_lm.files import write_text
 from birthplace_lm.report import (
     HINT,
     Run,
-    Table,
     failures,
     groups,
     labels,
-    plain,
     states,
     table_of_runs,
     table_of_seeds,
     varying,
 )
+from birthplace_lm.table import Table, plain
 
 Curve = list[tuple[float, float]]  # characters read, value
 

@@ -74,16 +74,18 @@ class Trainer:
     """The flags of Lightning's Trainer that make sense here; None leaves Lightning's default."""
 
     _target_: str = "lightning.Trainer"
-    accelerator: str = "auto"
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
     devices: Any = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
+    strategy: str = choice("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
+    precision: str = choice(
+        "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64"
+    )
     max_epochs: int | None = number(1, 1_000_000, None)
     max_steps: int = number(-1, 1_000_000_000, -1)
     max_time: str | None = None
     accumulate_grad_batches: int = number(1, 1_000_000, 1)
     gradient_clip_val: float | None = number(0.0, 1e9, 1.0)
-    gradient_clip_algorithm: str = "norm"
+    gradient_clip_algorithm: str = choice("norm", "value")
     check_val_every_n_epoch: int | None = number(1, 1_000_000, None)
     val_check_interval: Any = number(0.0, 1e9, None)
     num_sanity_val_steps: int = number(-1, 1_000_000, 0)

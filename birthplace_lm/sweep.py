@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +19,9 @@ from birthplace_lm.config import checked, explain
 from birthplace_lm.data.corpus import read_corpus
 from birthplace_lm.error import BirthplaceError, InputError
 from birthplace_lm.runs import RunDirectory, check_claim, run_directory
+
+if TYPE_CHECKING:
+    from birthplace_lm.table import Table  # imports rich, which takes a moment
 
 
 @dataclass
@@ -131,7 +134,7 @@ def note_failure(number: int, error: BirthplaceError) -> bool:
     return number < len(jobs)
 
 
-def table() -> list[list[str]]:
+def table() -> "Table":
     """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]

@@ -22,16 +22,14 @@ from birthplace_lm.report import (
     Score,
     as_csv,
     as_json,
-    as_markdown,
-    as_text,
     failures,
     find_runs,
-    show,
     states,
     table_of_runs,
     table_of_seeds,
 )
 from birthplace_lm.report_page import write_page
+from birthplace_lm.table import as_markdown, as_text, show
 
 HOSTILE = "<script>alert(1)</script> | a*b* \x1b[31m\nsecond"
 

@@ -205,10 +205,14 @@ def write_biographies(folder: Path, people: int = 420, seed: int = 0) -> None:
     """Writes the files of `make_biographies` into `folder`, which is made if need be.
 
     Raises:
-        InputError: `people` is out of range, or the files cannot be written.
+        InputError: `people` is out of range, or the files cannot be written, or are there with
+                something else in them.
     """
     files = make_biographies(people, seed)
     try:
+        for name, text in files.items():
+            if (folder / name).exists() and (folder / name).read_bytes() != text.encode("utf-8"):
+                raise InputError(f"{folder / name}: holds something else; give another folder, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_bytes(text.encode("utf-8"))  # bytes: Windows would translate the newlines

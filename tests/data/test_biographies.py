@@ -86,6 +86,13 @@ def test_writes_what_it_makes(tmp_path: Path, committed: dict[str, str]) -> None
     }
 
 
+def test_spares_what_somebody_else_made(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("mine")
+    with pytest.raises(InputError, match=r"train\.tsv: holds something else"):
+        write_biographies(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_example_in_the_docstring_is_real(committed: dict[str, str]) -> None:
     examples = re.findall(r"^ +`(.+)`$", make_biographies.__doc__ or "", flags=re.MULTILINE)
     line, row = (example.replace("<TAB>", "\t") for example in examples)
