@@ -13,6 +13,7 @@ import pytest
 from program import Program, leftovers, outcome, saved_step
 
 from birthplace_lm import checkpoint, processes
+from birthplace_lm.error import InputError, Stopped, UnexpectedError
 
 SECONDS = 30  # until all are gone
 
@@ -116,6 +117,21 @@ def test_one_that_dies_is_noticed_while_the_first_waits_for_it(monkeypatch: pyte
     finally:
         waiting.kill()
         waiting.wait()
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "says"),
+    [
+        ([0, -signal.SIGABRT], UnexpectedError, "finetune: process 1 crashed with SIGABRT: so it was"),
+        ([-signal.SIGKILL, 1], Stopped, "SIGKILL in process 0 of finetune"),
+        ([-signal.SIGSEGV, 2], InputError, "so it was"),
+        ([143, 143], Stopped, "SIGTERM"),
+    ],
+)
+def test_a_crash_is_no_signal_to_stop(codes: list[int], kind: type, says: str) -> None:
+    error = processes._error(codes, ["error: so it was\n", "so it was\n"], "finetune")
+    assert type(error) is kind
+    assert says in str(error)
 
 
 def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: Path) -> None:

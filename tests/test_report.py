@@ -28,7 +28,7 @@ from birthplace_lm.report import (
     table_of_runs,
     table_of_seeds,
 )
-from birthplace_lm.report_page import write_page
+from birthplace_lm.report_page import learning_curve, write_page
 from birthplace_lm.table import as_markdown, as_text, show
 
 HOSTILE = "<script>alert(1)</script> | a*b* \x1b[31m\nsecond"
@@ -227,6 +227,16 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     assert not ended.value.code
     assert f"{found['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+    (made,) = find_runs(tmp_path / "runs")
+    points = learning_curve(made)
+    assert points[-1] == (
+        found["stages"]["finetune"]["characters"],
+        pytest.approx(found["dev"]["exact_match"]),
+    )
+    for name in ("finetune", "predictions"):  # not copied, or deleted
+        shutil.rmtree(made.path / name)
+    write_page([made], tmp_path / "runs", page)
+    assert "is not shown: " in page.read_text()
 
 
 @pytest.mark.parametrize("width", [300, 40])

@@ -207,6 +207,20 @@ def test_stopped_in_every_hook(
         assert_alike(folder, whole, f"stopped in hook {count}, {at}")
 
 
+def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained, and so nothing saved: the run needs it in its own folder."""
+    fit(configure(), "finetune", tmp_path / "one", monkeypatch)
+    file = checkpoint.saved_in(tmp_path / "one")[0]
+    config = configure(f"resume={file}")
+    for _ in range(2):  # started again, it is finished
+        stages.fit_stage(
+            "finetune", config, read_corpus(config.data, config.model.block_size), tmp_path / "two", None
+        )
+        assert digest(tmp_path / "two") == digest(tmp_path / "one")
+
+
 def test_another_next_batch_is_refused(
     configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Names of run directories, and whose they are."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,21 @@ def test_overwrite_clears_the_folder(configure: Any, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run", configure("overwrite=true")).opened() as run:
         assert not run.finished
         assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "lock", "log.txt"]
+
+
+def test_the_folder_stays_ours_while_it_is_cleared(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early that is killed: what is left without its config.yaml is refused."""
+    with RunDirectory(tmp_path / "run", configure()).opened() as run:
+        for name in ("finetune", "predictions", "a"):
+            (run.path / name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with (
+            pytest.raises(KeyboardInterrupt),
+            RunDirectory(tmp_path / "run", configure("overwrite=true")).opened(),
+        ):
+            pass
+    with RunDirectory(tmp_path / "run", configure("overwrite=true")).opened() as run:
+        assert not (run.path / "finetune").exists()

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from birthplace_lm.data.rows import Batch
 from birthplace_lm.models.gpt import GPT
 
-CHARACTERS_AT_ONCE = 2048  # on a CPU: what they leave for the gradient stays in its cache
+CHARACTERS_AT_ONCE = 1024  # on a CPU: what they leave for the gradient stays in its cache, and memory small
 
 
 @dataclass(frozen=True)
