@@ -228,11 +228,9 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     assert f"{found['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     (made,) = find_runs(tmp_path / "runs")
-    points = learning_curve(made)
-    assert points[-1] == (
-        found["stages"]["finetune"]["characters"],
-        pytest.approx(found["dev"]["exact_match"]),
-    )
+    read, share = learning_curve(made)[-1]
+    assert read == found["stages"]["finetune"]["characters"]
+    assert share == pytest.approx(found["dev"]["exact_match"])
     for name in ("finetune", "predictions"):  # not copied, or deleted
         shutil.rmtree(made.path / name)
     write_page([made], tmp_path / "runs", page)
