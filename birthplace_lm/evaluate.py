@@ -67,7 +67,8 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
             f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
             for key in ("max_epochs", "batch_size", "learning_rate", "ema")
         }
-        chosen |= _plain(f"{name}.data", stage.data) if stage.enabled else {}
+        if stage.enabled:
+            chosen |= {k: v for k, v in _plain(f"{name}.data", stage.data).items() if k != f"{name}.data"}
     spent = [metrics["stages"][name] for name in stages]
     reached = {
         **{
