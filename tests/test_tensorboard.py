@@ -75,7 +75,7 @@ def test_every_tab_is_filled(browser: Any, address: str) -> None:
             "by_characters/loss",
             "by_milliseconds/loss",
         ),
-        "#scalars": ("tag:final/dev_exact_match", "by_characters", "by_milliseconds"),
+        "#scalars": ("tag:by_characters/loss", "tag:by_milliseconds/loss", "final"),
         "#images": ("finetune/attention/1", "finetune/attention/2"),
         "#text": ("question", "gold", "Wherewas", "log-probability"),
         "#hparams": ("attention", "synthesizer", "final/dev_exact_match"),
