@@ -110,7 +110,8 @@ def train_stage(
         may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
         folder=folder,
     )
-    meter = Meter(name, None if start is None else checkpoint.load(start)["callbacks"].get("Meter"))
+    before = {} if start is None else checkpoint.load(start).get("callbacks", {})
+    meter = Meter(name, before.get("Meter"))
     callbacks = [meter, *_callbacks(name, config, corpus, folder, resume)]
     trainer = _trainer(config, stage, folder, callbacks, resume)
     log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
