@@ -3,7 +3,7 @@
 import os
 import sys
 
-from birthplace_lm import signals
+from birthplace_lm.runs import signals
 
 signals.install()  # first of all: the imports below take a moment
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say them in one line
@@ -11,9 +11,10 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, and we say 
 import hydra
 from omegaconf import DictConfig
 
-from birthplace_lm import app, sweep, torchrun
-from birthplace_lm.config import explain
-from birthplace_lm.error import BirthplaceError, CheckpointError
+from birthplace_lm.cli import app, sweep
+from birthplace_lm.config.compose import explain
+from birthplace_lm.errors import BirthplaceError, CheckpointError
+from birthplace_lm.training.distributed import torchrun
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

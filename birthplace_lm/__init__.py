@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from birthplace_lm.trained import Trained
+    from birthplace_lm.inference.language_model import Trained
 
 
 def load(path: "str | Path") -> "Trained":
@@ -14,6 +14,8 @@ def load(path: "str | Path") -> "Trained":
     Raises:
         BirthplaceError: there is no whole checkpoint in it.
     """
-    from birthplace_lm.trained import Trained  # torch takes its time: import it when it is needed
+    from birthplace_lm.inference.language_model import (
+        Trained,  # torch takes its time: import it when it is needed
+    )
 
     return Trained.from_run(path)

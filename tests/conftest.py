@@ -10,8 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child hangs if its
 import pytest
 from omegaconf import DictConfig
 
-from birthplace_lm.config import load
-from birthplace_lm.data.biographies import write_biographies
+from birthplace_lm.config.compose import load
+from birthplace_lm.data.corpora.synthetic import write_biographies
 
 Configure = Callable[..., DictConfig]
 Amount = Callable[[int, int], int]

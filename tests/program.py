@@ -18,7 +18,7 @@ from typing import Any
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from birthplace_lm import checkpoint
+from birthplace_lm.runs import checkpoint
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -71,7 +71,9 @@ class Program:
 
 @functools.cache
 def _start_server() -> None:
-    _context.set_forkserver_preload(["__main__", "pytest", "birthplace_lm.pipeline", "birthplace_lm.sweep"])
+    _context.set_forkserver_preload(
+        ["__main__", "pytest", "birthplace_lm.training.pipeline", "birthplace_lm.cli.sweep"]
+    )
     forkserver.ensure_running()
 
 

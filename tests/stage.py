@@ -16,10 +16,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
-from birthplace_lm import checkpoint, pipeline
-from birthplace_lm import stage as stages
-from birthplace_lm.config import load
-from birthplace_lm.data.corpus import read_corpus
+from birthplace_lm.config.compose import load
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.training import pipeline
+from birthplace_lm.training import stage as stages
 
 
 def quick(people: Path, root: Path, *overrides: str) -> DictConfig:

@@ -16,15 +16,15 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config import CONF, checked, load
-from birthplace_lm.data import text_file
-from birthplace_lm.data.corpus import Corpus, read_corpus
-from birthplace_lm.data.course import Questions
-from birthplace_lm.data.module import BirthplaceDataModule, Loading, SpanCorruptionDataModule
-from birthplace_lm.data.span import SalientSpans
-from birthplace_lm.error import InputError
-from birthplace_lm.runs import identity, pretraining_directory, run_directory
-from birthplace_lm.vocab import MASK, PAD
+from birthplace_lm.config.compose import CONF, checked, load
+from birthplace_lm.data.corpora import text_file
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.qa_files import Questions
+from birthplace_lm.data.datamodule import BirthplaceDataModule, Loading, SpanCorruptionDataModule
+from birthplace_lm.data.masking.spans import SalientSpans
+from birthplace_lm.data.vocab import MASK, PAD
+from birthplace_lm.errors import InputError
+from birthplace_lm.runs.directory import identity, pretraining_directory, run_directory
 
 SECONDS = 2.0  # the longest that an error may take to show
 BLOCK_SIZE = 128
@@ -365,10 +365,10 @@ GROUPS = {
 }
 TARGET_WORDS = """
 os.system torch.load subprocess.Popen builtins.eval pickle.loads lightning.Trainer birthplace_lm null 3 ???
-'' [] birthplace_lm.files.os.system birthplace_lm.files.write_text
-birthplace_lm.data.biographies.write_biographies birthplace_lm.data.rows.Batch
-birthplace_lm.models.attention.synthesizer.SynthesizerAttention birthplace_lm.optimizers.adamw
-birthplace_lm.schedules.cosine
+'' [] birthplace_lm.runs.atomic_files.os.system birthplace_lm.runs.atomic_files.write_text
+birthplace_lm.data.corpora.synthetic.write_biographies birthplace_lm.data.sequences.Batch
+birthplace_lm.models.attention.synthesizer.SynthesizerAttention birthplace_lm.training.optimizers.adamw
+birthplace_lm.training.lr_schedules.cosine
 """
 TARGETS = TARGET_WORDS.split()
 GOOD: dict[str, list[str]] = {

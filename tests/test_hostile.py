@@ -19,11 +19,12 @@ from omegaconf import DictConfig
 from stage import digest, fit, forge, quick, run, sign
 
 import birthplace_lm
-from birthplace_lm import checkpoint, cli
-from birthplace_lm.config import checked, load, read
-from birthplace_lm.error import BirthplaceError, CheckpointError, InputError
-from birthplace_lm.runs import check_claim
-from birthplace_lm.trained import Trained
+from birthplace_lm.cli import commands as cli
+from birthplace_lm.config.compose import checked, load, read
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
+from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.directory import check_claim
 
 SHORT = ("pretrain=none", "stages.finetune.max_epochs=2", "stages.finetune.check_val_every_n_epoch=1")
 
@@ -253,34 +254,34 @@ TARGETS = [
     "torch.load",
     "builtins.eval",
     "lightning.Trainer",
-    "birthplace_lm.data.biographies.write_biographies",
-    "birthplace_lm.files.write_text",
-    "birthplace_lm.files.remove_unfinished",
-    "birthplace_lm.files.os.system",
-    "birthplace_lm.checkpoint.torch.load",
-    "birthplace_lm.checkpoint.load",
-    "birthplace_lm.checkpoint_io.VerifiedCheckpointIO",
-    "birthplace_lm.processes.fit_in_processes",
-    "birthplace_lm.cli.main",
-    "birthplace_lm.report.draw",
-    "birthplace_lm.runs.RunDirectory",
+    "birthplace_lm.data.corpora.synthetic.write_biographies",
+    "birthplace_lm.runs.atomic_files.write_text",
+    "birthplace_lm.runs.atomic_files.remove_unfinished",
+    "birthplace_lm.runs.atomic_files.os.system",
+    "birthplace_lm.runs.checkpoint.torch.load",
+    "birthplace_lm.runs.checkpoint.load",
+    "birthplace_lm.training.callbacks.checkpoint_io.VerifiedCheckpointIO",
+    "birthplace_lm.training.distributed.launcher.fit_in_processes",
+    "birthplace_lm.cli.commands.main",
+    "birthplace_lm.analysis.report.summary.draw",
+    "birthplace_lm.runs.directory.RunDirectory",
     "birthplace_lm.models.gpt.GPT",
     "birthplace_lm.models.attention",
     "birthplace_lm.models.attention.vanilla.torch.load",
     "birthplace_lm.models.attention.vanilla.nn",
-    "birthplace_lm.optimizers.orthogonalize",
-    "birthplace_lm.data.corpus.read_corpus",
-    "birthplace_lm.data.course.Question",
+    "birthplace_lm.training.optimizers.orthogonalize",
+    "birthplace_lm.data.corpora.corpus.read_corpus",
+    "birthplace_lm.data.corpora.qa_files.Question",
     "birthplace_lm.models.attention..vanilla.VanillaAttention",
     "../models/attention/vanilla.VanillaAttention",
 ]
 OURS = load(["data.root=null"])
 FACTORIES = {
     "model.attention": "birthplace_lm.models.attention.vanilla.VanillaAttention",
-    "optimizer": "birthplace_lm.optimizers.muon",
-    "stages.finetune.data": "birthplace_lm.data.module.BirthplaceDataModule",
-    "stages.pretrain.schedule": "birthplace_lm.schedules.cosine",
-    "stages.pretrain.data.spans": "birthplace_lm.data.span.SalientSpans",
+    "optimizer": "birthplace_lm.training.optimizers.muon",
+    "stages.finetune.data": "birthplace_lm.data.datamodule.BirthplaceDataModule",
+    "stages.pretrain.schedule": "birthplace_lm.training.lr_schedules.cosine",
+    "stages.pretrain.data.spans": "birthplace_lm.data.masking.spans.SalientSpans",
 }
 
 

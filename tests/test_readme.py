@@ -49,7 +49,7 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
         "train.py", "-m", "attention=vanilla,mean", "trainer=ddp", "trainer.accelerator=cpu", "model=tiny",
         f"data.root={people}", "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
     )  # fmt: skip
-    command = "from birthplace_lm.cli import app; app(['report', 'runs', '--format', 'csv'])"
+    command = "from birthplace_lm.cli.commands import app; app(['report', 'runs', '--format', 'csv'])"
     head, *rows = python("-c", command).splitlines()
     assert head.startswith("attention,")
     assert sorted(row.split(",")[0] for row in rows) == ["mean", "vanilla"]

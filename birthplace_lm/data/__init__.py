@@ -1,1 +1,1 @@
-"""What the model reads: corpora, questions and the batches made of them."""
+"""Files to corpus, corpus to sequences, sequences to batches. Imports `errors` only."""

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.rows import MASK_AT, Rows
-from birthplace_lm.data.span import SpanChooser, Spans
-from birthplace_lm.error import InputError
+from birthplace_lm.data.masking.spans import SpanChooser, Spans
+from birthplace_lm.data.sequences import MASK_AT, Rows
+from birthplace_lm.errors import InputError
 
 
 class SpanCorruption:

@@ -1,1 +1,1 @@
-"""The GPT and its attention variants."""
+"""The network: tensors in, tensors out. Knows no file, configuration or data."""

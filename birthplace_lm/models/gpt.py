@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from birthplace_lm.models.cache import Cache, LayerCache
 from birthplace_lm.models.dropout import Dropout
+from birthplace_lm.models.kv_cache import Cache, LayerCache
 
 AttentionFactory = Callable[..., nn.Module]
 

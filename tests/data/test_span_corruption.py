@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.rows import Text
-from birthplace_lm.data.span import RandomSpans, SalientSpans, SpanChooser, Spans
+from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, SpanChooser, Spans
+from birthplace_lm.data.sequences import Text
 from birthplace_lm.data.span_corruption import SpanCorruption
-from birthplace_lm.error import InputError
-from birthplace_lm.vocab import MASK, PAD, CharVocab
+from birthplace_lm.data.vocab import MASK, PAD, CharVocab
+from birthplace_lm.errors import InputError
 
 ADA = "Ada Bo. Ada Bo was born in Rome ."
 

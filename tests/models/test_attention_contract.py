@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from birthplace_lm.build import build_model
-from birthplace_lm.config import CONF, load
-from birthplace_lm.models.cache import Cache
+from birthplace_lm.config.compose import CONF, load
+from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.kv_cache import Cache
 
 NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
 BLOCK, SYMBOLS = 128, 30

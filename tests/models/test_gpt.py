@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from birthplace_lm.build import build_model
-from birthplace_lm.config import load
+from birthplace_lm.config.compose import load
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
-from birthplace_lm.models.cache import Cache
+from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.kv_cache import Cache
 
 SYMBOLS, HEADS, BLOCK = 11, 4, 16
 ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from birthplace_lm.models.attend import attend
-from birthplace_lm.models.cache import LayerCache
 from birthplace_lm.models.dropout import Dropout
+from birthplace_lm.models.kv_cache import LayerCache
+from birthplace_lm.models.sdpa import attend
 
 
 class SynthesizerAttention(nn.Module):

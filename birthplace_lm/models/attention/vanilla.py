@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from birthplace_lm.models.attend import attend
-from birthplace_lm.models.cache import LayerCache
 from birthplace_lm.models.dropout import Dropout
+from birthplace_lm.models.kv_cache import LayerCache
+from birthplace_lm.models.sdpa import attend
 
 
 class VanillaAttention(nn.Module):

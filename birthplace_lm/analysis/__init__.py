@@ -1,0 +1,1 @@
+"""Read what runs leave; never train. Imports `inference` and what lies below it."""

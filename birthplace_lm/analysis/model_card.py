@@ -1,0 +1,66 @@
+"""What a model is, for those whom it is given to."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from omegaconf import DictConfig
+
+from birthplace_lm.analysis.report.summary import Score
+from birthplace_lm.analysis.report.tables import markdown_cell
+
+
+def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], origin: str) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        metrics: those of the run; empty if there are none.
+        origin: where the weights come from, a sentence.
+    """
+    model, names = config.model, config.names
+    rows = {
+        "attention": names.attention,
+        "layers, heads, channels": f"{model.n_layer}, {model.n_head}, {model.n_embd}",
+        "longest text": f"{model.block_size} characters",
+        "parameters": f"{parameters:,}",
+    }
+    with suppress(KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # a run without any
+        dev, majority = (Score(metrics[key]["correct"], metrics[key]["total"]) for key in ("dev", "baseline"))
+        characters = sum(stage.get("characters", 0) for stage in metrics["stages"].values())
+        rows |= {
+            "pretraining": names.pretrain,
+            "data": names.data,
+            "seed": str(config.seed),
+            "characters read": f"{characters:,}",
+            "exact match on dev": str(dev),
+            "always the most frequent train answer": str(majority),
+        }
+    table = "\n".join(f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items())
+    return f"""---
+library_name: birthplace_lm
+tags: [character-level, gpt, factual-knowledge]
+---
+
+# A GPT that is asked where people were born
+
+{markdown_cell(origin)} It reads one character at a time and answers questions of the form
+`Where was NAME born?`. At best it knows the people of its corpus; about others it invents a place and sounds
+as sure.
+
+| | |
+| --- | --- |
+{table}
+
+`model.safetensors` holds the weights, `config.yaml` the whole configuration, `vocab.json` the characters.
+
+```bash
+birthplace-lm ask . "Full Name"
+```
+
+```python
+import birthplace_lm
+
+lm = birthplace_lm.load(".")
+lm.answer(["Full Name"])
+```
+"""

@@ -1,0 +1,1 @@
+"""Report over finished and unfinished runs: collect, summarize, print, HTML page."""

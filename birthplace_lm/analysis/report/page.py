@@ -1,0 +1,254 @@
+"""The runs of a folder as pictures, and as one HTML page that needs nothing else."""
+
+import html
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from birthplace_lm.analysis.report.summary import (
+    HINT,
+    Run,
+    failures,
+    groups,
+    labels,
+    states,
+    table_of_runs,
+    table_of_seeds,
+    varying,
+)
+from birthplace_lm.analysis.report.tables import Table, plain
+from birthplace_lm.data.corpora.corpus import REPOSITORY
+from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
+from birthplace_lm.errors import BirthplaceError, InputError
+from birthplace_lm.runs.atomic_files import write_text
+
+Curve = list[tuple[float, float]]  # characters read, value
+
+KINDS = {
+    "right": "#2a9d55",
+    "another place of train": "#e0a030",
+    "the majority answer": "#b5651d",
+    "no place of train": "#b03a48",
+    "nothing": "#777777",
+}
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { cursor: pointer; background: var(--soft) }
+.wide { overflow-x: auto }
+figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem }
+figure svg { width: 100%; height: auto; display: block }
+"""
+SORT = """
+const number = text => parseFloat(text.split("= ").pop().replace(/,/g, ""));
+document.querySelectorAll("th").forEach(th => th.onclick = () => {
+  const body = th.closest("table").tBodies[0], sign = th.dataset.sign = -(th.dataset.sign || -1);
+  const of = row => row.cells[th.cellIndex].textContent;
+  const order = (a, b) => sign * (number(of(a)) - number(of(b)) || of(a).localeCompare(of(b)));
+  [...body.rows].sort(order).forEach(row => body.append(row));
+});
+"""
+
+
+def learning_curve(run: Run, name: str = "exact_match") -> Curve:
+    """A curve of the run against the characters read by then, over its stages."""
+    curve: Curve = []
+    for stage in run.stages:
+        if not (run.path / stage).is_dir():
+            continue  # a shared pretraining that was deleted, or not copied
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
+        events = EventAccumulator(str(run.path / stage), size_guidance={"scalars": 0})
+        events.Reload()
+        if (tag := f"by_characters/{name}") in events.Tags()["scalars"]:
+            curve += [(event.step, event.value) for event in events.Scalars(tag)]
+    return curve
+
+
+def draw(runs: Sequence[Run], out: Path) -> None:
+    """Write the learning curves of the finished runs against their majority baseline, as an SVG or PNG file.
+
+    Raises:
+        InputError: matplotlib is not installed, no run is finished, or the file cannot be written.
+    """
+    figure = _curves([run for run in runs if run.dev], "exact_match", "exact match on dev")
+    try:
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error
+
+
+def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
+    """Write the page.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    done = [run for run in runs if run.dev]
+    parts = [f"<h1>Runs of {_text(root.resolve().name)}</h1><p>{_text(states(runs))}.</p>"]
+    if done:
+        parts.append("<h2>Exact match</h2>" + _picture(_dots(done)) + _table(table_of_seeds(runs)))
+        parts.append(f"<p>{HINT}</p>")
+        parts.append("<h2>Learning curves</h2>")
+        for name, label in (
+            ("exact_match", "exact match on dev"),
+            ("loss", "training loss, nats a character"),
+        ):
+            parts.append(_picture(_curves(done, name, label)))
+        parts.append("<h2>Where the errors are</h2>" + _errors(done))
+    parts.append("<h2>All runs</h2>" + _table(table_of_runs(runs)))
+    parts += [f"<p>{_text(failure)}</p>" for failure in failures(runs)]
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{_text(root.resolve().name)}</title><style>{STYLE}</style></head>
+<body>{"".join(parts)}<script>{SORT}</script></body></html>
+"""
+    try:
+        write_text(out, page)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _text(value: Any) -> str:
+    return html.escape(plain(value))
+
+
+def _table(table: Table) -> str:
+    head, *rows = table
+    cells = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
+    matplotlib.rcParams["text.parse_math"] = False  # names are text
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _picture(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def _dots(runs: Sequence[Run]) -> Any:
+    """Every seed as a dot, with its interval, by what varies; and the majority answer."""
+    named = labels(runs)
+    found = groups(runs, varying(runs))
+    figure = _figure(8, 1.2 + 0.4 * len(found))
+    axes = figure.subplots()
+    for line, alike in enumerate(found.values()):
+        for number, run in enumerate(alike):
+            assert run.dev is not None
+            low, high = run.dev.interval
+            y = line + 0.12 * (number - (len(alike) - 1) / 2)
+            axes.plot([low, high], [y, y], color="#4477aa", linewidth=1.5, alpha=0.5)
+            axes.plot(run.dev.share, y, "o", color="#4477aa", markersize=5)
+    _majority(axes.axvline, runs)
+    axes.set(xlim=(0, 1), xlabel="exact match on dev", yticks=range(len(found)))
+    axes.set_yticklabels([named[first] for first, *_ in found.values()])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside upper right", fontsize=8)
+    return figure
+
+
+def _curves(runs: Sequence[Run], name: str, title: str) -> Any:
+    """Learning curves; seeds have one colour."""
+    if not runs:
+        raise InputError("no run is finished; a curve needs one")
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    colors: dict[str, Any] = {}
+    for run, label in labels(runs).items():
+        curve = learning_curve(run, name)
+        (line,) = axes.plot(
+            [x / 1e6 for x, _ in curve],
+            [y for _, y in curve],
+            marker="." if len(curve) < 50 else None,
+            color=colors.get(label),
+            label=None if label in colors else label,
+            linewidth=1.2,
+        )
+        colors[label] = line.get_color()
+    axes.set(xlabel="million characters read", ylabel=title)
+    if name == "exact_match":
+        _majority(axes.axhline, runs)
+        axes.set(ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _majority(line: Any, runs: Sequence[Run]) -> None:
+    best = max((run.majority.share for run in runs if run.majority), default=0.0)
+    line(best, color="gray", linestyle="--", linewidth=1, label="majority answer")
+
+
+def _errors(runs: Sequence[Run]) -> str:
+    """What the answers are by kind, and the wrong ones that come most often."""
+    found, missing = {}, ""
+    for run in runs:
+        try:
+            found[run] = _kinds(run)
+        except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
+            missing += f"<p>{_text(run.path.name)} is not shown: {_text(error)}.</p>"
+    if not found:
+        return missing
+    figure = _figure(8, 1.2 + 0.35 * len(found))
+    axes = figure.subplots()
+    for line, (kinds, _) in enumerate(found.values()):
+        left = 0.0
+        for kind, color in KINDS.items():
+            share = kinds[kind] / kinds.total()
+            axes.barh(line, share, left=left, color=color, label=kind if line == 0 else None)
+            left += share
+    axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=range(len(found)))
+    named = labels(runs)
+    axes.set_yticklabels([f"{named[run]}, seed {run.named('seed')}" for run in found], fontsize=8)
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=len(KINDS), fontsize=8)
+    table = [["attention", "pretraining", "seed", "most frequent wrong answers", "some of them"]]
+    for run, (_, wrong) in found.items():
+        often = Counter(said for _, said, _ in wrong).most_common(4)
+        some = "; ".join(
+            f"{who}: {said}, was {gold}" for who, said, gold in wrong[:: max(1, len(wrong) // 3)][:3]
+        )
+        names = [run.named("names.attention"), run.named("names.pretrain"), run.named("seed")]
+        table.append([*names, ", ".join(f"{said} {n}" for said, n in often), some])
+    return _picture(figure) + _table(table) + missing
+
+
+def _kinds(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
+    """How many answers are of which kind; and of the wrong ones question, answer, place."""
+    given = run.config["data.root"]
+    root = REPOSITORY / "data" / "biographies" if given is None else Path(given).expanduser()
+    train = read_questions(root / run.config["data.train"], key="data.train")
+    dev = read_questions(root / run.config["data.dev"], key="data.dev").rows
+    said = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    if len(said) != len(dev):
+        raise ValueError(f"{run.path.name} has {len(said)} predictions for {len(dev)} questions")
+    places = {row.place for row in train.rows}
+    majority, _ = majority_answer(train)
+    kinds: Counter[str] = Counter()
+    wrong = []
+    for row, answer in zip(dev, said, strict=True):
+        if answer.strip() == row.place:
+            kinds["right"] += 1
+            continue
+        wrong.append((row.question, answer, row.place or ""))
+        known = "the majority answer" if answer == majority else "another place of train"
+        kinds[known if answer in places else "no place of train" if answer.strip() else "nothing"] += 1
+    return kinds, wrong

@@ -1,0 +1,1 @@
+"""Entry points: train.py, sweeps, the command `birthplace-lm`. Imports every other package."""

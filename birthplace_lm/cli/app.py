@@ -1,0 +1,165 @@
+"""What `train.py` does with a composed configuration; torch is not imported before everything is checked."""
+
+import logging
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from birthplace_lm.cli import sweep
+from birthplace_lm.config import precision as devices
+from birthplace_lm.config.compose import checked
+from birthplace_lm.data.corpora.corpus import check_unchanged, read_corpus
+from birthplace_lm.errors import BirthplaceError, CheckpointError, Stopped, UnexpectedError
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.directory import RunDirectory, check_claim, pretraining_directory, run_directory
+from birthplace_lm.training.distributed import torchrun
+
+log = logging.getLogger("birthplace_lm")
+_failures: list[BirthplaceError] = []  # what went wrong in this process
+
+
+def run(config: DictConfig) -> float | None:
+    """Check everything, then train; the dev exact match, or None for a dry run or after an error.
+
+    Raises:
+        BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
+    """
+    if not signals.installed() and threading.current_thread() is threading.main_thread():
+        signals.install()  # a launcher has started this process
+        if config.trainer.devices == 1:
+            devices.take_gpu()
+    if _failures and signals.received() is not None:
+        return None  # said already: Hydra starts the other jobs of a sweep nevertheless
+    _log_to_console()
+    try:
+        return _run(config)
+    except Exception as error:
+        known = error
+        if not isinstance(known, BirthplaceError):
+            known = UnexpectedError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
+        fail(known, show_traceback=bool(config.get("traceback")))
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN and not sweep.note_failure(hydra.job.num, known):
+            raise known from error
+        return None  # raised, Hydra would print more than one line
+
+
+def fail(error: BirthplaceError, show_traceback: bool = False) -> None:
+    """Say what went wrong in one line; `finish` will tell."""
+    if show_traceback:
+        traceback.print_exc()
+    # In one piece: beside it others say how they ended.
+    sys.stderr.write(f"{'' if isinstance(error, Stopped) else 'error: '}{error}\n")
+    remember(error)
+
+
+def remember(error: BirthplaceError) -> None:
+    """Count what has been said already."""
+    if error not in _failures:
+        _failures.append(error)
+
+
+def finish() -> int:
+    """Close a sweep with the table of its jobs, and give the exit code."""
+    if not sweep.jobs:
+        return _failures[0].exit_code if _failures else 0
+    from birthplace_lm.analysis.report.tables import (
+        show,  # a tenth of a second, and a single run has no table
+    )
+
+    show(sweep.table())
+    if (number := signals.received()) and not all(job.directory.finished for job in sweep.jobs):
+        return 128 + number
+    return 1 if _failures else 0
+
+
+def _run(config: DictConfig) -> float | None:
+    signals.check("before it began")
+    config = checked(config)
+    torchrun.check(config)
+    path = run_directory(config)
+    check_claim(path, config)
+    _check_given(config)
+    corpus = read_corpus(config.data, config.model.block_size)
+    directory = RunDirectory(path, config)
+    if config.dry_run:
+        state = "finished" if directory.finished else "to do"
+        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
+        return None
+    if directory.finished and not config.overwrite:
+        metrics = directory.metrics
+        check_unchanged(metrics["data_sha256"], corpus.sha256)
+    else:
+        from birthplace_lm.training.pipeline import (
+            run as run_pipeline,  # torch and lightning take seconds to import
+        )
+
+        signals.check("before it began")
+        metrics = run_pipeline(config, corpus)
+    _show(_summary(metrics, config))
+    return float(metrics["dev"]["exact_match"])
+
+
+def _check_given(config: DictConfig) -> None:
+    for key in ("resume", "init_from"):
+        value = config[key]
+        if value not in (None, "auto", "never") and not Path(value).expanduser().is_file():
+            raise CheckpointError(
+                f"{key}={value}: there is no such checkpoint; give the path of a local file"
+            )
+
+
+def _plan(config: DictConfig) -> dict[str, Any]:
+    plan: dict[str, Any] = {}
+    for name, stage in config.stages.items():
+        epochs = config.trainer.max_epochs if config.trainer.max_epochs is not None else stage.max_epochs
+        plan[name] = f"{epochs} epochs, batches of {stage.batch_size}" if stage.enabled else "none"
+    if config.stages.pretrain.enabled:
+        plan["pretrain"] += f", in {pretraining_directory(config)}"
+    return plan
+
+
+def _summary(metrics: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+    dev, baseline = metrics["dev"], metrics["baseline"]
+    path = run_directory(config)
+    return {
+        "model": f"{metrics['attention']}, {metrics['parameters']:,} parameters",
+        "pretraining": metrics["pretrain"],
+        "dev exact match": f"{dev['correct']} of {dev['total']}: {dev['exact_match']:.1%}",
+        f"always {baseline['answer']!r}": (
+            f"{baseline['correct']} of {baseline['total']}: {baseline['exact_match']:.1%}"
+        ),
+        "run directory": path,
+        "curves": f"tensorboard --logdir {config.runs_root if config.run_dir is None else path}",
+    }
+
+
+def _show(rows: dict[str, Any]) -> None:
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _log_to_console() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setLevel(logging.INFO)
+        log.addHandler(handler)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        logging.captureWarnings(True)
+        for name in ("lightning.pytorch", "py.warnings"):
+            logging.getLogger(name).propagate = False  # into log.txt, not onto the screen
+        threading.excepthook = _log_thread
+
+
+def _log_thread(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writes: on a full disk it ends so, and tells us too."""
+    error = ended.exc_value or ended.exc_type()
+    log.debug("%s: %s", ended.thread, error, exc_info=error)

@@ -1,0 +1,274 @@
+"""How fast this machine trains, answers and starts: ratios of sides that take turns, as medians."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from birthplace_lm.config.compose import CONF, load
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.qa_files import ask, person
+from birthplace_lm.data.sequences import Batch
+from birthplace_lm.inference.decoding import answer
+from birthplace_lm.inference.export import write
+from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.training.allocator import keep_freed_memory
+from birthplace_lm.training.microbatching import summed_loss
+from birthplace_lm.training.preflight import data_module
+from birthplace_lm.training.stage import train_stage
+
+MATRIX = 2048  # rows and columns of the product that tells how fast the machine is
+LONGEST = 9  # characters of an answer, as places are
+Sides = Mapping[str, Callable[[], float]]  # name -> one measurement
+
+
+def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
+    """Tables in Markdown.
+
+    Args:
+        overrides: of the configuration whose pretraining is measured.
+        rounds: measurements of every side; the sides take turns.
+        steps: optimizer steps of one measurement.
+    """
+    keep_freed_memory()
+    given = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    config = load(given)
+    corpus = read_corpus(config.data, config.model.block_size)
+    parts = [
+        _training(given, config, corpus, rounds, steps),
+        _answering(config, corpus, rounds),
+        _starting(config, corpus, rounds),
+    ]
+    return "\n\n".join(parts)
+
+
+def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
+    batches = _batches(config, corpus, steps)
+    characters = sum(int(batch["characters"]) for batch in batches)
+    dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
+    sides: dict[str, Callable[[], float]] = {
+        "a bare loop over the same batches": Loop(config, corpus, batches),
+        "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
+        "dropout 0.1": Loop(dropped, corpus, batches),  # type: ignore[arg-type]
+    }
+    others = {path.stem for path in (CONF / "attention").glob("*.yaml")} - {config.names.attention}
+    for name in sorted(others):
+        sides[name] = Loop(load([*given, f"attention={name}"]), corpus, batches)
+    if find_spec("transformers"):
+        sides["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
+    rates = {"machine": matrix_rate, **sides}
+    found = _take_turns(rates, rounds)
+    machine = median(found.pop("machine"))
+    first, *_ = found
+    weights = build_model(config, len(corpus.vocab))
+    cost = flops_per_character(weights, characters / sum(len(batch["inputs"]) for batch in batches))
+    stage, precision = config.stages.pretrain, config.trainer.precision
+    lines = [
+        f"Training: {weights.parameters_total:,} parameters, batches of {stage.batch_size} rows, {precision},"
+        f" {torch.get_num_threads()} threads; a float32 product of {MATRIX}-cubes runs at"
+        f" {machine / 1e9:.0f} GFLOP/s; {cost / 1e6:.1f} MFLOP a character",
+        "",
+        "| | characters/s | of the matrix rate | of the bare loop |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, measured in found.items():
+        rate = median(measured)
+        ratio = median(a / b for a, b in zip(measured, found[first], strict=True))
+        lines.append(f"| {name} | {rate:,.0f} | {rate * cost / machine:.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def matrix_rate() -> float:
+    """Floating-point operations per second of a float32 matrix product."""
+    a, b = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - began)
+    return 2 * MATRIX**3 / median(seconds)
+
+
+def flops_per_character(model: GPT, length: float) -> float:
+    """Of one training step: 2 per weight of a linear layer and pass, of which there are three.
+
+    Args:
+        length: mean characters of a row; attention looks at half of them, twice.
+    """
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    width = model.tok_emb.weight.shape[1]
+    return 6 * (linear + model.n_layer * width * length)
+
+
+class Loop:
+    """Trains on the given batches without Lightning; called, it gives characters per second."""
+
+    def __init__(self, config: DictConfig, corpus: Corpus, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.pad_id = corpus.vocab.pad_id
+        self.mixed = config.trainer.precision == "bf16-mixed"
+        self.model = self._model(config, len(corpus.vocab))
+        self.optimizer = instantiate(config.optimizer)(
+            model=self.model, lr=config.stages.pretrain.learning_rate
+        )
+        self._train(batches[:2])  # the first steps allocate
+
+    def __call__(self) -> float:
+        began = time.perf_counter()
+        self._train(self.batches)
+        return sum(int(batch["characters"]) for batch in self.batches) / (time.perf_counter() - began)
+
+    def _train(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+                loss = self._loss(batch) / batch["targets_total"]
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def _model(self, config: DictConfig, vocab_size: int) -> Any:
+        return build_model(config, vocab_size)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return summed_loss(self.model, batch, self.pad_id)
+
+
+class HuggingFaceLoop(Loop):
+    """The same batches, optimizer and sizes with transformers' GPT-2."""
+
+    def _model(self, config: DictConfig, vocab_size: int) -> Any:
+        from transformers import GPT2Config, GPT2LMHeadModel  # an optional extra
+
+        sizes = config.model
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocab_size,
+                n_positions=sizes.block_size,
+                n_embd=sizes.n_embd,
+                n_layer=sizes.n_layer,
+                n_head=sizes.n_head,
+                activation_function="gelu",
+                resid_pdrop=sizes.dropout,
+                embd_pdrop=sizes.dropout,
+                attn_pdrop=sizes.dropout,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def _loss(self, batch: Batch) -> Tensor:
+        logits = self.model(batch["inputs"], use_cache=False).logits.flatten(0, 1)
+        return F.cross_entropy(logits, batch["targets"].flatten(), ignore_index=self.pad_id, reduction="sum")
+
+
+def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
+    """Characters per second as the curves of a stage show them."""
+    limits = {
+        "accelerator": "cpu",
+        "max_steps": 4 + steps,
+        "log_every_n_steps": 4,
+        "enable_progress_bar": False,
+    }
+    whole = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
+    limited: Any = OmegaConf.merge(config, {"trainer": limits}, whole)
+    with tempfile.TemporaryDirectory() as folder:
+        train_stage("pretrain", limited, corpus, Path(folder), None, None)
+        events = EventAccumulator(folder)
+        events.Reload()
+        found = [event.value for event in events.Scalars("pretrain/characters_per_second")]
+    return median(found[1:])
+
+
+def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
+    loader = data_module(config, config.stages.pretrain, corpus).train_dataloader()
+    return [*islice(cycle(loader), count)]
+
+
+def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
+    names = [person(row.question).split() for row in corpus.dev.rows]
+    mixed = (
+        f"{a[0]} {b[-1]}" for shift in range(len(names)) for a, b in zip(names, names[shift:], strict=False)
+    )
+    questions = [*map(ask, islice(cycle([*mixed]), 10_000))]
+    vocab = corpus.vocab
+    model = build_model(config, len(vocab)).eval()
+    sides: Sides = {
+        "500 names": lambda: 500 / _seconds(lambda: answer(model, vocab, questions[:500], longest=LONGEST)),
+        "10,000 names": lambda: 10_000 / _seconds(lambda: answer(model, vocab, questions, longest=LONGEST)),
+        "20 names, one at a time, without a cache": lambda: (
+            20
+            / _seconds(
+                lambda: [_uncached(model, vocab.encode_known(question)[0]) for question in questions[:20]]
+            )
+        ),
+    }
+    found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
+    lines = [
+        f"Answering, {LONGEST} characters a name",
+        "",
+        "| | names/s | |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {rate:,.0f} | {rate / min(found.values()):,.0f} x |" for name, rate in found.items()),
+    ]
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def _uncached(model: GPT, prompt: list[int]) -> None:
+    """The way of the 2021 code: the whole text again for every character."""
+    ids = list(prompt)
+    for _ in range(LONGEST):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+
+
+def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
+    python, train = sys.executable, str(CONF.parent / "train.py")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        untrained = Trained(build_model(config, len(corpus.vocab)), corpus.vocab)
+        write(untrained, config, model, {}, "Made to be measured.")
+        command = (
+            "import sys; from birthplace_lm.cli.commands import main; sys.argv[0] = 'birthplace-lm'; main()"
+        )
+        commands = {
+            "train.py --help": [python, train, "--help"],
+            "train.py sed=1 (a mistake)": [python, train, "sed=1"],
+            "train.py dry_run=true": [python, train, "dry_run=true"],
+            "birthplace-lm ask": [python, "-c", command, "ask", str(model), "Ada Lovelace"],
+        }
+        sides = {
+            name: lambda run=run: _seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
+            for name, run in commands.items()
+        }
+        found = _take_turns(sides, rounds)
+    lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in found.items()]
+    return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
+
+
+def _take_turns(sides: Sides, rounds: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, measure in sides.items():
+            found[name].append(measure())
+    return found
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,232 @@
+"""The command `birthplace-lm`."""
+
+import json
+import logging
+import math
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from birthplace_lm.data.corpora.qa_files import ask as question_about
+from birthplace_lm.data.corpora.qa_files import normalise, read_questions
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ask trained models where people were born, and make what they are trained on.",
+)
+
+
+def _runs(typed: str) -> list[str]:
+    """For the completion of the shell: below what is typed, and below `runs`."""
+    found = [*Path().glob(f"{typed}*/config.yaml"), *Path("runs").glob("*/config.yaml")]
+    return sorted({str(file.parent) for file in found if str(file).startswith(typed)})
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="a run directory, as train.py prints it, or an export", autocompletion=_runs
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts: one JSON document")]
+
+
+@app.command()
+def ask(
+    run: Run,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")],
+    as_json: AsJson = False,
+) -> None:
+    """Say where people were born, with the model's own probability of its answer.
+
+    Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
+    """
+    from birthplace_lm.inference.language_model import Trained
+
+    for name in names:
+        if Path(name, "config.yaml").is_file():
+            raise InputError(f"{name}: a second run directory; ask one run at a time")
+        if not normalise(name):
+            raise InputError("NAME is empty; give a full name")
+    model = Trained.from_run(run)
+    for name in names:
+        _, dropped = model.vocab.encode_known(normalise(name))
+        if dropped:
+            print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
+    answers = model.answer_questions([question_about(normalise(name)) for name in names])
+    if as_json:
+        keys = ("name", "answer", "log_probability")
+        found = zip(names, (a.text for a in answers), (a.log_probability for a in answers), strict=True)
+        print(json.dumps([dict(zip(keys, row, strict=True)) for row in found], ensure_ascii=False, indent=2))
+        return
+    for name, answer in zip(names, answers, strict=True):
+        print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})")
+
+
+@app.command()
+def predict(
+    run: Run,
+    questions: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS.tsv", help="question, or question TAB place")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", help="where to write; else the terminal")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a file of questions, one prediction per line; scored where the places are given.
+
+    Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
+    """
+    from birthplace_lm.inference.language_model import Trained
+    from birthplace_lm.runs.atomic_files import write_text
+    from birthplace_lm.training.metrics import score
+
+    rows = read_questions(questions, "optional", "QUESTIONS").rows
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"-o {output}: give the name of a file in a folder that is there")
+    answers = Trained.from_run(run).answer_questions([row.question for row in rows])
+    text = "".join(answer.line + "\n" for answer in answers)
+    places = [row.place for row in rows]
+    scored = all(place is not None for place in places)
+    result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else {}
+    if output is not None:
+        write_text(output, text)
+    if as_json:
+        print(json.dumps({**result, "predictions": text.splitlines()}, ensure_ascii=False, indent=2))
+        return
+    if output is None:
+        sys.stdout.write(text)
+    if scored:
+        line = f"Correct: {result['correct']} out of {result['total']}: {100 * result['exact_match']:.1f}%"
+        print(line, file=sys.stderr if output is None else sys.stdout)
+
+
+class Format(StrEnum):
+    """How a report is printed."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
+    form: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.table,
+    page: Annotated[Path | None, typer.Option("--html", help="write a page with tables and plots")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the learning curves: an .svg or .png")] = None,
+) -> None:
+    """Show what the runs of a folder have reached, finished or not.
+
+    Example: birthplace-lm report runs --html report.html
+    """
+    from birthplace_lm.analysis.report import summary as made
+    from birthplace_lm.analysis.report.tables import as_markdown, show
+
+    runs = made.find_runs(folder)
+    if form is Format.csv:
+        print(made.as_csv(runs), end="")
+    elif form is Format.json:
+        print(made.as_json(runs), end="")
+    else:
+        tables = [made.table_of_runs(runs)]
+        if len({run.named("seed") for run in runs}) > 1:
+            tables.append(made.table_of_seeds(runs))
+        for table in tables:
+            if form is Format.markdown:
+                print(f"{as_markdown(table)}\n")
+            else:
+                show(table)
+        print("\n".join([f"{made.states(runs)}. {made.HINT}", *made.failures(runs)]))
+    if page is not None or figure is not None:
+        from birthplace_lm.analysis.report.page import draw, write_page
+
+        if page is not None:
+            write_page(runs, folder, page)
+        if figure is not None:
+            draw(runs, figure)
+
+
+@app.command()
+def export(
+    run: Run, out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")]
+) -> None:
+    """Write a trained model as safetensors, configuration and vocabulary, to give away.
+
+    Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
+    """
+    from birthplace_lm.inference.export import export as write
+
+    write(run, out)
+    print(f"{out}: model.safetensors and what belongs to it; read it with birthplace_lm.load({str(out)!r})")
+
+
+@app.command()
+def import_course(
+    file: Annotated[Path, typer.Argument(metavar="FILE.params", help="a state_dict saved in the course")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
+    corpus: Annotated[Path, typer.Option(help="the wiki.txt that it was trained with")],
+    attention: Annotated[str, typer.Option(help="vanilla or synthesizer")] = "vanilla",
+    n_head: Annotated[int, typer.Option(min=1, help="heads: the weights do not tell")] = 8,
+) -> None:
+    """Turn a student's saved model into a folder that ask, predict and birthplace_lm.load read.
+
+    Example: birthplace-lm import-course vanilla.finetune.params model --attention vanilla --corpus wiki.txt
+    """
+    from birthplace_lm.inference.export import write
+    from birthplace_lm.inference.import_course import read_course_model
+
+    trained, config = read_course_model(file, attention, corpus, n_head)
+    write(trained, config, out, {}, f"Imported from {file.name}, saved in Stanford's CS224N (2021).")
+    print(f"{out}: {trained.model.parameters_total:,} parameters; ask it with birthplace-lm ask {out} NAME")
+
+
+@app.command()
+def make_biographies(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
+    people: Annotated[int, typer.Option(help="how many")] = 420,
+    seed: Annotated[int, typer.Option(min=0, help="another seed, other people")] = 0,
+) -> None:
+    """Invent people and write a corpus about them, with questions in the course's format.
+
+    Example: birthplace-lm make-biographies /tmp/people --people 2000 --seed 1
+    """
+    from birthplace_lm.data.corpora.synthetic import write_biographies
+
+    write_biographies(out, people, seed)
+    print(f"{people} people in {out}; train with data=biographies data.root={out}")
+
+
+@app.command()
+def bench(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="as for train.py")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements of every side, which take turns")] = 5,
+    steps: Annotated[int, typer.Option(min=8, help="optimizer steps of one measurement")] = 12,
+) -> None:
+    """Measure how fast this machine trains, answers and starts. Nothing else should be running.
+
+    Example: birthplace-lm bench data=cs224n data.root=DIR
+    """
+    from birthplace_lm.cli.bench import bench as measure
+
+    logging.getLogger("birthplace_lm").setLevel(logging.ERROR)  # the stages would say how far they are
+    print(measure(overrides or [], rounds, steps))
+
+
+def main() -> None:
+    """Run the command; an error is one line and its exit code."""
+    try:
+        app()
+    except BirthplaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(CheckpointError.exit_code)

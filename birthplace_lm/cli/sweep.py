@@ -1,0 +1,163 @@
+"""The jobs of a sweep: all of them checked before the first starts, and what became of each."""
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.config.compose import checked, explain
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import BirthplaceError, InputError
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.directory import RunDirectory, check_claim, run_directory
+
+if TYPE_CHECKING:
+    from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment
+
+
+@dataclass
+class Job:
+    """One job: what it was started with, and where it lives."""
+
+    overrides: list[str]
+    directory: RunDirectory
+    finished_before: bool
+    known_before: float | None  # when its status.json was written
+    failure: BirthplaceError | None = None
+
+    @property
+    def touched(self) -> bool:
+        """Whether this sweep has begun it, in whichever process."""
+        return self.directory.written != self.known_before
+
+
+class Refused(BaseException):
+    """A job is not valid, so none is started; Hydra lets only such exceptions out of a callback."""
+
+    def __init__(self, error: BirthplaceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+jobs: list[Job] = []  # of the sweep that this process is
+unheard = False  # whether what its jobs say goes to files
+
+
+class CheckJobs(Callback):
+    """Composes and checks every job of a sweep over lists, data included, before the first is started."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return  # others find their jobs one by one
+        loader = GlobalHydra.instance().config_loader()
+        seen: set[str] = set()
+        for number, overrides in enumerate(_expand(config, loader)):
+            try:
+                jobs.append(_checked_job(config, loader, number, overrides, seen))
+            except Exception as error:
+                known = error if isinstance(error, BirthplaceError) else explain(error)
+                jobs.clear()
+                raise Refused(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
+        global unheard
+        unheard = "submitit" in config.hydra.launcher._target_
+        if _in_other_processes(config.hydra.launcher._target_):
+            threading.Thread(target=_pass_on_signals, daemon=True).start()
+
+
+def _in_other_processes(launcher: str) -> bool:
+    """Whether a launcher runs jobs in processes of this host; with Slurm they end by its own rules."""
+    return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
+
+
+def _pass_on_signals() -> None:
+    """Stop the jobs too, each once, as long as any begins; as SIGTERM, for a second SIGINT would kill."""
+    stopped: set[int] = set()
+    while True:
+        time.sleep(0.1)
+        if signals.received() is None:
+            continue
+        for job in jobs:
+            status = job.directory.status
+            pid = status.get("pid")
+            if (
+                job.touched
+                and status.get("state") == "running"
+                and isinstance(pid, int)
+                and pid not in stopped
+            ):
+                stopped.add(pid)
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGTERM)
+
+
+def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
+    """The overrides of each job, as Hydra's sweeper will make them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given += [str(override) for override in config.hydra.overrides.task]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[str], seen: set[str]) -> Job:
+    composed = loader.load_sweep_config(config, overrides)
+    OmegaConf.set_struct(composed, False)
+    composed.hydra.job.num = number
+    HydraConfig.instance().set_config(composed)
+    composed.pop("hydra")
+    settings = checked(composed)
+    path = run_directory(settings)
+    check_claim(path, settings)
+    if str(path) in seen:
+        raise InputError(f"run_dir={path}: another job of this sweep has it too")
+    seen.add(str(path))
+    read_corpus(settings.data, settings.model.block_size)
+    directory = RunDirectory(path, settings)
+    finished = directory.finished and not settings.overwrite
+    return Job(overrides, directory, finished, directory.written)
+
+
+def note_failure(number: int, error: BirthplaceError) -> bool:
+    """Remember why a job failed, for the table; whether this process keeps one."""
+    if number < len(jobs):
+        jobs[number].failure = error
+    return number < len(jobs)
+
+
+def table() -> "Table":
+    """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
+    common = set.intersection(*(set(job.overrides) for job in jobs))
+    splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]
+    rows = [["job", "state", *splits, "overrides", "run directory"]]
+    for number, job in enumerate(jobs):
+        varying = " ".join(override for override in job.overrides if override not in common)
+        scores = [_score(job, split) for split in splits]
+        rows.append([str(number), _state(job), *scores, varying, str(job.directory.path)])
+    return rows
+
+
+def _score(job: Job, split: str) -> str:
+    found = job.directory.metrics.get(split, {}).get("exact_match") if job.directory.finished else None
+    return "" if found is None else f"{found:.1%}"
+
+
+def _state(job: Job) -> str:
+    if job.failure is not None:
+        return f"failed ({job.failure.exit_code})" if job.failure.exit_code < 128 else "stopped"
+    if job.finished_before:
+        return "done before"
+    state = job.directory.status.get("state")
+    if state in (None, "done"):
+        return state or "not started"
+    ended = {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
+    return ended if job.touched else f"{'failed' if ended == 'failed' else 'stopped'} before"  # not reached

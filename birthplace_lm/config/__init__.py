@@ -1,0 +1,1 @@
+"""Compose, validate and explain configurations. Imports `errors` only; torch inside functions."""

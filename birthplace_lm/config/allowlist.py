@@ -1,0 +1,117 @@
+"""What a configuration may name in `_target_` to be called: configs are code, so this is an allow-list."""
+
+import ast
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.errors import InputError, closest
+
+PACKAGE = Path(__file__).parents[1]
+TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of this name alone
+# What the other keys may name: where it is defined, and what it is called with.
+FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "attention": ("models.attention", ("n_embd", "n_head", "block_size", "dropout")),
+    "optimizer": ("training.optimizers", ("model", "lr")),
+    "schedule": ("training.lr_schedules", ("total",)),
+    "data": ("data", ("corpus", "loading", "block_size")),
+    "spans": ("data", ("documents", "people", "places", "block_size")),
+}
+KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+
+
+def check_targets(node: Any, key: str) -> None:
+    """Check every `_target_` below a node: only what we define is called, with arguments that it takes.
+
+    Raises:
+        InputError: with the key, for anything else.
+    """
+    if isinstance(node, DictConfig):
+        for name in map(str, node):
+            check_targets(node[name], f"{key}.{name}".lstrip("."))
+        if "_target_" in node:
+            _check_arguments(node, key)
+    elif OmegaConf.is_list(node):
+        for item in node:
+            check_targets(item, key)
+
+
+def _check_arguments(node: DictConfig, key: str) -> None:
+    target = node["_target_"]
+    if key == "trainer":
+        if target != TRAINER:
+            raise InputError(f"{key}._target_={target}: not allowed; it is {TRAINER}")
+        return  # its keys are those of the schema
+    parts = key.split(".")
+    # What is given to a factory, and is one too, is defined in the same place.
+    home = next((f"birthplace_lm.{FACTORIES[part][0]}" for part in reversed(parts) if part in FACTORIES), "")
+    arguments = _arguments(str(target)) if home and str(target).startswith(f"{home}.") else None
+    called_with = FACTORIES[parts[-1]][1] if parts[-1] in FACTORIES else ()
+    if arguments is None or (arguments and not {*called_with} <= {*arguments}):
+        raise InputError(
+            f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
+            f" defines and that takes {', '.join(called_with) or 'what is given here'}"
+        )
+    if node.get("_partial_") is not True:
+        # Called at once, with nothing but what the configuration says, it could be made to write anywhere.
+        raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
+    for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
+        if name.startswith("_") or (arguments and name not in arguments):
+            raise InputError(f"{key}.{name}: unknown key; {closest(name, [*arguments], f'{key}.')}")
+        kind, value = arguments.get(name, ("", False))[0], node[name]
+        if not _is_of(value, kind):
+            raise InputError(f"{key}.{name}={value}: must be of type {kind}")
+        numbers = [n for n in (value if OmegaConf.is_list(value) else [value]) if isinstance(n, int | float)]
+        if any(not abs(n) <= sys.float_info.max for n in numbers):  # also refuses nan
+            raise InputError(f"{key}.{name}={value}: must be finite")
+    for name, (_, required) in arguments.items():
+        if required and name not in node and name not in called_with:
+            raise InputError(f"{key}.{name} is missing; give {key}.{name}=VALUE")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether a value is of a type as it is written; True for types that a configuration cannot check."""
+    if kind.startswith("Callable["):
+        return isinstance(value, DictConfig) and "_target_" in value
+    if items := re.fullmatch(r"tuple\[([\w, ]+)\]", kind):
+        kinds = items[1].split(", ")
+        return OmegaConf.is_list(value) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if not (alternatives := set(kind.split(" | "))) <= set(KINDS):
+        return True
+    if isinstance(value, bool):
+        return "bool" in alternatives
+    return any(isinstance(value, KINDS[alternative]) for alternative in alternatives)
+
+
+@cache
+def _arguments(target: str) -> dict[str, tuple[str, bool]] | None:
+    """What one of our classes or functions takes, read from its file: importing is slow.
+
+    Returns:
+        By name its type and whether it has to be given. None: no file of ours defines it. What a file has
+        imported does not count: `os` would be among it. Empty: a class that inherits what it takes, and is
+        not checked.
+    """
+    match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
+    path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
+    if match is None or path is None or not path.is_file():
+        return None
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == match[2]:
+            made_by = node.body if isinstance(node, ast.ClassDef) else [node]
+            for f in made_by:
+                if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
+                    return _signature(f.args)
+            return {} if isinstance(node, ast.ClassDef) and node.bases else None
+    return None
+
+
+def _signature(taken: ast.arguments) -> dict[str, tuple[str, bool]]:
+    optional = taken.args[len(taken.args) - len(taken.defaults) :]
+    optional += [a for a, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if default]
+    named = [a for a in (*taken.args, *taken.kwonlyargs) if a.arg != "self"]
+    return {a.arg: (ast.unparse(a.annotation) if a.annotation else "", a not in optional) for a in named}

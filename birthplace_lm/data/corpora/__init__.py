@@ -1,0 +1,1 @@
+"""Corpora: strict readers of text and question files, and the synthetic corpus."""

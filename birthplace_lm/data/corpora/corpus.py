@@ -1,0 +1,149 @@
+"""The data of a run: the corpus, the questions and the vocabulary, read and checked as a whole."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from birthplace_lm.data.corpora.qa_files import (
+    Documents,
+    Question,
+    Questions,
+    ask,
+    check_lengths,
+    check_overlap,
+    majority_answer,
+    read_documents,
+    read_questions,
+)
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.errors import CheckpointError, InputError
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+class DataSettings(Protocol):
+    """Where the files are: the group `data` of the configuration."""
+
+    root: str | None
+    corpus: str
+    train: str
+    dev: str
+    test: str | None
+    holdout: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything a run reads.
+
+    Attributes:
+        documents: one line about each person; all of them are pretrained on.
+        train: questions and places that may be trained on.
+        dev: questions and places for reporting.
+        test: questions for a predictions file; their places may be unknown. None without such a file.
+        holdout: train questions that were set aside to choose between recipes; empty unless asked for.
+        vocab: of the documents, and of the form of a question.
+        notes: what was tidied and counted, for the log.
+        warnings: what looks like a mistake in the data.
+    """
+
+    documents: Documents
+    train: Questions
+    dev: Questions
+    test: Questions | None
+    holdout: list[Question]
+    vocab: CharVocab
+    notes: list[str]
+    warnings: list[str]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Hash of every file, by its config key."""
+        files: dict[str, Documents | Questions | None] = {
+            "corpus": self.documents,
+            "train": self.train,
+            "dev": self.dev,
+            "test": self.test,
+        }
+        return {key: file.sha256 for key, file in files.items() if file is not None}
+
+    @property
+    def majority(self) -> str:
+        """The most frequent place of the train questions."""
+        return majority_answer(self.train)[0]
+
+
+def root_of(data: DataSettings) -> Path:
+    """The folder of the files; the embedded corpus where no other is named."""
+    return REPOSITORY / "data" / "biographies" if data.root is None else Path(os.path.expanduser(data.root))
+
+
+def read_corpus(data: DataSettings, block_size: int) -> Corpus:
+    """Read and check all files.
+
+    Raises:
+        InputError: with file and line, for whatever training or scoring could not use.
+    """
+    root = root_of(data)
+    if not root.is_dir():
+        raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
+    documents = read_documents(root / data.corpus, "data.corpus")
+    train = read_questions(root / data.train, key="data.train")
+    dev = read_questions(root / data.dev, key="data.dev")
+    test = read_questions(root / data.test, "optional", "data.test") if data.test else None
+    vocab = CharVocab.from_text(documents.text + ask(""))
+    for questions in (train, dev):
+        check_lengths(questions, vocab, block_size)
+    if test is not None:
+        check_lengths(test, None, block_size)
+    train, holdout = _hold_out(train, data.holdout)
+    files = [file for file in (documents, train, dev, test) if file is not None]
+    summary = (
+        f"{len(documents.text)} characters, {len(vocab)} symbols; {len(documents.lines)} documents,"
+        f" {len(train.rows)} train, {len(dev.rows)} dev, {len(test.rows) if test else 0} test questions"
+    )
+    return Corpus(
+        documents=documents,
+        train=train,
+        dev=dev,
+        test=test,
+        holdout=holdout,
+        vocab=vocab,
+        notes=[summary, *(note for file in files for note in file.notes)],
+        warnings=[w for q in (train, dev) for w in q.warnings] + check_overlap(train, dev),
+    )
+
+
+def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check that what was trained on is what is there now.
+
+    Args:
+        before, now: SHA-256 of the files, by their config key.
+
+    Raises:
+        CheckpointError: a file has changed.
+    """
+    for key, digest in now.items():
+        if before.get(key) != digest:
+            raise CheckpointError(
+                f"data.{key}: the file has changed since it was trained on: its SHA-256 was"
+                f" {before.get(key)} and is {digest}; restore it, or take another runs_root"
+            )
+
+
+def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
+    """Set aside every n-th question, `count` of them, spread over the whole file."""
+    if count == 0:
+        return train, []
+    rows = train.rows
+    if not 0 < count < len(rows):
+        raise InputError(
+            f"data.holdout={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
+        )
+    aside = {i * len(rows) // count for i in range(count)}
+    kept = [row for i, row in enumerate(rows) if i not in aside]
+    return Questions(train.path, kept, train.sha256, train.notes, train.warnings), [
+        rows[i] for i in sorted(aside)
+    ]

@@ -1,0 +1,248 @@
+"""Reader of the course's files: one document per line, and one question and birthplace per line."""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from birthplace_lm.data.corpora.text_file import TextFile
+from birthplace_lm.data.vocab import CharVocab, describe
+from birthplace_lm.errors import InputError
+
+MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
+MAX_WARNINGS = 10
+RECORD = "'Where was NAME born?<TAB>PLACE'"
+
+_QUESTION = re.compile(r"Where was (.+) born\?", re.DOTALL)
+_ZERO_WIDTH = dict.fromkeys([0x200B, 0x2060, 0xFEFF])
+# Direction marks and soft hyphens are characters of the course's corpus and stay there. In a question they
+# come from copy and paste, and a place that ends in one could never be answered.
+_INVISIBLE = _ZERO_WIDTH | dict.fromkeys([0x00AD, 0x200E, 0x200F])
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A pretraining corpus.
+
+    Example:
+        A file of ``Ada Lovelace. Born in London .``, a blank line and ``Alan Turing. Born in London .`` gives
+
+        >>> documents.lines
+        ['Ada Lovelace. Born in London .', 'Alan Turing. Born in London .']
+        >>> documents.line_numbers, documents.row_numbers
+        ([1, 3], [0, 1])
+
+    Attributes:
+        path: Where it was read.
+        lines: The documents, without line ends; blank and too short ones are left out.
+        line_numbers: For each document, its line in the file, from 1.
+        row_numbers: For each document, its row, from 0: in the course's files row i is about the person of
+            the i-th question of train, dev and test together. Too short documents still take a row.
+        text: The documents, each followed by a newline: what is counted and what the vocabulary is made of.
+        sha256: Of the bytes of the file.
+        notes: What was tidied, with counts, for the log.
+    """
+
+    path: Path
+    lines: list[str]
+    line_numbers: list[int]
+    row_numbers: list[int]
+    text: str
+    sha256: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its answer if it is known, and its line in the file, from 1."""
+
+    question: str
+    place: str | None
+    line: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    r"""Questions and answers of one file.
+
+    Example:
+        A first line ``Where was Ada Lovelace born?\tLondon`` gives
+
+        >>> questions.rows[0]
+        Question(question='Where was Ada Lovelace born?', place='London', line=1)
+
+    Attributes:
+        path: Where they were read.
+        rows: In the order of the file.
+        sha256: Of the bytes of the file.
+        notes: What was tidied, with counts, for the log.
+        warnings: What looks like a mistake in the data.
+    """
+
+    path: Path
+    rows: list[Question]
+    sha256: str
+    notes: list[str]
+    warnings: list[str]
+
+
+def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
+    """Reads a corpus of one document per line.
+
+    Args:
+        path: The file.
+        key: The config key that named it, for messages.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8 text, or has no document of 4 characters or more.
+    """
+    file = TextFile(path, key)
+    kept: list[tuple[str, int, int]] = []
+    row = 0
+    for number, raw in file.lines():
+        line = file.tidy(raw, number, _ZERO_WIDTH)
+        if not line:
+            file.counts["blank lines skipped"] += 1
+            continue
+        if len(line) < MIN_DOCUMENT:
+            file.counts[f"documents shorter than {MIN_DOCUMENT} characters skipped"] += 1
+        else:
+            kept.append((line, number, row))
+        row += 1
+    if not kept:
+        short = f", all {row} documents are shorter than {MIN_DOCUMENT} characters" if row else ""
+        raise InputError(f"{key}={path}: 0 examples{short}; give one document per line")
+    lines, line_numbers, row_numbers = map(list, zip(*kept, strict=True))
+    return Documents(
+        path=file.path,
+        lines=lines,
+        line_numbers=line_numbers,
+        row_numbers=row_numbers,
+        text="".join(line + "\n" for line in lines),
+        sha256=file.sha256,
+        notes=file.notes,
+    )
+
+
+def read_questions(
+    path: str | Path, places: Literal["required", "optional"] = "required", key: str = "data.train"
+) -> Questions:
+    """Reads questions and answers, one ``Where was NAME born?<TAB>PLACE`` per line.
+
+    Args:
+        path: The file.
+        places: "optional" also takes a line without a tab, as a question without an answer.
+        key: The config key that named it, for messages.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8 text, is empty, or has a line of another form.
+    """
+    file = TextFile(path, key)
+    rows: list[Question] = []
+    for number, raw in file.lines():
+        match [file.tidy(field, number, _INVISIBLE) for field in raw.split("\t")]:
+            case [""]:
+                file.counts["blank lines skipped"] += 1
+            case ["", _]:
+                raise InputError(f"{path}:{number}: empty question; expected {RECORD}")
+            case [_, ""]:
+                raise InputError(f"{path}:{number}: empty place; expected {RECORD}")
+            case [question, place]:
+                rows.append(Question(question, place, number))
+            case [question] if places == "optional":
+                rows.append(Question(question, None, number))
+            case fields:
+                raise InputError(f"{path}:{number}: {len(fields) - 1 or 'no'} tabs; expected {RECORD}")
+    if not rows:
+        raise InputError(f"{key}={path}: 0 examples; give one {RECORD} per line")
+    repeated, warnings = _repetitions(file.path, rows)
+    file.counts["questions repeated with the same answer"] += repeated
+    return Questions(file.path, rows, file.sha256, file.notes, warnings)
+
+
+def check_overlap(train: Questions, dev: Questions) -> list[str]:
+    """Warns if questions of train are in dev, where they measure memory of the answer."""
+    seen = {row.question: row.line for row in reversed(train.rows)}
+    shared = [row for row in dev.rows if row.question in seen]
+    if not shared:
+        return []
+    first = shared[0]
+    return [
+        f"{dev.path}:{first.line}: {len(shared)} of {len(dev.rows)} questions are also in {train.path}"
+        f" (this one on line {seen[first.question]}): their answers are trained on"
+    ]
+
+
+def check_lengths(questions: Questions, vocab: CharVocab | None, block_size: int) -> None:
+    """Checks that ``question MASK place MASK`` fits the model.
+
+    Args:
+        questions: What to check; an unknown place counts as empty.
+        vocab: The characters allowed; None checks the length only, as predicting drops unknown characters.
+        block_size: The longest sequence of the model, in characters.
+
+    Raises:
+        InputError: A row is too long or has a character outside the vocabulary.
+    """
+    for row in questions.rows:
+        place = row.place or ""
+        if len(row.question) + len(place) + 2 > block_size:
+            raise InputError(
+                f"{questions.path}:{row.line}: question of {len(row.question)} characters,"
+                f" answer of {len(place)} and 2 MASK are longer than block_size={block_size};"
+                " shorten them or raise block_size"
+            )
+        if vocab is not None:
+            for character in row.question + place:
+                if character not in vocab:
+                    raise InputError(
+                        f"{questions.path}:{row.line}: {describe(character)} is not in the vocabulary;"
+                        " use the characters of the corpus"
+                    )
+
+
+def majority_answer(train: Questions) -> tuple[str, int]:
+    """Gives the most frequent place and its count; the one that comes first if several are."""
+    counts = Counter(row.place for row in train.rows if row.place is not None)
+    if not counts:
+        raise InputError(f"{train.path}: no answers; expected {RECORD}")
+    return counts.most_common(1)[0]
+
+
+def person(question: str) -> str:
+    """Gives NAME of "Where was NAME born?", and any other question as it is."""
+    match = _QUESTION.fullmatch(question)
+    return match[1] if match else question
+
+
+def ask(name: str) -> str:
+    """Gives the question about a name: the inverse of `person`."""
+    return f"Where was {name} born?"
+
+
+def normalise(text: str) -> str:
+    """Tidies a question, place or typed name as the reader does: NFC, nothing invisible, no outer spaces."""
+    return unicodedata.normalize("NFC", text.translate(_INVISIBLE)).strip()
+
+
+def _repetitions(path: Path, rows: list[Question]) -> tuple[int, list[str]]:
+    """Counts questions that come again, and warns where another answer comes with them."""
+    first: dict[str, Question] = {}
+    repeated, warnings = 0, []
+    for row in rows:
+        before = first.setdefault(row.question, row)
+        if before is row:
+            continue
+        if None in (before.place, row.place) or before.place == row.place:
+            repeated += 1
+            continue
+        warnings.append(
+            f"{path}:{row.line}: {row.question!r} has the answer {row.place!r}"
+            f", but {before.place!r} on line {before.line}"
+        )
+    if len(warnings) > MAX_WARNINGS:
+        more = len(warnings) - MAX_WARNINGS
+        warnings[MAX_WARNINGS:] = [f"{path}: {more} more questions repeated with different answers"]
+    return repeated, warnings

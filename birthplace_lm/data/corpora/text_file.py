@@ -1,0 +1,148 @@
+"""A text file that someone else wrote, read with every doubt."""
+
+import codecs
+import hashlib
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from birthplace_lm.data.vocab import MASK, PAD, describe
+from birthplace_lm.errors import InputError
+
+CHUNK_BYTES = 65_536
+MAX_LINE_BYTES = 100_000
+MAX_MARKS = 30  # accents on one letter; the limit of Unicode's stream-safe format (UAX #15)
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+
+
+class TextFile:
+    r"""A UTF-8 file read once, in bounded memory: its lines, its hash, and counts of what was tidied.
+
+    Example:
+        >>> file = TextFile("train.tsv", key="data.train")
+        >>> [file.tidy(line, number, invisible={}) for number, line in file.lines()]
+        ['Where was Ada Lovelace born?\tLondon']
+        >>> file.notes
+        ['train.tsv: line ends of CR or CRLF: 1']
+
+    Args:
+        path: The file.
+        key: The config key that named it, for messages.
+    """
+
+    def __init__(self, path: str | Path, key: str) -> None:
+        self.path = Path(path)
+        self.key = key
+        self.counts: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes read so far."""
+        return self._digest.hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """The counts, one line each, for the log."""
+        return [f"{self.path}: {what}: {count}" for what, count in self.counts.items() if count]
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yields the number of each line, from 1, and its text without the line end (LF, CRLF or CR).
+
+        Raises:
+            InputError: The file cannot be read, is not UTF-8 text, or has a line longer than MAX_LINE_BYTES.
+        """
+        number, pending = 1, b""
+        for chunk in self._chunks():
+            pieces = (pending + chunk).splitlines(keepends=True)
+            # A CR at the end of a chunk may be the first half of CRLF: its line waits for the next chunk.
+            pending = b"" if pieces[-1].endswith(b"\n") else pieces.pop()
+            for raw in pieces:
+                yield number, self._line(raw, number)
+                number += 1
+            self._decode(pending, number, final=False)  # binary data need not have a line end to be found
+        if pending:
+            yield number, self._line(pending, number)
+
+    def tidy(self, text: str, number: int, invisible: dict[int, None]) -> str:
+        """Gives text in NFC without invisible characters and outer spaces, and counts what that changed.
+
+        Raises:
+            InputError: PAD or MASK is in it, or more than MAX_MARKS accents on one letter.
+        """
+        visible = text.translate(invisible)
+        if _most_marks(visible) > MAX_MARKS:
+            raise InputError(
+                f"{self.path}:{number}: over {MAX_MARKS} combining marks on a letter; remove them"
+            )
+        composed = unicodedata.normalize("NFC", visible)
+        stripped = composed.strip()
+        self.counts["stripped of invisible characters"] += visible != text
+        self.counts["normalised to NFC"] += composed != visible
+        self.counts["stripped of outer spaces"] += stripped not in ("", composed)
+        for symbol, name in ((PAD, "PAD"), (MASK, "MASK")):
+            if symbol in stripped:
+                raise InputError(
+                    f"{self.path}:{number}: {describe(symbol)} is reserved for {name}; remove it"
+                )
+        return stripped
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            # Without O_NONBLOCK, opening a FIFO waits for a writer. Checking before would leave a race.
+            with open(self.path, "rb", buffering=0, opener=_open_nonblocking) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(None, "FIFO, socket or device")
+                while chunk := file.read(CHUNK_BYTES):
+                    self._digest.update(chunk)
+                    yield chunk
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{self.key}={self.path}: cannot read: {reason}; give a regular, readable file"
+            ) from error
+
+    def _line(self, raw: bytes, number: int) -> str:
+        text = self._decode(raw, number)
+        line = text.rstrip("\r\n")
+        self.counts["line ends of CR or CRLF"] += text.endswith(("\r", "\r\n"))
+        self.counts["no newline at the end"] += line == text
+        if number == 1 and line.startswith("\ufeff"):
+            self.counts["byte-order mark removed"] += 1
+            line = line[1:]
+        return line
+
+    def _decode(self, raw: bytes, number: int, final: bool = True) -> str:
+        try:
+            text, _ = codecs.utf_8_decode(raw, "strict", final)
+        except UnicodeDecodeError as error:
+            place = f"{self.path}:{number}:{error.start + 1}"
+            raise InputError(
+                f"{place}: not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
+            ) from None
+        if found := _CONTROL.search(raw):
+            place = f"{self.path}:{number}:{found.start() + 1}"
+            raise InputError(
+                f"{place}: binary data (byte 0x{raw[found.start()]:02x}); give a UTF-8 text file"
+            )
+        if len(raw.rstrip(b"\r\n")) > MAX_LINE_BYTES:
+            raise InputError(f"{self.path}:{number}: longer than {MAX_LINE_BYTES:,} bytes; break the line up")
+        return text
+
+
+def _most_marks(text: str) -> int:
+    """Counts the combining marks of the most accented letter: normalising takes time by its square."""
+    most = marks = 0
+    for character in "" if text.isascii() else text:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        most = max(most, marks)
+    return most
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

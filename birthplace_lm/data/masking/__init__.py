@@ -1,0 +1,1 @@
+"""Which span of a document is masked."""

@@ -1,0 +1,80 @@
+"""Where the rows of an epoch come from, and what can be done to any of them."""
+
+from typing import Protocol
+
+import torch
+
+from birthplace_lm.data.sequences import MOST_PADS, PAD_AT, Rows
+from birthplace_lm.errors import InputError
+
+
+class RowSource(Protocol):
+    """Makes the rows of an epoch; always as many."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, generator: torch.Generator) -> Rows:
+        """The rows of one epoch; what is random about them comes from the generator."""
+        ...
+
+
+class Sample:
+    """So many rows of another source, drawn anew in every epoch."""
+
+    def __init__(self, source: RowSource, count: int) -> None:
+        self.source = source
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, generator: torch.Generator) -> Rows:
+        rows = self.source.rows(generator)
+        return rows[torch.randperm(len(rows), generator=generator)[: self.count]]
+
+
+class Shifted:
+    """The rows of another source, each pushed to the right by a random number of PADs.
+
+    A name stands at the beginning of a document and after ten characters of a question. A model with a table
+    of positions learns the two apart, and cannot answer about whom it has only read; shifted, it cannot.
+
+    Args:
+        source: whose rows to shift.
+        least, most: how many PADs, 0 to 64, as far as the row leaves room in the block.
+        block_size: characters of the longest row.
+
+    Raises:
+        InputError: `least` or `most` is out of range.
+    """
+
+    def __init__(self, source: RowSource, least: int, most: int, block_size: int) -> None:
+        if not 0 <= least <= most <= MOST_PADS:
+            raise InputError(
+                f"stages.pretrain.data.most_shift={most}: must be from least_shift={least} to {MOST_PADS},"
+                " and that not below 0"
+            )
+        self.source = source
+        self.least = least
+        self.most = most
+        self.block_size = block_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def rows(self, generator: torch.Generator) -> Rows:
+        rows = self.source.rows(generator)
+        room = (self.block_size - rows.totals).clamp(min=0)
+        least, most = room.clamp(max=self.least), room.clamp(max=self.most)
+        pads = (least + below(most - least + 1, generator))[:, None]
+        return Rows(
+            starts=torch.cat((torch.full_like(pads, PAD_AT), rows.starts), dim=1),
+            lengths=torch.cat((pads, rows.lengths), dim=1),
+            loss_from=rows.loss_from.clamp(min=1) + pads[:, 0],
+        )
+
+
+def below(limit: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Uniform integers from 0 to limit - 1, elementwise."""
+    draw = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
+    return (draw * limit).long().clamp(max=limit - 1)

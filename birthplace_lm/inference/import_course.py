@@ -1,0 +1,70 @@
+"""A model that a student of the course has saved, as one of ours."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from birthplace_lm.config.compose import load
+from birthplace_lm.data.corpora.qa_files import read_documents
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.models.build import build_model, put_weights
+
+
+def read_course_model(file: Path, attention: str, corpus: Path, n_head: int) -> tuple[Trained, DictConfig]:
+    """Read what `torch.save(model.state_dict(), FILE)` left in the assignment of 2021.
+
+    All sizes but the number of heads are those of the weights. Nothing in the file is executed.
+
+    Args:
+        attention: vanilla, synthesizer or another whose parameters have these names.
+        corpus: the course's wiki.txt, whose characters are the vocabulary.
+
+    Raises:
+        CheckpointError: the file is damaged, holds more than weights, or is of another attention.
+        InputError: the corpus has another number of characters, or a size is out of range.
+    """
+    weights = _weights(file)
+    vocab = CharVocab.from_text(read_documents(corpus, "--corpus").text)
+    try:
+        symbols, n_embd = weights["tok_emb.weight"].shape
+        block_size = weights["pos_emb"].shape[1]
+    except (KeyError, IndexError, ValueError):
+        raise CheckpointError(f"{file}: no model of the course: no tok_emb.weight or pos_emb") from None
+    if symbols != len(vocab):
+        raise InputError(
+            f"--corpus {corpus}: has {len(vocab)} symbols, and {file} was trained with {symbols}"
+        )
+    layers = [int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))]
+    config = load(
+        [
+            "pretrain=none", "data=cs224n", f"attention={attention}", f"model.n_head={n_head}",
+            f"model.n_layer={max(layers, default=-1) + 1}", f"model.n_embd={n_embd}",
+            f"model.block_size={block_size}", "data.root=.",
+        ]
+    )  # fmt: skip
+    model = build_model(config, len(vocab))
+    try:
+        put_weights(model, weights, file)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("attention= and model.*", "--attention")) from error
+    return Trained(model, vocab), config
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from error
+    except Exception as error:  # of any kind: zip, pickle and torch each have their own
+        raise CheckpointError(f"{file}: cannot be read as weights: {type(error).__name__}") from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise CheckpointError(f"{file}: no state_dict: it has to map names to tensors")
+    return {name: value for name, value in content.items() if not name.endswith(".attn.mask")}

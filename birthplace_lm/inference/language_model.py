@@ -1,0 +1,91 @@
+"""A trained model as its users see it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from birthplace_lm.config.compose import read
+from birthplace_lm.data.corpora.qa_files import ask, normalise
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.inference.decoding import Answer, answer, attention_weights
+from birthplace_lm.models.build import build_model, check_weights, put_weights, weights_in
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.runs import checkpoint
+
+WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an exported model, beside its config.yaml
+
+
+class Trained:
+    """A network in evaluation mode with its vocabulary.
+
+    Attributes:
+        model: maps (B, T) ids to (B, T, V) logits.
+        vocab: what the ids mean.
+    """
+
+    def __init__(self, model: GPT, vocab: CharVocab) -> None:
+        self.model = model.eval()
+        self.vocab = vocab
+
+    @classmethod
+    def from_run(cls, path: str | Path) -> "Trained":
+        """The finetuned model of a run directory, or of what was exported from one.
+
+        Raises:
+            InputError: it is neither.
+            CheckpointError: its last stage has no checkpoint, or the newest is damaged or of another model.
+        """
+        run = Path(path)
+        if not (run / "config.yaml").is_file():
+            raise InputError(f"{run}: no run directory: it has no config.yaml")
+        config = read(run / "config.yaml")
+        stage = "finetune" if config.stages.finetune.enabled else "pretrain"
+        exported = (run / WEIGHTS).is_file()
+        file, symbols, weights = _exported(run) if exported else _newest(run / stage)
+        vocab = CharVocab(symbols)
+        with torch.device("meta"):  # where sizes that are not those of the weights take no memory
+            check_weights(build_model(config, len(vocab)), weights, file)
+        model = build_model(config, len(vocab))
+        put_weights(model, weights, file)
+        return cls(model, vocab)
+
+    def answer(self, names: Sequence[str]) -> list[str]:
+        """Where each of these people was born, as far as the model knows."""
+        if isinstance(names, str):
+            raise TypeError("names is one text; give a list of names")
+        return [a.text for a in self.answer_questions([ask(normalise(name)) for name in names])]
+
+    def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
+        """Answers to whole questions, with their log-probabilities."""
+        return answer(self.model, self.vocab, questions)
+
+    def attention(self, text: str) -> tuple[str, Tensor | None]:
+        """What every head looks at in a text; see `generate.attention_weights`.
+
+        >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # (layers, heads, T, T)
+        """
+        return attention_weights(self.model, self.vocab, text)
+
+
+def _newest(stage: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
+    """The newest checkpoint or none: that an older one is asked would not be seen in the answers."""
+    found = checkpoint.saved_in(stage)
+    if not found:
+        raise CheckpointError(f"{stage}: no checkpoint; run the training first")
+    content = checkpoint.load(found[0])
+    return found[0], content["birthplace_lm"]["vocab"], weights_in(content)
+
+
+def _exported(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
+    file = folder / WEIGHTS
+    try:
+        vocab = CharVocab.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
+        return file, list(vocab.symbols), safetensors.torch.load(file.read_bytes())
+    except (OSError, ValueError, AttributeError, SafetensorError, InputError) as error:
+        raise CheckpointError(f"{folder}: not what was exported: {error}") from error

@@ -1,0 +1,1 @@
+"""A run on disk: directory, lock, status, checkpoints, signals. Imports `config`, `data`, `models`."""

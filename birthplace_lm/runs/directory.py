@@ -1,0 +1,280 @@
+"""Run directories: named after what determines the result, locked while somebody works in them."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.config.compose import read
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.atomic_files import TEMPORARY, remove_unfinished, write_text
+
+log = logging.getLogger(__name__)
+
+UNCLAIMED = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
+# What a run may differ in and still end with the same numbers.
+WITHOUT_EFFECT = (
+    "runs_root",
+    "run_dir",
+    "resume",
+    "overwrite",
+    "dry_run",
+    "traceback",
+    "checkpoint",
+    "precision",  # that of the trainer has it
+)
+TRAINER_WITHOUT_EFFECT = (
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "profiler",
+)
+
+
+def identity(config: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that the result depends on."""
+    kept: Any = OmegaConf.to_container(config)
+    for key in WITHOUT_EFFECT:
+        kept.pop(key)
+    for key in TRAINER_WITHOUT_EFFECT:
+        kept["trainer"].pop(key)
+    for name, stage in kept["stages"].items():
+        stage.pop("num_workers")
+        if not stage["enabled"]:
+            kept["stages"][name] = {"enabled": False}
+    if kept["data"]["root"] is not None:
+        kept["data"]["root"] = os.path.realpath(kept["data"]["root"])
+    return kept
+
+
+def pretraining_identity(config: DictConfig) -> dict[str, Any]:
+    """The part that determines the weights after pretraining: finetuning does not."""
+    kept = identity(config)
+    kept["stages"].pop("finetune")
+    return kept
+
+
+def identity_sha256(kept: Mapping[str, Any]) -> str:
+    """A hash that names an identity."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Where a run lives: `run_dir`, or a name made of its identity, so that the same command comes back."""
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser()
+    return Path(config.runs_root).expanduser() / _name(config, identity(config))
+
+
+def pretraining_directory(config: DictConfig) -> Path:
+    """Where a pretraining lives, shared by all runs that need the same one."""
+    return Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_identity(config))
+
+
+def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
+    digest = identity_sha256(kept)
+    names = config.names
+    return f"{names.attention}-{names.pretrain}-{names.data}-s{config.seed}-{digest[:8]}"
+
+
+def check_claim(path: Path, config: DictConfig) -> None:
+    """Check that a folder is new, empty, or of this very run; touches nothing.
+
+    Raises:
+        InputError: it belongs to a run of another configuration, or to something else.
+    """
+    saved = path / "config.yaml"
+    if saved.is_file():
+        ours, theirs = identity(config), identity(read(saved))
+        if ours != theirs:
+            key = _first_difference(theirs, ours)
+            raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
+    elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= UNCLAIMED):
+        raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
+
+
+class RunDirectory:
+    """One run on disk: config.yaml, status.json, log.txt and what the stages leave.
+
+    status.json tells the truth: `running` with a `pid` that lives, or was killed; `preempted` by a signal;
+    `failed` with its `error`; `done`. In all but the last the same command goes on.
+    """
+
+    def __init__(self, path: Path, config: DictConfig) -> None:
+        self.path = path
+        self.config = config
+        self._stage: str | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator["RunDirectory"]:
+        """Lock the folder and make it ours; what is logged until the end goes into its log.txt too.
+
+        Raises:
+            InputError: the folder belongs to another configuration, to something else, or to another process.
+            CheckpointError: it cannot be written.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path, wait=False))
+                self._claim()
+                held.enter_context(_logging_to(self.path / "log.txt"))
+            except OSError as error:
+                raise CheckpointError(f"run_dir={self.path}: {error.strerror or error}") from error
+            yield self
+
+    @property
+    def finished(self) -> bool:
+        return self.status.get("state") == "done" and (self.path / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What a finished run measured."""
+        return self._read("metrics.json")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def begin(self, stage: str) -> None:
+        """Say what is being done from now on, unless a signal has asked to end.
+
+        Raises:
+            Stopped: it has.
+        """
+        self._stage = stage
+        signals.check(f"before {stage}")
+        self._status("running")
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """Say how it ended."""
+        reason = None if error is None else str(error) or type(error).__name__
+        with suppress(OSError):  # on a full disk the error itself has to come through
+            self._status(state, reason)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says."""
+        return self._read("status.json")
+
+    @property
+    def written(self) -> float | None:
+        """When status.json was written; None if it never was."""
+        try:
+            return (self.path / "status.json").stat().st_mtime
+        except OSError:
+            return None
+
+    def _status(self, state: str, error: str | None = None) -> None:
+        content = {"state": state, "stage": self._stage, "error": error, "pid": os.getpid()}
+        self.write_json("status.json", content)
+
+    def _claim(self) -> None:
+        check_claim(self.path, self.config)
+        if self.config.overwrite:
+            self._clear()
+        remove_unfinished(self.path)
+        remove_unfinished(self.path / "predictions")
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
+
+    def _clear(self) -> None:
+        last = self.path / "config.yaml"  # with it the folder stays ours, should we be killed meanwhile
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == last):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def locked(directory: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder; it is let go when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it and `wait` is false.
+        Stopped: a signal has ended the waiting.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a") as file:
+        waited = False
+        while not _lock(file.fileno()):
+            if not wait:
+                raise InputError(f"{directory}: another process is working in it; wait for it")
+            if not waited:
+                log.info("waiting for the process that works in %s", directory)
+            waited = True
+            signals.check(f"while waiting for {directory}")
+            time.sleep(0.2)
+        yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process works in a folder; this one must not."""
+    try:
+        with (directory / "lock").open("r+") as file:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock(file: int) -> bool:
+    """Try to take the lock of an open file; unlike with flock, forked workers do not hold it on."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Everything we, Lightning and `warnings` have to say, with times, at the end of a file."""
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("birthplace_lm", "lightning.pytorch", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        with suppress(OSError):  # what a full disk has not taken
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let a full disk end the run; logging would print a traceback and go on."""
+        error = sys.exception()
+        if isinstance(error, OSError) and threading.current_thread() is threading.main_thread():
+            raise OSError(error.errno, error.strerror, self.baseFilename) from error
+
+
+def _first_difference(one: Any, other: Any, key: str = "") -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            if one.get(name) != other.get(name):
+                return _first_difference(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    return key

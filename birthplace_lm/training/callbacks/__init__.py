@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpointing, curves, samples, EMA, progress."""

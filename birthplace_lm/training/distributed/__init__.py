@@ -1,0 +1,1 @@
+"""Several processes: launcher, FSDP2, DTensor helpers, torchrun."""

@@ -1,0 +1,191 @@
+"""The commands, on a run of a second."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import birthplace_lm
+from birthplace_lm.analysis.report.page import learning_curve
+from birthplace_lm.analysis.report.summary import find_runs
+from birthplace_lm.cli import commands as cli
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.training import pipeline
+
+
+@pytest.fixture
+def run(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    config = configure(f"run_dir={tmp_path / 'run'}", "stages.pretrain.check_val_every_n_epoch=1")
+    pipeline.run(config, read_corpus(config.data, config.model.block_size))
+    return tmp_path / "run"
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["birthplace-lm", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_predict_answers_as_the_run_did(
+    run: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "dev.txt"
+    assert call("predict", str(run), str(people / "dev.tsv"), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert out.read_text() == (run / "predictions" / "dev.txt").read_text()
+    dev = json.loads((run / "metrics.json").read_text())["dev"]
+    share = {0: "0.0", 1: "12.5", 2: "25.0", 3: "37.5"}[dev["correct"]]
+    assert capsys.readouterr().out == f"Correct: {dev['correct']} out of 8: {share}%\n"
+
+
+def test_predict_takes_questions_without_places(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "q.tsv"
+    questions.write_text("Where was Ada Lovelace born?\nWhere was Łukasz 漢 born?\n")
+    assert call("predict", str(run), str(questions), monkeypatch=monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert "Correct" not in captured.err
+
+
+def test_ask_and_load_agree(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = birthplace_lm.load(run)
+    assert not lm.model.training
+    assert lm.model(torch.tensor([lm.vocab.encode("Where")])).shape == (1, 5, len(lm.vocab))
+    names = ["Ada Lovelace", "Alan Turing"]
+    assert call("ask", str(run), *names, monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" (")[0] for line in lines] == [
+        f"{name}: {answer}" for name, answer in zip(names, lm.answer(names), strict=True)
+    ]
+
+
+def test_report_has_a_row_and_a_curve(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "curves.svg"
+    arguments = ["--format", "markdown", "--figure", str(picture)]
+    assert call("report", str(run), *arguments, monkeypatch=monkeypatch) == 0
+    found = json.loads((run / "metrics.json").read_text())
+    row = f"| vanilla | span\\_corruption | biographies | 0 | {found['parameters']:,} |"
+    assert row in capsys.readouterr().out
+    assert picture.read_text().lstrip().startswith("<?xml")
+    (read,) = find_runs(run)
+    curve = learning_curve(read)
+    assert len(curve) == 4
+    assert [x for x, _ in curve] == sorted(x for x, _ in curve)
+    assert curve[-1][0] == pytest.approx(read.characters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "{tmp}/nowhere", "X"], "{tmp}/nowhere: no run directory: it has no config.yaml"),
+        (["report", "{tmp}"], "{tmp}: no run in it; a run has a config.yaml"),
+        (["make-biographies", "{tmp}/x", "--people", "3"], "people=3: must be from 12 to 10000"),
+        (["predict", "{tmp}/run", "{tmp}/none.tsv"], "QUESTIONS={tmp}/none.tsv: "),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert call(*filled, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message.replace("{tmp}", str(tmp_path)))
+    assert error.count("\n") == 1
+
+
+def test_what_is_exported_answers_alike(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    names = ["README.md", "config.yaml", "model.safetensors", "vocab.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    dev = json.loads((run / "metrics.json").read_text())["dev"]
+    assert f"| exact match on dev | {dev['correct']}/8 = " in (out / "README.md").read_text()
+    assert str(tmp_path) not in (out / "config.yaml").read_text()
+    one, other = birthplace_lm.load(run), birthplace_lm.load(out)
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(one.model(ids), other.model(ids))
+    assert one.vocab == other.vocab
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(one.model.state_dict())
+    capsys.readouterr()
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: {out}: is not empty; give a new folder\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("vocab.json", b"[]"),
+        ("vocab.json", b"{}"),
+        ("vocab.json", b"\xff"),
+    ],
+)
+def test_a_damaged_export_is_one_line(
+    run: Path, tmp_path: Path, file: str, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "model"
+    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    (out / file).write_bytes(content)
+    capsys.readouterr()
+    assert call("ask", str(out), "Ada Lovelace", monkeypatch=monkeypatch) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {out}: not what was exported: ")
+    assert said.count("\n") == 1
+
+
+def test_json_is_for_scripts(
+    run: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("ask", str(run), "Ada Bee", "--json", monkeypatch=monkeypatch) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["name"] == "Ada Bee"
+    assert found["answer"] == birthplace_lm.load(run).answer(["Ada Bee"])[0]
+    assert call("predict", str(run), str(people / "dev.tsv"), "--json", monkeypatch=monkeypatch) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["correct"] == json.loads((run / "metrics.json").read_text())["dev"]["correct"]
+    assert len(scored["predictions"]) == scored["total"] == 8
+
+
+def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        environment = {
+            **os.environ, "_BIRTHPLACE_LM_COMPLETE": "complete_bash", "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }  # fmt: skip
+        command = [
+            sys.executable,
+            "-c",
+            "from birthplace_lm.cli.commands import app; app(prog_name='birthplace-lm')",
+        ]
+        done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True)
+        return done.stdout.split()
+
+    place = tmp_path / "place"
+    (place / "runs").mkdir(parents=True)
+    (place / "runs" / "mine").symlink_to(run)
+    assert completed("birthplace-lm im") == ["import-course"]
+    assert completed("birthplace-lm ask ru") == ["runs/mine"]

@@ -1,0 +1,158 @@
+"""Sweeps whose jobs run side by side in processes that a launcher starts."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from program import TRAIN, leftovers, outcome
+
+from birthplace_lm.config import precision as devices
+
+LAUNCHERS = ["basic", "joblib", "submitit_local"]
+
+
+@pytest.fixture(scope="module")
+def alone(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that no sweep has started."""
+    root = tmp_path_factory.mktemp("alone")
+    program = start(root, "basic", [*two_processes(people), "seed=1"])
+    assert program.wait(120) == 0, program.communicate()
+    (run,) = runs(root)
+    return run
+
+
+def two_processes(people: Path) -> list[str]:
+    return [*quick(people), "pretrain=none", "trainer=ddp", "trainer.accelerator=cpu"]
+
+
+def quick(people: Path) -> list[str]:
+    return [
+        "model=tiny", "model.n_layer=1", f"data.root={people}", "stages.pretrain.max_epochs=2",
+        "stages.pretrain.batch_size=10", "stages.finetune.max_epochs=2", "stages.finetune.batch_size=5",
+        "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+    ]  # fmt: skip
+
+
+def start(root: Path, launcher: str, arguments: list[str]) -> "subprocess.Popen[str]":
+    given = [*arguments, f"runs_root={root}", f"hydra/launcher={launcher}"]
+    if launcher == "joblib":
+        given.append("hydra.launcher.n_jobs=2")
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), "-m", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def states(table: str) -> list[str]:
+    """The second column."""
+    return re.findall(r"^\d+ +(.+?)  ", table.partition("\njob ")[2] or table, re.MULTILINE)
+
+
+def runs(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/metrics.json"))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failed_job_of_several_processes_leaves_the_next_right(
+    launcher: str, alone: Path, people: Path, tmp_path: Path
+) -> None:
+    """With Lightning's own launcher the second trained on mixed configurations, and was called done."""
+    arguments = two_processes(people)
+    root = tmp_path / "runs"
+    plan = start(root, "basic", [*arguments, "seed=0,1", "dry_run=true"]).communicate()[0]
+    first = Path(re.findall(r"^run +(.*), to do$", plan, re.MULTILINE)[0])
+    first.mkdir(parents=True)
+    with (first / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        sweep = start(root, launcher, [*arguments, "seed=0,1"])
+        out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 1, out + err
+    assert states(out) == ["failed (2)" if launcher == "basic" else "not started", "done"]
+    assert "another process is working in it" in out + err
+    assert "Traceback" not in out + err
+    assert [path.name for path in runs(root)] == [alone.name]
+    assert outcome(runs(root)[0]) == outcome(alone)
+    assert leftovers(root) == []
+
+
+def test_torchrun_trains_the_same(alone: Path, people: Path, tmp_path: Path) -> None:
+    def torchrun(*given: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        return subprocess.run([*command, str(TRAIN), *given], capture_output=True, text=True, timeout=200)
+
+    root = tmp_path / "runs"
+    done = torchrun(*two_processes(people), "seed=1", f"runs_root={root}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in runs(root)] == [alone.name]
+    assert outcome(runs(root)[0]) == outcome(alone)
+    assert done.stdout.count("dev exact match") == 1
+
+    refused = torchrun(*quick(people), f"runs_root={tmp_path / 'other'}")
+    assert refused.returncode != 0
+    assert "error: trainer.devices=1: torchrun has started 2 processes; give" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    program = start(root, "basic", longer(people))
+    assert program.wait(200) == 0, program.communicate()
+    return root
+
+
+def longer(people: Path) -> list[str]:
+    return [*quick(people), "attention=vanilla,synthesizer", "stages.finetune.max_epochs=40"]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
+def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
+    launcher: str, whole: Path, people: Path, tmp_path: Path
+) -> None:
+    arguments = longer(people)
+    root = tmp_path / "runs"
+    sweep = start(root, launcher, arguments)
+    while sweep.poll() is None and len([*root.glob("*/finetune/step-*.ckpt")]) < 2:
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143, out + err
+    assert set(states(out)) <= {"stopped", "not started", "done"}
+    assert "stopped" in states(out)
+
+    sweep = start(root, launcher, arguments)
+    out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0, out + err
+    assert [outcome(run) for run in runs(root)] == [outcome(run) for run in runs(whole)]
+    assert len(runs(root)) == 2
+
+
+def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
+    """Four processes and three GPUs: one GPU has two of them."""
+    take = "from birthplace_lm.config.precision import take_gpu; print(take_gpu(), flush=True); input()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,2,5"}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", take],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    found = [job.stdout.readline().strip() for job in jobs if job.stdout]
+    for job in jobs:
+        job.communicate("\n")
+    assert sorted({*found}) == ["0", "2", "5"]
+    assert len(found) == 4
+
+
+def test_one_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert devices.take_gpu() is None

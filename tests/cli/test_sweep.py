@@ -1,0 +1,161 @@
+"""Sweeps that are killed, that hold a bad job, or that are not valid."""
+
+import fcntl
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import Program, leftovers, outcome
+
+from birthplace_lm.runs import checkpoint
+
+JOBS = ["attention=vanilla,synthesizer", "pretrain=none,span_corruption", "seed=0,1,2"]
+
+
+@pytest.fixture(scope="module")
+def sweep(people: Path) -> list[str]:
+    return [
+        "-m", *JOBS, "model=tiny", "model.n_layer=1", f"data.root={people}", "stages.pretrain.max_epochs=2",
+        "stages.pretrain.batch_size=10", "stages.finetune.max_epochs=2", "stages.finetune.batch_size=5",
+        "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(sweep: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """An undisturbed sweep of twelve jobs, and the seconds it took."""
+    root = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    program = Program([*sweep, f"runs_root={root}"], root / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    assert states(program) == ["done"] * 12
+    return root, time.monotonic() - began
+
+
+def jobs(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/metrics.json"))
+
+
+def states(program: Program) -> list[str]:
+    """The second column of the table."""
+    table = program.stdout.read_text().partition("\njob ")[2]
+    return re.findall(r"^\d+ +(.+?)  ", table, re.MULTILINE)
+
+
+def done(root: Path) -> dict[str, tuple[int, int]]:
+    """What tells whether a finished job has been touched."""
+    found = {}
+    for path in jobs(root):
+        if json.loads((path / "status.json").read_text())["state"] == "done":
+            stat = (path / "metrics.json").stat()
+            found[path.name] = stat.st_ino, stat.st_mtime_ns
+    return found
+
+
+def test_killed_at_any_moment(
+    sweep: list[str], whole: tuple[Path, float], tmp_path: Path, amount: Any, record: Any
+) -> None:
+    root, output = tmp_path / "runs", tmp_path / "output"
+    moments = random.Random(0)
+    kills = 0
+    finished: dict[str, Any] = {}
+    while kills < amount(3, 10):
+        program = Program([*sweep, f"runs_root={root}"], output)
+        if not program.running(moments.uniform(0, whole[1] / 2)):
+            break
+        program.send(9)
+        assert program.wait() == 137
+        kills += 1
+        assert finished.items() <= done(root).items()
+        finished = done(root)
+
+    before = len(finished)
+    program = Program([*sweep, f"runs_root={root}"], output)
+    while program.running(0.01) and len(done(root)) < min(before + 2, 12):
+        pass
+    program.send(signal.SIGTERM)
+    code = program.wait()
+    assert finished.items() <= done(root).items()
+    if code != 0:
+        finished = done(root)
+        assert code == 143
+        shown = states(program)
+        assert shown.count("done before") == before
+        assert shown.count("done") == len(finished) - before
+        assert shown.count("stopped") == 1
+        assert shown.count("not started") + shown.count("stopped before") == 12 - 1 - len(finished)
+        said = program.stderr.read_text()
+        assert re.fullmatch(r"stopped by SIGTERM .*; the same command goes on from there\n", said)
+
+    program = Program([*sweep, f"runs_root={root}"], output)
+    assert program.wait() == 0, program.stderr.read_text()
+    assert states(program).count("done before") == len(finished)
+    assert finished.items() <= done(root).items()
+    assert leftovers(root) == []
+    for one, other in zip(jobs(whole[0]), jobs(root), strict=True):
+        assert one.name == other.name
+        assert outcome(one) == outcome(other)
+
+    finished = done(root)
+    began = time.monotonic()
+    program = Program([*(a for a in sweep if a != "seed=0,1,2"), "seed=2", f"runs_root={root}"], output)
+    assert program.wait() == 0
+    each = (time.monotonic() - began) / 4
+    assert each < 1
+    assert states(program) == ["done before"] * 4
+    assert done(root) == finished
+    record(
+        "sweep of 12 jobs", f"{kills} SIGKILLs and a SIGTERM, results identical, {each:.2f} s a finished job"
+    )
+
+
+def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, float], tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    damaged, locked = (root / name for name in (jobs(whole[0])[0].name, jobs(whole[0])[4].name))
+    shutil.copytree(whole[0] / damaged.name, damaged, symlinks=True)
+    for name in ("metrics.json", "status.json", "finetune/result.json"):
+        (damaged / name).unlink()
+    for path in checkpoint.saved_in(damaged / "finetune"):
+        path.write_bytes(path.read_bytes()[:-1])
+    locked.mkdir()
+    with (locked / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        program = Program([*sweep, f"runs_root={root}"], tmp_path / "output")
+        assert program.wait() == 1
+    assert len(done(root)) == 10
+    shown = states(program)
+    assert sorted(shown) == ["done"] * 10 + ["failed (2)", "failed (4)"]
+    assert re.search(rf"^\d+ +failed \(4\) .* {damaged}$", program.stdout.read_text(), re.MULTILINE)
+    assert re.search(rf"^\d+ +failed \(2\) .* {locked}$", program.stdout.read_text(), re.MULTILINE)
+    assert re.fullmatch(r"(error: .*\n){2}", program.stderr.read_text())
+    status = json.loads((damaged / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "no checkpoint is whole" in status["error"]
+    assert "Traceback" in (damaged / "log.txt").read_text()
+    assert [path.name for path in locked.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (["stages.finetune.learning_rate=7,1e-3"], "stages.finetune.learning_rate=7.0: must be"),
+        (["stages.finetune.learning_rate=1e-3,7"], "stages.finetune.learning_rate=7.0: must be"),
+        (["attention=vanila,vanilla"], "vanila"),
+        (["seed=1,2", "run_dir=${runs_root}/one"], "run_dir"),
+    ],
+)
+def test_is_refused_before_anything_is_created(
+    values: list[str], reason: str, tiny: list[str], tmp_path: Path
+) -> None:
+    program = Program(["-m", *tiny, f"runs_root={tmp_path / 'runs'}", *values], tmp_path / "output")
+    assert program.wait() == 2
+    assert re.fullmatch(f"error: .*{reason}.*\n", program.stderr.read_text())
+    assert program.stdout.read_text() == ""
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,104 @@
+"""Which word of a line is the answer: taught by some people, right about others."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from birthplace_lm.data.corpora.corpus import REPOSITORY
+from birthplace_lm.data.corpora.qa_files import person, read_documents, read_questions
+from birthplace_lm.data.masking.answer_likelihood import likely_answers
+
+COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
+TEACHERS = tuple(f"Ada {c}mith. She died in Oslo, but was born in Rome ." for c in "BCDFGHJKLMNPQRSTVWXZ")
+PEOPLE = tuple(document.split(". ")[0] for document in TEACHERS)
+
+
+def shown(document: str, answers: int = 20) -> dict[str, float]:
+    """How likely each candidate of a line about somebody else is, with so many teachers; the likeliest 1."""
+    documents = (*TEACHERS, document)
+    places = ("Rome",) * answers + ("Oslo",)
+    spans, odds = likely_answers(documents, (*PEOPLE[:answers], "Cy"), places)
+    return {document[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
+
+
+def test_words_around_the_answer_tell() -> None:
+    found = shown("Bo Smith. He died in Rome, but was born in Oslo .")
+    assert found["Oslo"] == 1
+    assert sum(found.values()) < 1.1
+
+
+def test_without_teachers_all_are_alike() -> None:
+    found = shown("Bo Smith. He died in Rome, but was born in Oslo .", answers=0)
+    assert set(found.values()) == {1}
+
+
+def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
+    assert shown("Bo Smith. He died in Rome, but was born in Xanadu .")["Xanadu"] == 1
+
+
+def test_whose_answer_is_known_keeps_it_alone() -> None:
+    spans, odds = likely_answers((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
+    assert [TEACHERS[0][s:e] for s, e in spans[0]] == ["She", "Oslo", "Rome"]
+    assert odds == [[0, 1, 0]]
+
+
+words = st.sampled_from(
+    ["Rome", "Washington, D.C.", "born", "née", "Århus", "東京", "1,901", ".", "Ada Smith. "]
+)
+lines = st.lists(words, min_size=1, max_size=12).map(" ".join) | st.text(min_size=1)
+
+
+@given(st.lists(lines, max_size=6), st.lists(st.sampled_from(["Rome", "Washington, D.C.", "東京", "", "x"])))
+@settings(deadline=None, max_examples=60)
+def test_candidates_are_parts_of_their_lines(documents: list[str], places: list[str]) -> None:
+    spans, odds = likely_answers(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
+    assert len(spans) == len(odds) == len(documents)
+    for document, choices, row in zip(documents, spans, odds, strict=True):
+        assert all(0 <= start < end <= len(document) for start, end in choices)
+        assert len(choices) == len(set(choices)) == len(row)
+        assert not row or max(row) == 1
+        assert all(0 <= p <= 1 for p in row)
+
+
+@pytest.mark.parametrize(
+    ("root", "corpus", "train", "at_least"),
+    [
+        (REPOSITORY / "data" / "biographies", "corpus.txt", "train.tsv", 0.9),
+        pytest.param(
+            Path(COURSE_DATA),
+            "wiki.txt",
+            "birth_places_train.tsv",
+            0.88,
+            marks=pytest.mark.skipif(not COURSE_DATA, reason="BIRTHPLACE_LM_COURSE_DATA is not set"),
+        ),
+    ],
+    ids=["biographies", "course"],
+)
+def test_right_about_people_it_was_not_taught_about(
+    root: Path, corpus: str, train: str, at_least: float
+) -> None:
+    """Every fifth train person is left out and asked about; the same with one thread and with two."""
+    documents = tuple(read_documents(root / corpus).lines)
+    rows = [row for row in read_questions(root / train, "required").rows if row.place]
+    asked, taught = rows[::5], [row for i, row in enumerate(rows) if i % 5]
+    people, places = tuple(person(r.question) for r in taught), tuple(r.place or "" for r in taught)
+    found = []
+    threads = torch.get_num_threads()
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        likely_answers.cache_clear()
+        found.append(likely_answers(documents, people, places))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    right = 0
+    for row in asked:
+        title = f"{person(row.question)}. "
+        line = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
+        if line is not None and found[0][0][line]:
+            best = max(zip(found[0][1][line], found[0][0][line], strict=True))[1]
+            right += documents[line][best[0] : best[1]] == row.place
+    assert right / len(asked) > at_least

@@ -1,0 +1,286 @@
+"""What a stage gets: the right rows, the same ones after a resume, and nothing from the global stream."""
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from birthplace_lm.config.schema import Data
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.datamodule import (
+    BatchDataModule,
+    BirthplaceDataModule,
+    Loading,
+    SpanCorruptionDataModule,
+)
+from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
+from birthplace_lm.data.sequences import Batch
+from birthplace_lm.data.vocab import MASK, PAD
+from birthplace_lm.errors import InputError
+
+BLOCK = 128
+
+
+def embedded(holdout: int) -> Corpus:
+    return read_corpus(Data(None, "corpus.txt", "train.tsv", "dev.tsv", "test.tsv", holdout), BLOCK)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return embedded(holdout=35)
+
+
+def pretraining(
+    corpus: Corpus,
+    batch_size: int = 128,
+    workers: int = 0,
+    seed: int = 0,
+    questions: float = 0.5,
+    spans: Any = RandomSpans,
+) -> SpanCorruptionDataModule:
+    loading = Loading(batch_size, workers, seed, shuffle=True, pool=4)
+    return SpanCorruptionDataModule(
+        corpus,
+        loading,
+        BLOCK,
+        spans,
+        closing=True,
+        loss_on="all",
+        masks=1,
+        questions=questions,
+        least_shift=0,
+        most_shift=20,
+    )
+
+
+def finetuning(corpus: Corpus, ascii_only: bool = False) -> BirthplaceDataModule:
+    return BirthplaceDataModule(corpus, Loading(32, 0, 0, shuffle=True, pool=4), BLOCK, ascii_only)
+
+
+def in_process(data: BatchDataModule, rank: int = 0, world: int = 1) -> BatchDataModule:
+    data.trainer = SimpleNamespace(  # type: ignore
+        training=True, global_rank=rank, world_size=world, limit_train_batches=1.0
+    )
+    return data
+
+
+def train(data: BatchDataModule, steps: int) -> list[Batch]:
+    """What Lightning does with a data module, up to a number of steps."""
+    in_process(data)
+    loader = data.train_dataloader()
+    made: list[Batch] = []
+    while len(made) < steps:
+        for batch in loader:
+            made.append(data.on_before_batch_transfer(batch, 0))
+            if len(made) == steps:
+                break
+    return made
+
+
+def same(one: Iterable[Batch], two: Iterable[Batch]) -> bool:
+    return all(
+        torch.equal(a[key], b[key])  # type: ignore[literal-required]
+        for a, b in zip(one, two, strict=True)
+        for key in (*a, *b)
+    )
+
+
+def rows(corpus: Corpus, batches: Iterable[Batch]) -> list[str]:
+    """The characters of every row; a shorter one shows its last character among the inputs, too."""
+    texts = []
+    for batch in batches:
+        for x, y in zip(batch["inputs"].tolist(), batch["targets"].tolist(), strict=True):
+            targets = corpus.vocab.decode(y).rstrip(PAD)
+            texts.append((corpus.vocab.decode(x)[: len(targets)] + targets[-1]).lstrip(PAD))
+    return texts
+
+
+def asked(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Questions and places of the rows that are `question MASK place MASK`."""
+    return [
+        (q, p) for q, p, *_ in (t.split(MASK) for t in texts) if q.startswith("Where was ") and q[-1] == "?"
+    ]
+
+
+def epoch_of(data: BatchDataModule) -> list[Batch]:
+    return list(data.train_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_new_data_module_goes_on_with_the_next_batch(corpus: Corpus, workers: int) -> None:
+    length = len(epoch_of(pretraining(corpus)))
+    steps = 2 * length + 2
+    whole = train(pretraining(corpus), steps)
+    keys = [batch["key"].tolist() for batch in whole]
+    assert keys == [[i // length, i % length] for i in range(steps)]
+    for k in [1, length - 1, length, length + 1] if workers == 0 else [length - 2]:
+        before, after = pretraining(corpus, workers=workers), pretraining(corpus, workers=workers)
+        first = train(before, k)
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        assert same([*first, *train(after, steps - k)], whole)
+
+
+class Seen(L.LightningModule):
+    """Trains on nothing and remembers the keys of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.keys: list[tuple[int, ...]] = []
+        self.validated = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.keys.append(tuple(batch["key"].tolist()))
+        return self.weight * 1.0
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validated += 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: BatchDataModule, **flags: Any) -> Seen:
+    module = Seen()
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **flags)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_on_every_batch_once(corpus: Corpus) -> None:
+    """Sanity checks and validation in between do not move the position."""
+    data = pretraining(corpus, batch_size=256)
+    length = len(epoch_of(data))
+    module = fit(data, max_steps=length + 1, val_check_interval=1)
+    assert module.keys == [*((0, i) for i in range(length)), (1, 0)]
+    assert module.validated > length
+    state = data.state_dict()
+    assert state == {"epoch": 1, "index": 1, "next_batch": data.train_batches.fingerprint((1, 1))}
+    going_on = fit(data, max_epochs=1, limit_val_batches=0)
+    assert going_on.keys == [(1, i) for i in range(1, length)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_overfits_on_the_first_batches(corpus: Corpus) -> None:
+    """Bug: `overfit_batches` puts a sampler of numbers in the place of ours, which gave a TypeError."""
+    assert fit(pretraining(corpus), overfit_batches=2, max_epochs=3).keys == [(0, 0), (0, 1)] * 3
+
+
+def test_the_global_stream_is_left_alone(corpus: Corpus) -> None:
+    """Bug: the loader of the questions drew from it at every validation."""
+    before = torch.get_rng_state()
+    for data in (pretraining(corpus), finetuning(corpus)):
+        list(data.train_dataloader())
+        for loader in data.val_dataloader():
+            list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_differ_and_workers_do_not(corpus: Corpus) -> None:
+    one = epoch_of(pretraining(corpus))
+    assert same(epoch_of(pretraining(corpus, workers=2)), one)
+    assert not torch.equal(epoch_of(pretraining(corpus, seed=1))[0]["inputs"], one[0]["inputs"])
+
+
+def test_processes_together_make_the_batches_of_one(corpus: Corpus) -> None:
+    """`batch_size` is that of a process."""
+    shares = [epoch_of(in_process(pretraining(corpus, batch_size=32), rank, world=3)) for rank in range(3)]
+    single = epoch_of(pretraining(corpus, batch_size=96))
+    for whole, *shared in zip(single, *shares, strict=True):
+        assert sorted(rows(corpus, shared)) == sorted(rows(corpus, [whole]))
+        assert all(len(share["inputs"]) == 32 for share in shared) or len(whole["inputs"]) < 96
+    asked_by = [list(in_process(pretraining(corpus), r, 3).val_dataloader()[1]) for r in range(3)]
+    questions = [row for batches in asked_by for batch in batches for row in batch]
+    assert sorted(questions) == sorted((row.question, row.place) for row in corpus.holdout)
+
+
+@pytest.mark.parametrize("make", [pretraining, finetuning])
+def test_validation_is_the_same_every_time(corpus: Corpus, make: Any) -> None:
+    data = make(corpus)
+    losses, questions = data.val_dataloader()
+    wanted = list(losses)
+    assert [batch["key"].tolist() for batch in wanted] == [[0, i] for i in range(len(wanted))]
+    assert 1 <= len(wanted) <= 4
+    train(data, 3)
+    assert same(data.val_dataloader()[0], wanted)
+    assert same(make(corpus).val_dataloader()[0], wanted)
+    assert [row for batch in questions for row in batch] == [(r.question, r.place) for r in corpus.holdout]
+
+
+def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
+    """The documents are the same, their spans are not, whatever the seed; and nothing is shifted or asked."""
+    held_out = rows(corpus, pretraining(corpus).val_dataloader()[0])
+    assert 3 * 128 < len(set(held_out)) <= 4 * 128
+    trained = [set(rows(corpus, epoch_of(pretraining(corpus, seed=seed)))) for seed in (0, 1)]
+    assert all(len(seen & set(held_out)) < 10 for seen in trained)  # short ones may agree by chance
+    assert asked(held_out) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
+    data = pretraining(
+        corpus, questions=share, spans=partial(SalientSpans, answers=0.85, sharpness=1.0, context_power=6.0)
+    )
+    train_questions = {(row.question, row.place) for row in corpus.train.rows}
+    count = round(share * len(corpus.train.rows))
+    assert data.train_rows == len(corpus.documents.lines) + count
+    drawn = []
+    for _ in range(2):
+        texts = rows(corpus, train(data, len(data.train_dataloader())))
+        assert len(texts) == data.train_rows
+        drawn.append(set(asked(texts)))
+        assert len(asked(texts)) == len(drawn[-1]) == count
+        assert drawn[-1] <= train_questions
+    assert (drawn[0] == drawn[1]) == (share in (0.0, 1.0))  # else drawn anew
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01, 2.0, float("nan")])
+def test_share_of_questions_out_of_range(corpus: Corpus, share: float) -> None:
+    """Bug: with more than all questions, an epoch ended in an IndexError."""
+    with pytest.raises(InputError, match=rf"data\.questions={share}: must be from 0 to 1"):
+        pretraining(corpus, questions=share)
+
+
+def test_held_out_questions_are_validated_on_and_never_trained_on(corpus: Corpus) -> None:
+    held_out = {(row.question, row.place) for row in corpus.holdout}
+    data = finetuning(corpus)
+    texts = asked(rows(corpus, epoch_of(data)))
+    assert sorted(texts) == sorted((row.question, row.place) for row in corpus.train.rows)
+    assert data.train_rows == len(texts) == 175
+    assert set(asked(rows(corpus, data.val_dataloader()[0]))) == held_out
+    assert not held_out & set(texts)
+
+
+def test_without_a_holdout_dev_is_validated_on() -> None:
+    corpus = embedded(holdout=0)
+    dev = [(row.question, row.place) for row in corpus.dev.rows]
+    losses, questions = finetuning(corpus).val_dataloader()
+    assert [row for batch in questions for row in batch] == dev
+    validated = asked(rows(corpus, losses))
+    assert 3 * 32 < len(validated) == len(set(validated)) <= 4 * 32
+    assert set(validated) < set(dev)
+
+
+def test_ascii_only_is_for_training_questions(corpus: Corpus) -> None:
+    def naive(text: str) -> str:
+        return "".join(c for c in text if ord(c) < 128)
+
+    plain, ascii_only = finetuning(corpus), finetuning(corpus, ascii_only=True)
+    questions = [(row.question, row.place) for row in corpus.train.rows]
+    assert sum(not question.isascii() for question, _ in questions) > 5
+    assert sorted(asked(rows(corpus, epoch_of(plain)))) == sorted(questions)
+    assert sorted(asked(rows(corpus, epoch_of(ascii_only)))) == sorted(
+        (naive(q), p or "") for q, p in questions
+    )
+    assert any(not row.question.isascii() for row in corpus.holdout)
+    for one, two in zip(plain.val_dataloader(), ascii_only.val_dataloader(), strict=True):
+        assert str(list(one)) == str(list(two))
+    held_out = {(row.question, row.place) for row in corpus.holdout}
+    assert set(asked(rows(corpus, ascii_only.val_dataloader()[0]))) == held_out

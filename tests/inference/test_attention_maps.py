@@ -1,0 +1,95 @@
+"""Attention weights and their picture."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+from birthplace_lm.config.compose import load
+from birthplace_lm.data.vocab import MASK, CharVocab
+from birthplace_lm.inference.attention_maps import CELL, FUTURE, attention_picture
+from birthplace_lm.inference.decoding import attention_weights
+from birthplace_lm.models.build import build_model
+from birthplace_lm.models.sdpa import recording
+
+TEXT = f"Where was Ada born?{MASK}Rome{MASK}"
+
+
+@pytest.fixture
+def vocab() -> CharVocab:
+    return CharVocab.from_text(TEXT.replace(MASK, ""))
+
+
+def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """(H, T, T), head by head and position by position, as the formulas in the papers have it."""
+    length, heads = x.shape[0], layer.n_head
+    depth = x.shape[1] // heads
+    found = torch.zeros(heads, length, length)
+    for head in range(heads):
+        own = slice(head * depth, (head + 1) * depth)
+        for t in range(length):
+            if attention == "vanilla":
+                q, k = layer.query(x)[t, own], layer.key(x)[: t + 1, own]
+                scores = k @ q / depth**0.5
+            else:
+                h = torch.relu(layer.w1(x))[t, own]
+                scores = h @ layer.w2[:, : t + 1] + layer.b2[: t + 1]
+            found[head, t, : t + 1] = torch.exp(scores) / torch.exp(scores).sum()
+    return found
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
+def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> None:
+    torch.manual_seed(0)
+    model = build_model(load([f"attention={attention}", "model=tiny"]), len(vocab)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    inputs = []
+    layers: list[Any] = [block.attn for block in model.blocks]
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0])) for layer in layers
+    ]
+    read, weights = attention_weights(model, vocab, TEXT)
+    for hook in hooks:
+        hook.remove()
+    assert read == TEXT
+    assert weights is not None
+    with torch.no_grad():
+        for found, layer, x in zip(weights, layers, inputs, strict=True):
+            torch.testing.assert_close(found, expected(attention, layer, x[0]))
+
+
+def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
+    model = build_model(load(["model=tiny"]), len(vocab)).eval()
+    ids = torch.tensor([vocab.encode(TEXT)])
+    alone = model(ids)
+    with recording() as recorded:
+        assert torch.equal(model(ids), alone)
+    assert len(recorded) == model.n_layer
+    model(ids)
+    assert len(recorded) == model.n_layer
+
+
+def test_picture() -> None:
+    weights = torch.eye(4).expand(2, 3, 4, 4)
+    page = attention_picture(weights, "text")
+    top, left = np.argwhere((page == (253, 231, 37)).all(-1))[0]
+    assert tuple(page[top + CELL // 4, left]) == (68, 1, 84)  # below the diagonal: none
+    assert tuple(page[top, left + CELL // 4]) == FUTURE
+    assert (page == (253, 231, 37)).all(-1).sum() == 2 * 3 * 4 * (CELL // 4) ** 2
+
+
+def test_a_run_leaves_maps_of_every_validation(configure: object, tmp_path: object) -> None:
+    from stage import run
+
+    config = configure("pretrain=none", "attention=synthesizer", "trainer.check_val_every_n_epoch=1")  # type: ignore[operator]
+    run(config)
+    (folder,) = (tmp_path / "runs").glob("*/finetune")  # type: ignore[operator]
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    for number in (1, 2):
+        points = events.Tensors(f"finetune/attention/{number}")
+        assert len(points) == 2
+        assert points[0].tensor_proto.string_val[2].startswith(b"\x89PNG")

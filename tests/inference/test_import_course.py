@@ -1,0 +1,110 @@
+"""Models that students have saved."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import birthplace_lm
+from birthplace_lm.cli import commands as cli
+from birthplace_lm.config.compose import load
+from birthplace_lm.models.build import build_model
+
+ROOT = os.environ.get("BIRTHPLACE_LM_COURSE_DATA")
+SIZES = ["model.n_layer=2", "model.n_head=4", "model.n_embd=32", "model.block_size=24"]
+
+
+def call(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["birthplace-lm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """With 38 characters, and so 40 symbols, as the references have."""
+    file = tmp_path / "wiki.txt"
+    letters = "".join(chr(ord("a") + i) for i in range(26)) + "ABCDEFGHI"
+    file.write_text(f"Ada Bee. {letters}.\n")
+    return file
+
+
+def with_masks(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mask = torch.ones(1, 1, 24, 24).tril()
+    return {**weights, "blocks.0.attn.mask": mask, "blocks.1.attn.mask": mask}
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
+def test_is_imported_with_its_logits(
+    attention: str, old_format: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(load([f"attention={attention}", *SIZES]), 40).eval()
+    file, out = tmp_path / "a.params", tmp_path / "out"
+    torch.save(with_masks(model.state_dict()), file, _use_new_zipfile_serialization=not old_format)
+    given = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
+    assert call("import-course", file, out, *given, monkeypatch=monkeypatch) == 0
+    ids = torch.randint(0, 40, (3, 23))
+    assert torch.equal(birthplace_lm.load(out).model(ids), model(ids))
+    assert "Imported from a.params" in (out / "README.md").read_text()
+    assert call("ask", out, "Ada Bee", monkeypatch=monkeypatch) == 0
+
+
+@pytest.mark.skipif(ROOT is None, reason="needs the course's files: BIRTHPLACE_LM_COURSE_DATA")
+@pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
+def test_has_the_logits_of_the_reference(
+    attention: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with safe_open(Path(ROOT or "").parent / "reference" / f"{attention}.safetensors", "pt") as saved:
+        tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118, safe_open is no dict
+    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    file, out = tmp_path / "a.params", tmp_path / "out"
+    torch.save(with_masks(weights), file)
+    given = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
+    assert call("import-course", file, out, *given, monkeypatch=monkeypatch) == 0
+    logits = birthplace_lm.load(out).model(tensors["inputs"])
+    torch.testing.assert_close(logits, tensors["logits"], atol=1e-4, rtol=0)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_what_cannot_be_imported_is_one_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = build_model(load(SIZES), 40).state_dict()
+    small = tmp_path / "small.txt"
+    small.write_text("Ada Bee. abc.\n")
+    cases: list[tuple[object, list[object], int, str]] = [
+        (weights, ["--corpus", small], 2, "symbols, and"),
+        (weights, ["--corpus", corpus, "--attention", "synthesizer"], 4, "give its --attention"),
+        (weights, ["--corpus", corpus, "--attention", "synthesiser"], 2, "synthesizer"),
+        (weights, ["--corpus", corpus, "--n-head", "5"], 2, "model.n_head=5"),
+        ({**weights, "more": torch.zeros(1)}, ["--corpus", corpus], 4, "more"),
+        ({"a": 1}, ["--corpus", corpus], 4, "no state_dict"),
+        ({"a": torch.zeros(1)}, ["--corpus", corpus], 4, "no model of the course"),
+        (Evil(), ["--corpus", corpus], 4, "cannot be read as weights"),
+        (b"half", ["--corpus", corpus], 4, "cannot be read as weights"),
+    ]
+    for content, given, code, reason in cases:
+        file = tmp_path / "a.params"
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        arguments = given if "--n-head" in given else [*given, "--n-head", 4]
+        assert call("import-course", file, tmp_path / "out", *arguments, monkeypatch=monkeypatch) == code
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert reason in said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "executed").exists()

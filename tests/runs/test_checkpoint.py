@@ -1,0 +1,558 @@
+"""A checkpoint is whole or does not count."""
+
+import errno
+import io
+import logging
+import os
+import random
+import resource
+import shutil
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
+
+from birthplace_lm.cli import app
+from birthplace_lm.errors import BirthplaceError, CheckpointError
+from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.models.build import build_model, load_weights
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.training import pipeline
+from birthplace_lm.training.stage import STAGE_RESULT
+
+OURS = {"format": checkpoint.FORMAT, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
+STATE: dict[str, Any] = {
+    "state_dict": {"w": torch.arange(1000.0)},
+    "global_step": 7,
+    "epoch": 3,
+    "birthplace_lm": OURS,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = checkpoint.path_of(tmp_path, 7)
+    checkpoint.save(STATE, path)
+    return path
+
+
+def test_gives_back_what_was_saved(saved: Path) -> None:
+    found = checkpoint.load(saved)
+    assert torch.equal(found["state_dict"].pop("w"), STATE["state_dict"]["w"])
+    assert found == {**STATE, "state_dict": {}}
+    assert sorted(p.name for p in saved.parent.iterdir()) == [
+        "step-00000007.ckpt",
+        "step-00000007.ckpt.sha256",
+    ]
+
+
+def test_does_not_run_what_is_pickled_in_a_checkpoint(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    path = tmp_path / "step-00000001.ckpt"
+    checkpoint.save({"state_dict": Evil()}, path)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        checkpoint.load(path)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_disk_is_an_error_and_the_old_file_stays(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save({"other": 1}, saved)
+    assert saved.read_bytes() == before
+    assert checkpoint.verified(saved)
+
+
+def test_the_newest_step_comes_first(tmp_path: Path) -> None:
+    for step in (9, 100, 10):
+        checkpoint.save({}, checkpoint.path_of(tmp_path, step))
+    (tmp_path / "last.ckpt").touch()
+    assert [checkpoint.step_of(p) for p in checkpoint.saved_in(tmp_path)] == [100, 10, 9]
+
+
+@pytest.mark.parametrize("path", ["https://example.org/step-1.ckpt", "/nowhere/step-1.ckpt"])
+def test_only_local_files_that_exist(path: str) -> None:
+    with pytest.raises(CheckpointError):
+        checkpoint.load(Path(path))
+
+
+@pytest.fixture(scope="module")
+def stage(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stage that has been left alone; its last two checkpoints are of the steps 4 and 6."""
+    root = tmp_path_factory.mktemp("real")
+    fit(quick(people, root), "finetune", root / "finetune")
+    return root / "finetune"
+
+
+@pytest.fixture
+def config(people: Path, tmp_path: Path) -> DictConfig:
+    return quick(people, tmp_path)
+
+
+def damaged(whole: bytes, draw: random.Random, how: str) -> bytes:
+    if how == "flipped":
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        return bytes(changed)
+    return whole[: draw.randrange(len(whole))]
+
+
+@pytest.mark.parametrize(("how", "suite", "torture"), [("flipped", 300, 1000), ("truncated", 60, 200)])
+def test_notices_all_damage(
+    how: str, suite: int, torture: int, stage: Path, tmp_path: Path, amount: Any, record: Any
+) -> None:
+    path = tmp_path / "step-00000006.ckpt"
+    shutil.copy(checkpoint.path_of(stage, 6), path)
+    whole = path.read_bytes()
+    sign(path)
+    assert checkpoint.verified(path)
+    draw, noticed = random.Random(how), 0
+    for _ in range(amount(suite, torture)):
+        path.write_bytes(damaged(whole, draw, how))
+        assert not checkpoint.verified(path)
+        with pytest.raises(CheckpointError, match=r"damaged: its \d+ bytes are not those that were saved"):
+            checkpoint.load(path)
+        noticed += 1
+    record(f"{how} checkpoints", f"{noticed} of {amount(suite, torture)} noticed")
+
+
+def spoil_hash(content: bytes | None) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        file = path.with_name(path.name + ".sha256")
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+
+    return spoil
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "one bit": lambda path: path.write_bytes(damaged(path.read_bytes(), random.Random(1), "flipped")),
+    "another bit": lambda path: path.write_bytes(damaged(path.read_bytes(), random.Random(2), "flipped")),
+    "cut off": lambda path: path.write_bytes(damaged(path.read_bytes(), random.Random(3), "truncated")),
+    "empty": lambda path: path.write_bytes(b""),
+    "hash empty": spoil_hash(b""),
+    "hash binary": spoil_hash(b"\x00\xff" * 50),
+    "hash of something else": spoil_hash(b"0" * 64 + b"\n"),
+    "hash missing": spoil_hash(None),
+}
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_falls_back_to_the_one_before(
+    damage: Callable[[Path], None],
+    finished: bool,
+    stage: Path,
+    config: DictConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the stage was done: what comes after must not go on from an older checkpoint."""
+    folder = tmp_path / "stage"
+    shutil.copytree(stage, folder)
+    if not finished:
+        (folder / STAGE_RESULT).unlink()
+    last = checkpoint.path_of(folder, 6)
+    damage(last)
+    left = last.read_bytes()
+    assert checkpoint.newest_in(folder) == checkpoint.path_of(folder, 4)
+    with caplog.at_level(logging.WARNING, "birthplace_lm"):
+        fit(config, "finetune", folder)
+    aside = last.with_name("step-00000006.ckpt.damaged")
+    assert [r.getMessage() for r in caplog.records] == [f"a damaged checkpoint was set aside as {aside}"]
+    assert aside.read_bytes() == left
+    assert digest(folder) == digest(stage)
+    assert orphans(folder) == []
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+def test_no_whole_checkpoint_is_an_error(
+    finished: bool, stage: Path, config: DictConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stage"
+    shutil.copytree(stage, folder)
+    if not finished:
+        (folder / STAGE_RESULT).unlink()
+    for path in checkpoint.saved_in(folder):
+        path.write_bytes(damaged(path.read_bytes(), random.Random(0), "flipped"))
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(CheckpointError, match="no checkpoint is whole") as caught:
+        fit(config, "finetune", folder)
+    assert caught.value.exit_code == 4
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_finished_stage_without_its_checkpoint_is_an_error(
+    stage: Path, config: DictConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stage"
+    shutil.copytree(stage, folder)
+    for path in folder.glob("step-*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="finished, but its checkpoint is gone"):
+        fit(config, "finetune", folder)
+
+
+def test_asking_a_run_whose_newest_checkpoint_is_damaged(
+    stage: Path, config: DictConfig, tmp_path: Path
+) -> None:
+    """The one before would answer, and nobody would know that it is not the trained model."""
+    write_config(tmp_path / "run", config)
+    shutil.copytree(stage, tmp_path / "run" / "finetune")
+    Trained.from_run(tmp_path / "run")
+    DAMAGE["one bit"](checkpoint.path_of(tmp_path / "run" / "finetune", 6))
+    with pytest.raises(CheckpointError, match=r"step-00000006\.ckpt: damaged"):
+        Trained.from_run(tmp_path / "run")
+
+
+# What an attacker writes, whose hash is right.
+
+
+def entries(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+WRONG: list[Any] = [
+    None, 0, -1, 10**30, 1.5, float("nan"), True, "x", "", b"x", [], {}, [[]], [1], {1: 2}, {"a": {}}, ("x",),
+    torch.zeros(2), torch.zeros(()), torch.zeros(2, 2, dtype=torch.int64),
+    torch.zeros(1, dtype=torch.complex64), torch.zeros(1).expand(10**12), torch.eye(3).to_sparse(),
+    torch.empty(3, device="meta"), torch.Size([1]),
+]  # fmt: skip
+
+
+def change_structure(whole: bytes, draw: random.Random) -> bytes:
+    """Put something of another type somewhere, or remove it, or name it otherwise."""
+    found = torch.load(io.BytesIO(whole), weights_only=True)
+    node, depth = found, draw.choice([1, 1, 2, 2, 3, 4, 6])
+    while True:
+        key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
+        inner = node[key]
+        depth -= 1
+        if depth and isinstance(inner, dict | list) and len(inner):
+            node = inner
+            continue
+        break
+    how = draw.randrange(4)
+    if how == 0:
+        del node[key]
+    elif how == 1 and isinstance(node, dict):
+        node[draw.choice([f"{key}x", 7, "get", "items", "_metadata", None])] = node.pop(key)
+    else:
+        node[key] = draw.choice(WRONG)
+    out = io.BytesIO()
+    torch.save(found, out)
+    return out.getvalue()
+
+
+def change_pickle(whole: bytes, draw: random.Random) -> bytes:
+    files = entries(whole)
+    (name,) = (name for name in files if name.endswith("/data.pkl"))
+    changed = bytearray(files[name])
+    for _ in range(draw.choice([1, 1, 2, 5])):
+        changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return zipped({**files, name: bytes(changed)})
+
+
+def change_entries(whole: bytes, draw: random.Random) -> bytes:
+    files = entries(whole)
+    name, other = draw.sample(list(files), 2)
+    how = draw.randrange(6)
+    if how == 0:
+        del files[name]
+    elif how == 1:
+        files[name + "x"] = files.pop(name)
+    elif how == 2:
+        files[name], files[other] = files[other], files[name]
+    elif how == 3:
+        files[name] = files[name][: len(files[name]) // 2]
+    elif how == 4:
+        files[name] *= 3
+    else:
+        return zipped(files, zipfile.ZIP_DEFLATED)
+    return zipped(files)
+
+
+def change_bytes(whole: bytes, draw: random.Random) -> bytes:
+    """In the directory of the archive above all, which says how large everything is."""
+    changed = bytearray(whole)
+    directory = whole.index(b"PK\x01\x02")
+    for _ in range(draw.choice([1, 2, 8])):
+        where = draw.randrange(directory, len(whole)) if draw.random() < 0.8 else draw.randrange(len(whole))
+        changed[where] = draw.choice([0, 0xFF, draw.randrange(256)])
+    return bytes(changed)
+
+
+MUTATIONS = [change_structure, change_structure, change_pickle, change_entries, change_bytes]
+
+
+@pytest.fixture(scope="module")
+def run(people: Path, stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory without a checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    write_config(folder, quick(people, folder))
+    (folder / "finetune").mkdir()
+    return folder
+
+
+def within(bytes_more: int, work: Callable[[], object]) -> int:
+    """Do it in a child that may take only so much more memory; see `forked`."""
+
+    def limited() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + bytes_more
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        work()
+
+    return forked(limited)
+
+
+def try_forged(content: bytes, run: Path) -> bool:
+    """Whether it is taken for a checkpoint; nothing but BirthplaceError may be raised, and within 2 s."""
+    path = checkpoint.path_of(run / "finetune", 9)
+    path.write_bytes(content)
+    sign(path)
+    began = time.process_time()
+    try:
+        checkpoint.load(path)
+    except BirthplaceError:
+        return False
+    finally:
+        assert time.process_time() - began < 2
+    try:
+        Trained.from_run(run).answer(["Ada Lovelace"])
+    except BirthplaceError:
+        pass
+    finally:
+        assert time.process_time() - began < 2
+    return True
+
+
+def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
+    """Whether a stage goes on from it to its end; else an error that `pipeline.run` says in one line."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = checkpoint.path_of(folder, 4)
+    path.write_bytes(content)
+    sign(path)
+    said = ""
+    try:
+        fit(config, "finetune", folder)
+    except Exception as error:
+        said = str(pipeline._known(error, folder))
+    if said:
+        assert "\n" not in said
+        return False
+    last = checkpoint.saved_in(folder)[0]
+    model = build_model(config, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
+    load_weights(model, last)
+    return True
+
+
+def test_forged_checkpoints(
+    stage: Path, run: Path, config: DictConfig, tmp_path: Path, amount: Any, record: Any
+) -> None:
+    whole = checkpoint.path_of(stage, 4).read_bytes()
+    total = amount(150, 1000)
+    counts = tmp_path / "counts"
+
+    def work() -> None:
+        draw, taken, resumed = random.Random(0), 0, 0
+        for number in range(total):
+            forged = MUTATIONS[number % len(MUTATIONS)](whole, draw)
+            (tmp_path / "last").write_bytes(forged)  # for whoever looks into a failure
+            if try_forged(forged, run):
+                taken += 1
+                resumed += try_resume(forged, config, tmp_path / "stage")
+        counts.write_text(f"{total} tried, {taken} of the right form, {resumed} gone on from, 0 tracebacks")
+
+    assert within(4 << 30, work) == 0
+    record("forged checkpoints with the right hash", counts.read_text())
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def laughs() -> list[Any]:
+    """10 ** 40 items, of which 400 are stored."""
+    found: list[Any] = ["ha"] * 10
+    for _ in range(40):
+        found = [found] * 10
+    return found
+
+
+def pickled(content: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(content, out)
+    return out.getvalue()
+
+
+class Shadowed:
+    """Is read as an ordered dict one of whose methods is a word."""
+
+    def __init__(self, method: str, content: dict[str, Any]) -> None:
+        self.method, self.content = method, content
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), {self.method: "word"}, None, iter(self.content.items())
+
+
+def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
+    found = torch.load(io.BytesIO(whole), weights_only=True)
+    files = entries(whole)
+    data = next(name for name in files if name.endswith("/data/0"))
+    yield "compressed", zipped({**files, data: bytes(1 << 27)}, zipfile.ZIP_DEFLATED)
+    for offset, size in ((24, 4), (20, 4)):  # of an entry of the directory: sizes real and compressed
+        claimed = bytearray(whole)
+        start = whole.rindex(b"PK\x01\x02") + offset
+        claimed[start : start + size] = b"\xf0\xff\xff\xff"
+        yield f"claims 4 GB at {offset}", bytes(claimed)
+    yield "short storage", zipped({**files, data: files[data][:8]})
+    yield "no storage", zipped({**files, data: b""})
+    weights = {name: torch.zeros(1).expand(10**6, 10**6) for name in found["state_dict"]}
+    yield "expanded weights", pickled({**found, "state_dict": weights})
+    no_values = {name: value.to("meta") for name, value in found["state_dict"].items()}
+    yield "no values", pickled({**found, "state_dict": no_values})
+    sparse = {name: value.to_sparse() for name, value in found["state_dict"].items()}
+    yield "sparse", pickled({**found, "state_dict": sparse})
+    for method in ("items", "keys", "values", "get"):
+        yield f"weights without {method}", pickled({**found, "state_dict": Shadowed(method, weights)})
+        yield f"all without {method}", pickled(Shadowed(method, found))
+    numbered = dict(enumerate(found["state_dict"].values()))
+    yield "numbers for names", pickled({**found, "state_dict": numbered})
+    ours = found["birthplace_lm"]
+    many = [chr(number) for number in range(0x20000) if not 0xD800 <= number < 0xE000]
+    for name, vocab in (
+        ("many symbols", many),
+        ("twice", ["□", "⁇", "a", "a"]),
+        ("none", []),
+        ("long", ["ab"]),
+    ):
+        yield f"vocabulary: {name}", pickled({**found, "birthplace_lm": {**ours, "vocab": vocab}})
+    yield "nested lists", pickled({**found, "loops": nested(200)})
+    (data,) = (name for name in files if name.endswith("/data.pkl"))
+    deep = b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."
+    yield "deeply nested lists", zipped({**files, data: deep})
+    inner = files[data].removeprefix(b"\x80\x02").removesuffix(b".")
+    beside = b"\x80\x02" + inner + b"X\x01\x00\x00\x00x" + deep[2:-1] + b"s."
+    yield "deeply nested lists beside ours", zipped({**files, data: beside})
+    yield "laughs", pickled({**found, "birthplace_lm": {**ours, "vocab": laughs()}})
+    yield "laughs elsewhere", pickled({**found, "more": laughs()})
+    yield "laughs for a format", pickled({**found, "birthplace_lm": {**ours, "format": laughs()}})
+    yield "a long format", pickled({**found, "birthplace_lm": {**ours, "format": 10**6000}})
+
+
+def test_bombs(stage: Path, run: Path) -> None:
+    whole = checkpoint.path_of(stage, 4).read_bytes()
+    for name, content in bombs(whole):
+        assert within(1 << 30, partial(try_forged, content, run)) == 0, name
+
+
+# What a user may name by mistake.
+
+
+def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
+    """Write a checkpoint that does not fit to `path`."""
+    whole = checkpoint.path_of(stage, 6)
+    found = checkpoint.load(whole)
+    ours = found["birthplace_lm"]
+    if name in ("another attention", "another size"):
+        overrides = ["attention=synthesizer"] if "attention" in name else ["model.n_embd=16"]
+        folder = path.parent / "other"
+        fit(quick(people, path.parent, *overrides), "finetune", folder)
+        shutil.copy(checkpoint.path_of(folder, 6), path)
+        sign(path)
+    elif name == "another vocabulary":
+        forge(path, {**found, "birthplace_lm": {**ours, "vocab": [*ours["vocab"][:-1], "漢"]}})
+    elif name == "another version":
+        forge(path, {**found, "birthplace_lm": {**ours, "format": 1}})
+    elif name == "weights only":
+        forge(path, {"state_dict": found["state_dict"]})
+    elif name == "bare weights":
+        forge(path, found["state_dict"])
+    elif name == "without hash":
+        shutil.copy(whole, path)
+    elif name == "text":
+        path.write_text("dear diary\n")
+        sign(path)
+    elif name != "missing":
+        content = {"empty": b"", "truncated": whole.read_bytes()[:5000]}.get(
+            name, damaged(whole.read_bytes(), random.Random(4), "flipped")
+        )
+        path.write_bytes(content)
+        shutil.copy(whole.with_name(whole.name + ".sha256"), path.with_name(path.name + ".sha256"))
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "there is no such checkpoint; give the path of a local file"),
+        ("empty", "damaged: its 0 bytes are not those that were saved"),
+        ("truncated", "damaged: its 5000 bytes are not those that were saved"),
+        ("flipped", "damaged: its SIZE bytes are not those that were saved"),
+        ("text", "cannot be loaded: BadZipFile: File is not a zip file"),
+        ("without hash", "SIZE bytes without a mine.ckpt.sha256 beside them, as every checkpoint has"),
+        ("another attention", "is of another model: blocks.0.attn.b2 is (127,) there and missing here;"),
+        ("another size", "is of another model: blocks.0.attn."),
+        ("another vocabulary", "its vocabulary of SYMBOLS is not the SYMBOLS symbols of the corpus"),
+        ("another version", "of another version of birthplace_lm (format 1, this one reads 2)"),
+        ("weights only", "holds weights only; a checkpoint of this project is needed"),
+        ("bare weights", "holds no weights"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_meant(
+    name: str,
+    said: str,
+    key: str,
+    stage: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "mine.ckpt"
+    make_another(name, path, stage, people)
+    monkeypatch.setattr(app, "_log_to_console", lambda: None)
+    monkeypatch.setattr(app, "_failures", [])
+    runs = tmp_path / "new"
+    app.run(quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}"))
+    assert app.finish() == 4
+    shown = capsys.readouterr().err
+    symbols = len(checkpoint.load(checkpoint.path_of(stage, 6))["birthplace_lm"]["vocab"])
+    size = str(path.stat().st_size) if path.exists() else ""
+    expected = said.replace("SIZE", size).replace("SYMBOLS", str(symbols))
+    assert shown.startswith(f"error: {key}={path}: {expected}")
+    assert shown.count("\n") == 1
+    assert not runs.exists()

@@ -1,0 +1,59 @@
+"""The moving average of the weights against one that is kept by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from stage import fit
+
+from birthplace_lm.config.compose import load
+from birthplace_lm.errors import InputError
+from birthplace_lm.models.build import weights_in
+from birthplace_lm.runs import checkpoint
+
+
+class Witness(L.Callback):
+    """Keeps the average in float64, and the weights that validations see."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, torch.Tensor] = {}
+        self.validated: list[bool] = []
+        self.steps = 0
+
+    def _weights(self, module: Any) -> dict[str, torch.Tensor]:
+        return {name: p.detach().double().clone() for name, p in module.model.named_parameters()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.average = self._weights(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, now in self._weights(pl_module).items():
+            self.average[name] = decay * self.average[name] + (1 - decay) * now
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        seen = self._weights(pl_module)
+        self.validated.append(
+            all(torch.allclose(seen[name], a, atol=1e-6) for name, a in self.average.items())
+        )
+
+
+def test_is_validated_and_kept(configure: Any, tmp_path: Path) -> None:
+    config = configure("stages.finetune.ema=0.8", "trainer.check_val_every_n_epoch=1")
+    witness = Witness(0.8)
+    fit(config, "finetune", tmp_path / "stage", witness)
+    assert witness.steps == 6
+    assert witness.validated
+    assert all(witness.validated)
+    kept = weights_in(checkpoint.load(checkpoint.saved_in(tmp_path / "stage")[0]))
+    for name, average in witness.average.items():
+        torch.testing.assert_close(kept[name].double(), average, atol=1e-6, rtol=0)
+
+
+def test_not_of_a_spread_model() -> None:
+    with pytest.raises(InputError, match="ema=0"):
+        load(["trainer=fsdp2", "stages.finetune.ema=0.9"])

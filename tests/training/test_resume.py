@@ -1,0 +1,255 @@
+"""A stage that stops anywhere and starts again ends as one that was left alone."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import CheckpointError
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.training import stage as stages
+
+HOOKS = (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+    "on_save_checkpoint",
+    "on_train_epoch_end",
+    "on_train_end",
+)
+
+
+class Stop(BaseException):
+    """Ends a run without a chance to tidy up, as SIGKILL would."""
+
+
+class Hooks(L.Callback):
+    """Calls `before(trainer, name)` in every hook; the other callbacks' turn comes after."""
+
+    def __init__(self, before: Callable[[L.Trainer, str], None]) -> None:
+        for name in HOOKS:
+            setattr(self, name, lambda trainer, *args, name=name, **kwargs: before(trainer, name))
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs within a second: their event files are told apart by a count, which has to sort as text."""
+    monkeypatch.setattr(stages, "_await_new_second", lambda folder: None)
+    monkeypatch.setattr(event_file_writer._global_uid, "_value", 10**6, raising=False)
+
+
+def fit(
+    config: DictConfig,
+    stage: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[L.Trainer, str], None] = lambda trainer, name: None,
+) -> int:
+    """Train, from the newest checkpoint if there is one; the optimizer step it began after."""
+    began = []
+
+    def note(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_start":
+            began.append(trainer.global_step)
+        before(trainer, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "progress", lambda *args: [Hooks(note)])
+        corpus = read_corpus(config.data, config.model.block_size)
+        stages.fit_stage(stage, config, corpus, folder, None)
+    return began[0]
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over weights, optimizer, learning rate and position in the data of the newest checkpoint."""
+    state = checkpoint.load(checkpoint.saved_in(folder)[0])
+    sha = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            sha.update(value.numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                sha.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        else:
+            sha.update(repr(value).encode())
+
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "BatchDataModule"):
+        add(state.get(key, {}))
+    add({k: v for k, v in state.items() if k.endswith("DataModule")})
+    return sha.hexdigest()
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What TensorBoard shows of a stage: step and value of every point of every curve, text and picture."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    found = {}
+    for tag in events.Tags()["tensors"]:
+        found[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
+        if tag.endswith("per_second"):
+            found[tag] = [(step, "") for step, _ in found[tag]]
+        if "by_milliseconds/" in tag:
+            assert [step for step, _ in found[tag]] == sorted(step for step, _ in found[tag])
+            found[tag] = [(0, value) for _, value in found[tag]]
+    return found
+
+
+def assert_alike(folder: Path, whole: Path, when: str) -> None:
+    assert digest(folder) == digest(whole), when
+    assert curves(folder) == curves(whole), when
+    one, other = (json.loads((f / stages.STAGE_RESULT).read_text()) for f in (folder, whole))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}, when
+    assert not [p for p in folder.iterdir() if p.suffix == ".tmp"], when
+
+
+BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+
+
+@BOTH
+@pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("trainer.accumulate_grad_batches=3",),
+        ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
+        ("stages.pretrain.ema=0.9", "stages.finetune.ema=0.9"),
+        ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
+    ],
+    ids=["plain", "accumulate", "workers", "ema", "limited"],
+)
+def test_stopped_after_every_step(
+    stage: str,
+    attention: str,
+    extra: tuple[str, ...],
+    configure: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configure(f"attention={attention}", "model.dropout=0.1", "checkpoint.every_n_steps=1", *extra)
+    whole = tmp_path / "whole"
+    fit(config, stage, whole, monkeypatch)
+    steps = checkpoint.step_of(checkpoint.saved_in(whole)[0])
+    assert steps is not None
+    assert steps > 1
+    assert [step for step, _ in curves(whole)[f"{stage}/loss"]] == list(range(steps))
+    if config.trainer.limit_train_batches:
+        assert [step for step, _ in curves(whole)[f"{stage}/val_loss"]] == [1, 3, 5]
+    for step in range(1, steps):
+        folder = tmp_path / f"stopped-{step}"
+
+        def stop(trainer: L.Trainer, name: str, step: int = step) -> None:
+            if name == "on_train_batch_start" and trainer.global_step == step:
+                raise Stop
+
+        with pytest.raises(Stop):
+            fit(config, stage, folder, monkeypatch, stop)
+        assert digest(folder) != digest(whole)
+        assert fit(config, stage, folder, monkeypatch) == step
+        assert_alike(folder, whole, f"after step {step}")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("checkpoint.every_n_steps=1",),
+        ("checkpoint.every_n_steps=2", "trainer.val_check_interval=0.5"),
+        ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
+    ],
+    ids=["often", "mid-epoch validation", "seldom"],
+)
+def test_stopped_in_every_hook(
+    stage: str, extra: tuple[str, ...], configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between training, logging, validation and saving; and once more while it makes up for it."""
+    config = configure("model.dropout=0.1", "stages.pretrain.check_val_every_n_epoch=1", *extra)
+    whole = tmp_path / "whole"
+    passed: list[str] = []
+    fit(config, stage, whole, monkeypatch, lambda trainer, name: passed.append(name))
+    assert set(HOOKS) <= set(passed)
+    for count, at in enumerate(passed):
+        folder = tmp_path / f"stopped-{count}"
+        for more in (0, 3):
+            left = [count + more]
+
+            def stop(trainer: L.Trainer, name: str, left: list[int] = left) -> None:
+                if left[0] == 0:
+                    raise Stop
+                left[0] -= 1
+
+            try:
+                fit(config, stage, folder, monkeypatch, stop)
+            except Stop:
+                continue
+            break
+        fit(config, stage, folder, monkeypatch) if not (folder / stages.STAGE_RESULT).is_file() else None
+        assert_alike(folder, whole, f"stopped in hook {count}, {at}")
+
+
+def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained, and so nothing saved: the run needs it in its own folder."""
+    fit(configure(), "finetune", tmp_path / "one", monkeypatch)
+    file = checkpoint.saved_in(tmp_path / "one")[0]
+    config = configure(f"resume={file}")
+    for _ in range(2):  # started again, it is finished
+        stages.fit_stage(
+            "finetune", config, read_corpus(config.data, config.model.block_size), tmp_path / "two", None
+        )
+        assert digest(tmp_path / "two") == digest(tmp_path / "one")
+
+
+def test_another_next_batch_is_refused(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be after a change of the code or of torch's random numbers."""
+    config = configure("checkpoint.every_n_steps=1")
+
+    def stop(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_batch_start" and trainer.global_step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
+    other = configure("checkpoint.every_n_steps=1", "stages.pretrain.pool=1")
+    with pytest.raises(CheckpointError, match="was not the next one when the checkpoint was saved"):
+        fit(other, "pretrain", tmp_path / "run", monkeypatch)
+
+
+def test_a_change_of_threads_is_said(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure("checkpoint.every_n_steps=1")
+
+    def stop(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_batch_start" and trainer.global_step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    fit(config, "pretrain", tmp_path / "run", monkeypatch)
+    assert f"the last bits may differ: threads was {threads} and is {threads + 1}" in caplog.text
