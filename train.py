@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from birthplace_lm.cli import app, sweep
-from birthplace_lm.config.compose import explain
+from birthplace_lm.config.compose import to_input_error
 from birthplace_lm.errors import BirthplaceError, CheckpointError
 from birthplace_lm.training.distributed import torchrun
 
@@ -25,19 +25,19 @@ def job(config: DictConfig) -> float | None:
 
 def main() -> int:
     """Give the exit code; an error is one line."""
-    if not torchrun.is_first():
+    if not torchrun.claim_rank_zero():
         return 0
     try:
         job()
     except BirthplaceError as error:  # of a job in another process
-        app.fail(error) if sweep.unheard else app.remember(error)
-    except sweep.Refused as refused:
-        app.fail(refused.error)
+        app.report_error(error) if sweep.jobs_log_to_files else app.record_error(error)
+    except sweep.SweepRejected as refused:
+        app.report_error(refused.error)
     except PermissionError as error:  # the folder of a sweep
-        app.fail(CheckpointError(f"{error.filename}: {error.strerror}"))
+        app.report_error(CheckpointError(f"{error.filename}: {error.strerror}"))
     except Exception as error:  # Hydra's, before a job begins: jobs say themselves what goes wrong
-        app.fail(explain(error))
-    return app.finish()
+        app.report_error(to_input_error(error))
+    return app.exit_code()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class InputError(BirthplaceError):
     """Bad input or configuration."""
 
 
-class NumericError(BirthplaceError):
+class NonFiniteError(BirthplaceError):
     """A loss, gradient or weight that is not finite."""
 
     exit_code = 3
@@ -36,13 +36,13 @@ class CheckpointError(BirthplaceError):
     exit_code = 4
 
 
-class UnexpectedError(BirthplaceError):
+class InternalError(BirthplaceError):
     """Something that no input should cause: a mistake of ours, or of a library."""
 
     exit_code = 1
 
 
-class Stopped(BirthplaceError):
+class Interrupted(BirthplaceError):
     """A signal has ended the run, which the same command goes on with."""
 
     def __init__(self, number: int, where: str) -> None:
@@ -57,7 +57,7 @@ class Stopped(BirthplaceError):
         return type(self), (self.number, self.where)  # it comes back from other processes
 
 
-def closest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
+def suggest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
     """What a misspelt name may have meant: the nearest valid one, and all of them if they are few."""
     close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
     listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"

@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child hangs if its
 import pytest
 from omegaconf import DictConfig
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose as compose_config
 from birthplace_lm.data.corpora.synthetic import write_biographies
 
 Configure = Callable[..., DictConfig]
@@ -82,6 +82,6 @@ def configure(tiny: list[str], tmp_path: Path) -> Configure:
     """Compose such a configuration, its runs in `tmp_path / "runs"`."""
 
     def compose(*overrides: str) -> DictConfig:
-        return load([*tiny, f"runs_root={tmp_path / 'runs'}", *overrides])
+        return compose_config([*tiny, f"runs_root={tmp_path / 'runs'}", *overrides])
 
     return compose

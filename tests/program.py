@@ -96,7 +96,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for stage in ("pretrain", "finetune"):
         if (run / stage).exists():
             found[f"{stage} result"] = _without_times(json.loads((run / stage / "result.json").read_text()))
-            found[f"{stage} weights"] = _digest(checkpoint.load(checkpoint.saved_in(run / stage)[0]))
+            found[f"{stage} weights"] = _digest(checkpoint.load(checkpoint.list_checkpoints(run / stage)[0]))
             found |= {f"{stage} {tag}": points for tag, points in curves(run / stage).items()}
     return found
 
@@ -125,8 +125,8 @@ def steps_taken(folder: Path, stage: str) -> int:
 
 def saved_step(folder: Path) -> int:
     """Of the newest whole checkpoint; 0 if there is none."""
-    newest = checkpoint.newest_in(folder)
-    return 0 if newest is None else checkpoint.step_of(newest) or 0
+    newest = checkpoint.latest_intact(folder)
+    return 0 if newest is None else checkpoint.parse_step(newest) or 0
 
 
 def unfinished(root: Path, run: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training import pipeline
@@ -25,7 +25,7 @@ from birthplace_lm.training import stage as stages
 
 def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
     """A configuration whose stages save after every second step: 8 of pretraining, 6 of finetuning."""
-    return load(
+    return compose(
         [
             "model=tiny",
             "model.n_layer=1",
@@ -68,7 +68,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """SHA-256 of all that the newest checkpoint holds, but for times and paths."""
-    state = checkpoint.load(checkpoint.saved_in(folder)[0])
+    state = checkpoint.load(checkpoint.list_checkpoints(folder)[0])
     ours = {key: value for key, value in state["birthplace_lm"].items() if key in ("stage", "vocab", "data")}
     for name in [key for key in state["callbacks"] if key.startswith("Meter")]:
         meter = state["callbacks"][name]

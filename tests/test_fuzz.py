@@ -16,15 +16,15 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import CONF, checked, load
+from birthplace_lm.config.compose import CONF, compose, resolve_and_validate
 from birthplace_lm.data.corpora import text_file
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.corpora.qa_files import Questions
-from birthplace_lm.data.datamodule import BirthplaceDataModule, Loading, SpanCorruptionDataModule
+from birthplace_lm.data.datamodule import LoaderConfig, QuestionAnsweringDataModule, SpanCorruptionDataModule
 from birthplace_lm.data.masking.spans import SalientSpans
 from birthplace_lm.data.vocab import MASK, PAD
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.directory import identity, pretraining_directory, run_directory
+from birthplace_lm.runs.directory import hashed_config, pretraining_directory, run_directory
 
 SECONDS = 2.0  # the longest that an error may take to show
 BLOCK_SIZE = 128
@@ -173,21 +173,21 @@ def check_tidy(found: Corpus, folder: Path, data: DictConfig) -> None:
 
 def check_trainable(corpus: Corpus) -> None:
     """Every row of both stages fits the block; those of finetuning say what the file says."""
-    loading = Loading(batch_size=5, num_workers=0, seed=0, shuffle=True, pool=2)
-    spans = partial(SalientSpans, answers=0.5, sharpness=1.0, context_power=1.0)
+    loading = LoaderConfig(batch_size=5, num_workers=0, seed=0, shuffle=True, length_bucket=2)
+    spans = partial(SalientSpans, answer_probability=0.5, sharpness=1.0, context_exponent=1.0)
     pretrain = SpanCorruptionDataModule(
         corpus,
         loading,
         BLOCK_SIZE,
         spans,
-        closing=True,
+        closing_mask=True,
         loss_on="span",
-        masks=1,
-        questions=0.5,
-        least_shift=0,
-        most_shift=12,
+        masks_per_row=1,
+        question_fraction=0.5,
+        min_shift=0,
+        max_shift=12,
     )
-    finetune = BirthplaceDataModule(corpus, loading, BLOCK_SIZE, ascii_only=False)
+    finetune = QuestionAnsweringDataModule(corpus, loading, BLOCK_SIZE, ascii_only=False)
     generator = torch.Generator().manual_seed(0)
     for source in (*pretrain.train_sources, *finetune.train_sources, *finetune.validation_sources):
         totals = source.rows(generator).totals
@@ -307,7 +307,7 @@ def test_mutants_of_data_files(
     folder = tmp_path / "mutants"
     folder.mkdir()
     originals = {name: (people / name).read_bytes() for name in FILES}
-    data = OmegaConf.merge(load().data, {"root": str(folder)})
+    data = OmegaConf.merge(compose().data, {"root": str(folder)})
     for name, content in originals.items():
         (folder / name).write_bytes(content)
     counts: Counter[str] = Counter()
@@ -365,7 +365,7 @@ GROUPS = {
 }
 TARGET_WORDS = """
 os.system torch.load subprocess.Popen builtins.eval pickle.loads lightning.Trainer birthplace_lm null 3 ???
-'' [] birthplace_lm.runs.atomic_files.os.system birthplace_lm.runs.atomic_files.write_text
+'' [] birthplace_lm.runs.atomic_files.os.system birthplace_lm.runs.atomic_files.atomic_write_text
 birthplace_lm.data.corpora.synthetic.write_biographies birthplace_lm.data.sequences.Batch
 birthplace_lm.models.attention.synthesizer.SynthesizerAttention birthplace_lm.training.optimizers.adamw
 birthplace_lm.training.lr_schedules.cosine
@@ -379,19 +379,19 @@ GOOD: dict[str, list[str]] = {
     "seed": ["0", "1", "2147483647", "1_000"],
     "stages.pretrain.learning_rate": ["1", "1e-12", "6e-3"],
     "stages.finetune.batch_size": ["1", "1000000"],
-    "stages.finetune.schedule.warmup": ["0", "1", "0.5"],
-    "stages.pretrain.data.spans.answers": ["0", "0.3", "1"],
+    "stages.finetune.schedule.warmup_fraction": ["0", "1", "0.5"],
+    "stages.pretrain.dataset.spans.answer_probability": ["0", "0.3", "1"],
     "optimizer.weight_decay": ["0", "0.5", "1e-300"],
     "optimizer.betas": ["[0.9,0.99]", "[0,0]"],
     "trainer.max_steps": ["-1", "5"],
     "trainer.gradient_clip_val": ["null", "0", "2.5"],
     "trainer.devices": ["auto", "2", "[0,1]", "-1"],
     "trainer.precision": ["16-mixed", "bf16-true"],
-    "checkpoint.keep": ["2", "10"],
+    "checkpoint.keep_last": ["2", "10"],
     "runs_root": ["/tmp/a b", "'a=b,c'", "é", "${oc.env:HOME}/x", "a/../b", "'~/x'", "${hydra:runtime.cwd}"],
     "run_dir": ["null", "x", "'1e3'", "'null'", "'2020-01-01'", "${runs_root}/one"],
     "data.root": ["/nowhere", "${oc.env:HOME}", "${oc.env:NOT_THERE,x}", "'~/data'"],
-    "names.attention": ["mine", "3", "a_b-c"],
+    "labels.attention": ["mine", "3", "a_b-c"],
 }
 BAD_WORDS = r"""
 nan inf -inf -1 0 1.5 1e400 -1e400 1e-3 -0.0 +1 0x10 1:30 2020-01-01 many true null yes None ~ '' [] {}
@@ -470,10 +470,10 @@ RANGES = {
     "model.n_embd": (1, 100_000),
     "model.block_size": (8, 1_000_000),
     "model.dropout": (0, 0.999),
-    "data.holdout": (0, 1_000_000),
+    "data.holdout_size": (0, 1_000_000),
     "seed": (0, 2**31 - 1),
     "checkpoint.every_n_steps": (1, 10**9),
-    "checkpoint.keep": (2, 1000),
+    "checkpoint.keep_last": (2, 1000),
     "trainer.accumulate_grad_batches": (1, 1_000_000),
     **{
         f"stages.{stage}.{key}": limits
@@ -518,9 +518,9 @@ def check_sound(config: DictConfig) -> None:
 def check_survives_disk(config: DictConfig) -> None:
     """What config.yaml holds is the same configuration of the same run."""
     written = OmegaConf.to_yaml(config).encode("utf-8")
-    again = checked(OmegaConf.create(written.decode("utf-8")))  # type: ignore[arg-type]
+    again = resolve_and_validate(OmegaConf.create(written.decode("utf-8")))  # type: ignore[arg-type]
     assert again == config
-    assert identity(again) == identity(config)
+    assert hashed_config(again) == hashed_config(config)
     assert run_directory(again) == run_directory(config)
 
 
@@ -528,14 +528,14 @@ def check_survives_disk(config: DictConfig) -> None:
 def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: Any) -> None:
     monkeypatch.setenv("TRICKY", "${oc.env:HOME}")
     monkeypatch.delenv("NOT_THERE", raising=False)
-    before = load()
+    before = compose()
     keys = [key for key, _ in flat(OmegaConf.to_container(before))]
     counts: Counter[str] = Counter()
     longest, tries = 0.0, amount(120, 2_000)
     for seed in range(tries):
         rng = random.Random(seed)
         overrides = [random_override(keys, rng) for _ in range(rng.choice([1, 1, 2, 3]))]
-        outcome = timed(partial(load, overrides), (seed, overrides))
+        outcome = timed(partial(compose, overrides), (seed, overrides))
         longest = max(longest, outcome.seconds)
         counts["accepted" if outcome.message is None else "refused"] += 1
         if outcome.message is None:
@@ -545,7 +545,7 @@ def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: 
             except Exception as error:
                 error.add_note(f"of {seed, overrides}")
                 raise
-    assert load() == before
+    assert compose() == before
     assert min(counts.values()) > tries / 5, counts
     record(
         f"{tries} random overrides",

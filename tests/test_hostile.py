@@ -20,11 +20,11 @@ from stage import digest, fit, forge, quick, run, sign
 
 import birthplace_lm
 from birthplace_lm.cli import commands as cli
-from birthplace_lm.config.compose import checked, load, read
+from birthplace_lm.config.compose import compose, load_saved, resolve_and_validate
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
-from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.runs.directory import check_claim
+from birthplace_lm.runs.directory import check_run_dir
 
 SHORT = ("pretrain=none", "stages.finetune.max_epochs=2", "stages.finetune.check_val_every_n_epoch=1")
 
@@ -54,7 +54,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody has touched."""
+    """A run that nobody has started_by_this_sweep."""
     root = tmp_path_factory.mktemp("finished")
     run(quick(people, root, f"run_dir={root / 'run'}", *SHORT))
     return root / "run"
@@ -126,7 +126,7 @@ PLACES = [
 def test_what_is_pickled_in_a_checkpoint_is_not_called(
     place: tuple[str, ...], kind: type[Does], victim: Path, config: DictConfig, tmp_path: Path
 ) -> None:
-    path = checkpoint.path_of(victim / "finetune", 6)
+    path = checkpoint.checkpoint_path(victim / "finetune", 6)
     found = checkpoint.load(path)
     node = found
     for key in place[:-1]:
@@ -148,7 +148,7 @@ def test_what_is_pickled_in_a_checkpoint_is_not_called(
         assert not harm.exists()
         assert path.exists()
     with pytest.raises(CheckpointError, match="it holds something else than data"):
-        Trained.from_run(victim)
+        TrainedModel.from_run(victim)
     (victim / "finetune" / "result.json").unlink()
     with pytest.raises(CheckpointError, match="it holds something else than data"):
         fit(config, "finetune", victim / "finetune")
@@ -167,7 +167,7 @@ def test_what_lightning_would_build_from_a_checkpoint_is_not_built(
     finished: Path, victim: Path, config: DictConfig
 ) -> None:
     folder = victim / "finetune"
-    path = checkpoint.path_of(folder, 4)
+    path = checkpoint.checkpoint_path(folder, 4)
     found = checkpoint.load(path)
     evil = {"_target_": "os.system", "class_path": "os.system", "_class_path": "os.system", "command": "x"}
     forge(
@@ -193,14 +193,14 @@ def test_what_lightning_would_build_from_a_checkpoint_is_not_built(
     "name", ["../../evil", "/tmp/evil", "archive/../../../evil", "..\\evil", "a/data.pkl"]
 )
 def test_names_in_the_archive_lead_nowhere(name: str, victim: Path, tmp_path: Path) -> None:
-    path = checkpoint.path_of(victim / "finetune", 6)
+    path = checkpoint.checkpoint_path(victim / "finetune", 6)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"evil")
     sign(path)
     before = everything(tmp_path)
     try:
         checkpoint.load(path)
-        Trained.from_run(victim)
+        TrainedModel.from_run(victim)
     except BirthplaceError:
         pass
     assert everything(tmp_path) == before
@@ -231,13 +231,13 @@ def test_links_in_a_run_directory_spoil_nothing(
         (victim / name).unlink(missing_ok=True)
         (victim / name).symlink_to(precious / "thesis.tex")
     (victim / "status.json").unlink()
-    saved = read(victim / "config.yaml")
+    saved = load_saved(victim / "config.yaml")
     run(load_again(saved, run_dir=str(victim)))
     assert everything(precious) == before
 
 
 def load_again(config: DictConfig, **changes: str) -> DictConfig:
-    return checked(DictConfig(dict(config) | changes))
+    return resolve_and_validate(DictConfig(dict(config) | changes))
 
 
 def test_a_link_at_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ TARGETS = [
     "builtins.eval",
     "lightning.Trainer",
     "birthplace_lm.data.corpora.synthetic.write_biographies",
-    "birthplace_lm.runs.atomic_files.write_text",
-    "birthplace_lm.runs.atomic_files.remove_unfinished",
+    "birthplace_lm.runs.atomic_files.atomic_write_text",
+    "birthplace_lm.runs.atomic_files.remove_temp_files",
     "birthplace_lm.runs.atomic_files.os.system",
     "birthplace_lm.runs.checkpoint.torch.load",
     "birthplace_lm.runs.checkpoint.load",
@@ -275,13 +275,13 @@ TARGETS = [
     "birthplace_lm.models.attention..vanilla.VanillaAttention",
     "../models/attention/vanilla.VanillaAttention",
 ]
-OURS = load(["data.root=null"])
+OURS = compose(["data.root=null"])
 FACTORIES = {
     "model.attention": "birthplace_lm.models.attention.vanilla.VanillaAttention",
     "optimizer": "birthplace_lm.training.optimizers.muon",
-    "stages.finetune.data": "birthplace_lm.data.datamodule.BirthplaceDataModule",
+    "stages.finetune.dataset": "birthplace_lm.data.datamodule.QuestionAnsweringDataModule",
     "stages.pretrain.schedule": "birthplace_lm.training.lr_schedules.cosine",
-    "stages.pretrain.data.spans": "birthplace_lm.data.masking.spans.SalientSpans",
+    "stages.pretrain.dataset.spans": "birthplace_lm.data.masking.spans.SalientSpans",
 }
 
 
@@ -295,7 +295,7 @@ def refused(victim: Path, text: str) -> str:
     assert said.startswith(f"{victim / 'config.yaml'}: ")
     assert "the-secret" not in said
     with pytest.raises(InputError):
-        check_claim(victim, OURS)
+        check_run_dir(victim, OURS)
     assert everything(victim) == before
     return said
 
@@ -376,7 +376,7 @@ def nested(depth: int) -> str:
         "seed: 1\nseed: 2",
         "--- 1\n--- 2",
         "model: ???",
-        "names: {attention: ../../evil, pretrain: x, data: y}",
+        "labels: {attention: ../../evil, pretrain: x, data: y}",
     ],
     ids=range(17),
 )
@@ -418,7 +418,7 @@ def test_the_commands_say_so_in_one_line(
     assert said.err.startswith(f"error: {victim / 'config.yaml'}: model.attention._target_=os.system")
     assert said.err.count("\n") == 1
     (victim / "config.yaml").write_text(text)
-    path = checkpoint.path_of(victim / "finetune", 6)
+    path = checkpoint.checkpoint_path(victim / "finetune", 6)
     forge(path, Does(os.mkdir, str(victim / "harm")))
     assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 4
     said = capsys.readouterr()
@@ -478,7 +478,7 @@ URLS = ["https://example.org/x", "http://[::1]:80/x", "s3://bucket/x", "gs://b/x
 )
 def test_a_url_is_refused(key: str, url: str) -> None:
     with pytest.raises(InputError) as caught:
-        load(["pretrain=none", f"{key}='{url}'"])
+        compose(["pretrain=none", f"{key}='{url}'"])
     assert str(caught.value).startswith(f"{key}={url}: a URL")
 
 
@@ -486,7 +486,7 @@ def test_a_url_is_refused(key: str, url: str) -> None:
 @pytest.mark.parametrize("name", ["../evil", "..", "/tmp/evil", "~"])
 def test_names_stay_below_the_root(key: str, name: str) -> None:
     with pytest.raises(InputError, match=rf"names\.{key}="):
-        load([f"names.{key}='{name}'"])
+        compose([f"names.{key}='{name}'"])
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], 
         metrics: those of the run; empty if there are none.
         origin: where the weights come from, a sentence.
     """
-    model, names = config.model, config.names
+    model, labels = config.model, config.labels
     rows = {
-        "attention": names.attention,
+        "attention": labels.attention,
         "layers, heads, channels": f"{model.n_layer}, {model.n_head}, {model.n_embd}",
         "longest text": f"{model.block_size} characters",
         "parameters": f"{parameters:,}",
@@ -28,8 +28,8 @@ def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], 
         dev, majority = (Score(metrics[key]["correct"], metrics[key]["total"]) for key in ("dev", "baseline"))
         characters = sum(stage.get("characters", 0) for stage in metrics["stages"].values())
         rows |= {
-            "pretraining": names.pretrain,
-            "data": names.data,
+            "pretraining": labels.pretrain,
+            "data": labels.data,
             "seed": str(config.seed),
             "characters read": f"{characters:,}",
             "exact match on dev": str(dev),

@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 
 from birthplace_lm.cli import sweep
 from birthplace_lm.config import precision as devices
-from birthplace_lm.config.compose import checked
-from birthplace_lm.data.corpora.corpus import check_unchanged, read_corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, Stopped, UnexpectedError
+from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.directory import RunDirectory, check_claim, pretraining_directory, run_directory
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir, pretraining_directory, run_directory
 from birthplace_lm.training.distributed import torchrun
 
 log = logging.getLogger("birthplace_lm")
@@ -33,8 +33,8 @@ def run(config: DictConfig) -> float | None:
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         if config.trainer.devices == 1:
-            devices.take_gpu()
-    if _failures and signals.received() is not None:
+            devices.claim_gpu()
+    if _failures and signals.pending_signal() is not None:
         return None  # said already: Hydra starts the other jobs of a sweep nevertheless
     _log_to_console()
     try:
@@ -42,30 +42,30 @@ def run(config: DictConfig) -> float | None:
     except Exception as error:
         known = error
         if not isinstance(known, BirthplaceError):
-            known = UnexpectedError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
-        fail(known, show_traceback=bool(config.get("traceback")))
+            known = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
+        report_error(known, show_traceback=bool(config.get("traceback")))
         hydra = HydraConfig.get()
-        if hydra.mode == RunMode.MULTIRUN and not sweep.note_failure(hydra.job.num, known):
+        if hydra.mode == RunMode.MULTIRUN and not sweep.record_failure(hydra.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
 
 
-def fail(error: BirthplaceError, show_traceback: bool = False) -> None:
-    """Say what went wrong in one line; `finish` will tell."""
+def report_error(error: BirthplaceError, show_traceback: bool = False) -> None:
+    """Say what went wrong in one line; `exit_code` will tell."""
     if show_traceback:
         traceback.print_exc()
     # In one piece: beside it others say how they ended.
-    sys.stderr.write(f"{'' if isinstance(error, Stopped) else 'error: '}{error}\n")
-    remember(error)
+    sys.stderr.write(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}\n")
+    record_error(error)
 
 
-def remember(error: BirthplaceError) -> None:
+def record_error(error: BirthplaceError) -> None:
     """Count what has been said already."""
     if error not in _failures:
         _failures.append(error)
 
 
-def finish() -> int:
+def exit_code() -> int:
     """Close a sweep with the table of its jobs, and give the exit code."""
     if not sweep.jobs:
         return _failures[0].exit_code if _failures else 0
@@ -74,18 +74,18 @@ def finish() -> int:
     )
 
     show(sweep.table())
-    if (number := signals.received()) and not all(job.directory.finished for job in sweep.jobs):
+    if (number := signals.pending_signal()) and not all(job.directory.finished for job in sweep.jobs):
         return 128 + number
     return 1 if _failures else 0
 
 
 def _run(config: DictConfig) -> float | None:
-    signals.check("before it began")
-    config = checked(config)
-    torchrun.check(config)
+    signals.raise_if_signalled("before it began")
+    config = resolve_and_validate(config)
+    torchrun.check_world_size(config)
     path = run_directory(config)
-    check_claim(path, config)
-    _check_given(config)
+    check_run_dir(path, config)
+    _check_checkpoint_paths(config)
     corpus = read_corpus(config.data, config.model.block_size)
     directory = RunDirectory(path, config)
     if config.dry_run:
@@ -94,19 +94,19 @@ def _run(config: DictConfig) -> float | None:
         return None
     if directory.finished and not config.overwrite:
         metrics = directory.metrics
-        check_unchanged(metrics["data_sha256"], corpus.sha256)
+        check_data_hashes(metrics["data_sha256"], corpus.sha256)
     else:
         from birthplace_lm.training.pipeline import (
             run as run_pipeline,  # torch and lightning take seconds to import
         )
 
-        signals.check("before it began")
+        signals.raise_if_signalled("before it began")
         metrics = run_pipeline(config, corpus)
     _show(_summary(metrics, config))
     return float(metrics["dev"]["exact_match"])
 
 
-def _check_given(config: DictConfig) -> None:
+def _check_checkpoint_paths(config: DictConfig) -> None:
     for key in ("resume", "init_from"):
         value = config[key]
         if value not in (None, "auto", "never") and not Path(value).expanduser().is_file():

@@ -18,23 +18,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from birthplace_lm.config.compose import CONF, load
+from birthplace_lm.config.compose import CONF, compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
-from birthplace_lm.data.corpora.qa_files import ask, person
+from birthplace_lm.data.corpora.qa_files import birthplace_question, name_from_question
 from birthplace_lm.data.sequences import Batch
-from birthplace_lm.inference.decoding import answer
-from birthplace_lm.inference.export import write
-from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.inference.export import export_model
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.training.allocator import keep_freed_memory
-from birthplace_lm.training.microbatching import summed_loss
-from birthplace_lm.training.preflight import data_module
+from birthplace_lm.training.allocator import disable_malloc_trim
+from birthplace_lm.training.microbatching import microbatched_loss_sum
+from birthplace_lm.training.preflight import build_datamodule
 from birthplace_lm.training.stage import train_stage
 
 MATRIX = 2048  # rows and columns of the product that tells how fast the machine is
 LONGEST = 9  # characters of an answer, as places are
-Sides = Mapping[str, Callable[[], float]]  # name -> one measurement
+Benchmarks = Mapping[str, Callable[[], float]]  # name -> one measurement
 
 
 def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
@@ -45,9 +45,9 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
         rounds: measurements of every side; the sides take turns.
         steps: optimizer steps of one measurement.
     """
-    keep_freed_memory()
+    disable_malloc_trim()
     given = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
-    config = load(given)
+    config = compose(given)
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
         _training(given, config, corpus, rounds, steps),
@@ -62,24 +62,24 @@ def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: 
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
     sides: dict[str, Callable[[], float]] = {
-        "a bare loop over the same batches": Loop(config, corpus, batches),
+        "a bare loop over the same batches": BareLoop(config, corpus, batches),
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
-        "dropout 0.1": Loop(dropped, corpus, batches),  # type: ignore[arg-type]
+        "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
-    others = {path.stem for path in (CONF / "attention").glob("*.yaml")} - {config.names.attention}
+    others = {path.stem for path in (CONF / "attention").glob("*.yaml")} - {config.labels.attention}
     for name in sorted(others):
-        sides[name] = Loop(load([*given, f"attention={name}"]), corpus, batches)
+        sides[name] = BareLoop(compose([*given, f"attention={name}"]), corpus, batches)
     if find_spec("transformers"):
         sides["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
     rates = {"machine": matrix_rate, **sides}
-    found = _take_turns(rates, rounds)
+    found = _interleave(rates, rounds)
     machine = median(found.pop("machine"))
     first, *_ = found
     weights = build_model(config, len(corpus.vocab))
     cost = flops_per_character(weights, characters / sum(len(batch["inputs"]) for batch in batches))
     stage, precision = config.stages.pretrain, config.trainer.precision
     lines = [
-        f"Training: {weights.parameters_total:,} parameters, batches of {stage.batch_size} rows, {precision},"
+        f"Training: {weights.num_parameters:,} parameters, batches of {stage.batch_size} rows, {precision},"
         f" {torch.get_num_threads()} threads; a float32 product of {MATRIX}-cubes runs at"
         f" {machine / 1e9:.0f} GFLOP/s; {cost / 1e6:.1f} MFLOP a character",
         "",
@@ -115,7 +115,7 @@ def flops_per_character(model: GPT, length: float) -> float:
     return 6 * (linear + model.n_layer * width * length)
 
 
-class Loop:
+class BareLoop:
     """Trains on the given batches without Lightning; called, it gives characters per second."""
 
     def __init__(self, config: DictConfig, corpus: Corpus, batches: Sequence[Batch]) -> None:
@@ -136,7 +136,7 @@ class Loop:
     def _train(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
-                loss = self._loss(batch) / batch["targets_total"]
+                loss = self._loss(batch) / batch["loss_denominator"]
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
@@ -146,10 +146,10 @@ class Loop:
         return build_model(config, vocab_size)
 
     def _loss(self, batch: Batch) -> Tensor:
-        return summed_loss(self.model, batch, self.pad_id)
+        return microbatched_loss_sum(self.model, batch, self.pad_id)
 
 
-class HuggingFaceLoop(Loop):
+class HuggingFaceLoop(BareLoop):
     """The same batches, optimizer and sizes with transformers' GPT-2."""
 
     def _model(self, config: DictConfig, vocab_size: int) -> Any:
@@ -195,21 +195,25 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
 
 
 def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
-    loader = data_module(config, config.stages.pretrain, corpus).train_dataloader()
+    loader = build_datamodule(config, config.stages.pretrain, corpus).train_dataloader()
     return [*islice(cycle(loader), count)]
 
 
 def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
-    names = [person(row.question).split() for row in corpus.dev.rows]
+    names = [name_from_question(row.question).split() for row in corpus.dev.rows]
     mixed = (
         f"{a[0]} {b[-1]}" for shift in range(len(names)) for a, b in zip(names, names[shift:], strict=False)
     )
-    questions = [*map(ask, islice(cycle([*mixed]), 10_000))]
+    questions = [*map(birthplace_question, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
     model = build_model(config, len(vocab)).eval()
-    sides: Sides = {
-        "500 names": lambda: 500 / _seconds(lambda: answer(model, vocab, questions[:500], longest=LONGEST)),
-        "10,000 names": lambda: 10_000 / _seconds(lambda: answer(model, vocab, questions, longest=LONGEST)),
+    sides: Benchmarks = {
+        "500 names": lambda: (
+            500 / _seconds(lambda: answer_questions(model, vocab, questions[:500], max_answer_length=LONGEST))
+        ),
+        "10,000 names": lambda: (
+            10_000 / _seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=LONGEST))
+        ),
         "20 names, one at a time, without a cache": lambda: (
             20
             / _seconds(
@@ -217,7 +221,7 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             )
         ),
     }
-    found = {name: median(rates) for name, rates in _take_turns(sides, rounds).items()}
+    found = {name: median(rates) for name, rates in _interleave(sides, rounds).items()}
     lines = [
         f"Answering, {LONGEST} characters a name",
         "",
@@ -240,8 +244,8 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     python, train = sys.executable, str(CONF.parent / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        untrained = Trained(build_model(config, len(corpus.vocab)), corpus.vocab)
-        write(untrained, config, model, {}, "Made to be measured.")
+        untrained = TrainedModel(build_model(config, len(corpus.vocab)), corpus.vocab)
+        export_model(untrained, config, model, {}, "Made to be measured.")
         command = (
             "import sys; from birthplace_lm.cli.commands import main; sys.argv[0] = 'birthplace-lm'; main()"
         )
@@ -255,12 +259,12 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             name: lambda run=run: _seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
             for name, run in commands.items()
         }
-        found = _take_turns(sides, rounds)
+        found = _interleave(sides, rounds)
     lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in found.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
 
 
-def _take_turns(sides: Sides, rounds: int) -> dict[str, list[float]]:
+def _interleave(sides: Benchmarks, rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, measure in sides.items():

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from birthplace_lm.data.corpora.qa_files import ask as question_about
+from birthplace_lm.data.corpora.qa_files import birthplace_question as question_about
 from birthplace_lm.data.corpora.qa_files import normalise, read_questions
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 
@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for scripts: one JSON docu
 
 
 @app.command()
-def ask(
+def birthplace_question(
     run: Run,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")],
     as_json: AsJson = False,
@@ -46,14 +46,14 @@ def ask(
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
     """
-    from birthplace_lm.inference.language_model import Trained
+    from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
         if Path(name, "config.yaml").is_file():
             raise InputError(f"{name}: a second run directory; ask one run at a time")
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")
-    model = Trained.from_run(run)
+    model = TrainedModel.from_run(run)
     for name in names:
         _, dropped = model.vocab.encode_known(normalise(name))
         if dropped:
@@ -81,20 +81,20 @@ def predict(
 
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
-    from birthplace_lm.inference.language_model import Trained
-    from birthplace_lm.runs.atomic_files import write_text
+    from birthplace_lm.inference.language_model import TrainedModel
+    from birthplace_lm.runs.atomic_files import atomic_write_text
     from birthplace_lm.training.metrics import score
 
     rows = read_questions(questions, "optional", "QUESTIONS").rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"-o {output}: give the name of a file in a folder that is there")
-    answers = Trained.from_run(run).answer_questions([row.question for row in rows])
+    answers = TrainedModel.from_run(run).answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)
     places = [row.place for row in rows]
     scored = all(place is not None for place in places)
     result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else {}
     if output is not None:
-        write_text(output, text)
+        atomic_write_text(output, text)
     if as_json:
         print(json.dumps({**result, "predictions": text.splitlines()}, ensure_ascii=False, indent=2))
         return
@@ -160,9 +160,9 @@ def export(
 
     Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
     """
-    from birthplace_lm.inference.export import export as write
+    from birthplace_lm.inference.export import export as export_model
 
-    write(run, out)
+    export_model(run, out)
     print(f"{out}: model.safetensors and what belongs to it; read it with birthplace_lm.load({str(out)!r})")
 
 
@@ -178,12 +178,12 @@ def import_course(
 
     Example: birthplace-lm import-course vanilla.finetune.params model --attention vanilla --corpus wiki.txt
     """
-    from birthplace_lm.inference.export import write
+    from birthplace_lm.inference.export import export_model
     from birthplace_lm.inference.import_course import read_course_model
 
     trained, config = read_course_model(file, attention, corpus, n_head)
-    write(trained, config, out, {}, f"Imported from {file.name}, saved in Stanford's CS224N (2021).")
-    print(f"{out}: {trained.model.parameters_total:,} parameters; ask it with birthplace-lm ask {out} NAME")
+    export_model(trained, config, out, {}, f"Imported from {file.name}, saved in Stanford's CS224N (2021).")
+    print(f"{out}: {trained.model.num_parameters:,} parameters; ask it with birthplace-lm ask {out} NAME")
 
 
 @app.command()

@@ -14,11 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import checked, explain
+from birthplace_lm.config.compose import resolve_and_validate, to_input_error
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.directory import RunDirectory, check_claim, run_directory
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir, run_directory
 
 if TYPE_CHECKING:
     from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment
@@ -31,16 +31,16 @@ class Job:
     overrides: list[str]
     directory: RunDirectory
     finished_before: bool
-    known_before: float | None  # when its status.json was written
+    status_mtime_before: float | None  # when its status.json was written
     failure: BirthplaceError | None = None
 
     @property
-    def touched(self) -> bool:
+    def started_by_this_sweep(self) -> bool:
         """Whether this sweep has begun it, in whichever process."""
-        return self.directory.written != self.known_before
+        return self.directory.written != self.status_mtime_before
 
 
-class Refused(BaseException):
+class SweepRejected(BaseException):
     """A job is not valid, so none is started; Hydra lets only such exceptions out of a callback."""
 
     def __init__(self, error: BirthplaceError) -> None:
@@ -49,10 +49,10 @@ class Refused(BaseException):
 
 
 jobs: list[Job] = []  # of the sweep that this process is
-unheard = False  # whether what its jobs say goes to files
+jobs_log_to_files = False  # whether what its jobs say goes to files
 
 
-class CheckJobs(Callback):
+class ValidateSweep(Callback):
     """Composes and checks every job of a sweep over lists, data included, before the first is started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -64,11 +64,11 @@ class CheckJobs(Callback):
             try:
                 jobs.append(_checked_job(config, loader, number, overrides, seen))
             except Exception as error:
-                known = error if isinstance(error, BirthplaceError) else explain(error)
+                known = error if isinstance(error, BirthplaceError) else to_input_error(error)
                 jobs.clear()
-                raise Refused(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
-        global unheard
-        unheard = "submitit" in config.hydra.launcher._target_
+                raise SweepRejected(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
+        global jobs_log_to_files
+        jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
             threading.Thread(target=_pass_on_signals, daemon=True).start()
 
@@ -83,13 +83,13 @@ def _pass_on_signals() -> None:
     stopped: set[int] = set()
     while True:
         time.sleep(0.1)
-        if signals.received() is None:
+        if signals.pending_signal() is None:
             continue
         for job in jobs:
             status = job.directory.status
             pid = status.get("pid")
             if (
-                job.touched
+                job.started_by_this_sweep
                 and status.get("state") == "running"
                 and isinstance(pid, int)
                 and pid not in stopped
@@ -115,9 +115,9 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
-    settings = checked(composed)
+    settings = resolve_and_validate(composed)
     path = run_directory(settings)
-    check_claim(path, settings)
+    check_run_dir(path, settings)
     if str(path) in seen:
         raise InputError(f"run_dir={path}: another job of this sweep has it too")
     seen.add(str(path))
@@ -127,7 +127,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     return Job(overrides, directory, finished, directory.written)
 
 
-def note_failure(number: int, error: BirthplaceError) -> bool:
+def record_failure(number: int, error: BirthplaceError) -> bool:
     """Remember why a job failed, for the table; whether this process keeps one."""
     if number < len(jobs):
         jobs[number].failure = error
@@ -160,4 +160,6 @@ def _state(job: Job) -> str:
     if state in (None, "done"):
         return state or "not started"
     ended = {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
-    return ended if job.touched else f"{'failed' if ended == 'failed' else 'stopped'} before"  # not reached
+    return (
+        ended if job.started_by_this_sweep else f"{'failed' if ended == 'failed' else 'stopped'} before"
+    )  # not reached

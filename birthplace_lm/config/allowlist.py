@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.errors import InputError, closest
+from birthplace_lm.errors import InputError, suggest
 
 PACKAGE = Path(__file__).parents[1]
 TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of this name alone
@@ -17,14 +17,14 @@ TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of t
 FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "attention": ("models.attention", ("n_embd", "n_head", "block_size", "dropout")),
     "optimizer": ("training.optimizers", ("model", "lr")),
-    "schedule": ("training.lr_schedules", ("total",)),
-    "data": ("data", ("corpus", "loading", "block_size")),
+    "schedule": ("training.lr_schedules", ("total_positions",)),
+    "dataset": ("data", ("corpus", "loading", "block_size")),
     "spans": ("data", ("documents", "people", "places", "block_size")),
 }
 KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
 
 
-def check_targets(node: Any, key: str) -> None:
+def check_allowlist(node: Any, key: str) -> None:
     """Check every `_target_` below a node: only what we define is called, with arguments that it takes.
 
     Raises:
@@ -32,12 +32,12 @@ def check_targets(node: Any, key: str) -> None:
     """
     if isinstance(node, DictConfig):
         for name in map(str, node):
-            check_targets(node[name], f"{key}.{name}".lstrip("."))
+            check_allowlist(node[name], f"{key}.{name}".lstrip("."))
         if "_target_" in node:
             _check_arguments(node, key)
     elif OmegaConf.is_list(node):
         for item in node:
-            check_targets(item, key)
+            check_allowlist(item, key)
 
 
 def _check_arguments(node: DictConfig, key: str) -> None:
@@ -49,7 +49,7 @@ def _check_arguments(node: DictConfig, key: str) -> None:
     parts = key.split(".")
     # What is given to a factory, and is one too, is defined in the same place.
     home = next((f"birthplace_lm.{FACTORIES[part][0]}" for part in reversed(parts) if part in FACTORIES), "")
-    arguments = _arguments(str(target)) if home and str(target).startswith(f"{home}.") else None
+    arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
     called_with = FACTORIES[parts[-1]][1] if parts[-1] in FACTORIES else ()
     if arguments is None or (arguments and not {*called_with} <= {*arguments}):
         raise InputError(
@@ -61,9 +61,9 @@ def _check_arguments(node: DictConfig, key: str) -> None:
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
         if name.startswith("_") or (arguments and name not in arguments):
-            raise InputError(f"{key}.{name}: unknown key; {closest(name, [*arguments], f'{key}.')}")
+            raise InputError(f"{key}.{name}: unknown key; {suggest(name, [*arguments], f'{key}.')}")
         kind, value = arguments.get(name, ("", False))[0], node[name]
-        if not _is_of(value, kind):
+        if not _matches_annotation(value, kind):
             raise InputError(f"{key}.{name}={value}: must be of type {kind}")
         numbers = [n for n in (value if OmegaConf.is_list(value) else [value]) if isinstance(n, int | float)]
         if any(not abs(n) <= sys.float_info.max for n in numbers):  # also refuses nan
@@ -73,13 +73,17 @@ def _check_arguments(node: DictConfig, key: str) -> None:
             raise InputError(f"{key}.{name} is missing; give {key}.{name}=VALUE")
 
 
-def _is_of(value: Any, kind: str) -> bool:
+def _matches_annotation(value: Any, kind: str) -> bool:
     """Whether a value is of a type as it is written; True for types that a configuration cannot check."""
     if kind.startswith("Callable["):
         return isinstance(value, DictConfig) and "_target_" in value
     if items := re.fullmatch(r"tuple\[([\w, ]+)\]", kind):
         kinds = items[1].split(", ")
-        return OmegaConf.is_list(value) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+        return (
+            OmegaConf.is_list(value)
+            and len(value) == len(kinds)
+            and all(map(_matches_annotation, value, kinds))
+        )
     if not (alternatives := set(kind.split(" | "))) <= set(KINDS):
         return True
     if isinstance(value, bool):
@@ -88,7 +92,7 @@ def _is_of(value: Any, kind: str) -> bool:
 
 
 @cache
-def _arguments(target: str) -> dict[str, tuple[str, bool]] | None:
+def _parse_signature(target: str) -> dict[str, tuple[str, bool]] | None:
     """What one of our classes or functions takes, read from its file: importing is slow.
 
     Returns:

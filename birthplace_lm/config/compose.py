@@ -9,25 +9,26 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from birthplace_lm.config.allowlist import check_targets
-from birthplace_lm.config.precision import quickest_precision
+from birthplace_lm.config.allowlist import check_allowlist
+from birthplace_lm.config.precision import auto_precision
 from birthplace_lm.config.schema import Config
-from birthplace_lm.errors import InputError, closest
+from birthplace_lm.errors import InputError, suggest
 
 CONF = Path(__file__).parents[2] / "conf"
 # Not the same again from config.yaml: control characters, line separators, half characters other than the
 # undecodable bytes of a path, interpolations and the sign for a missing value.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]|\$\{|^\?\?\?$")
+_FORBIDDEN_CHARS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]|\$\{|^\?\?\?$")
 
 
-def load(overrides: Sequence[str] = ()) -> DictConfig:
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose and check the configuration that `python train.py OVERRIDES` would run.
 
     Raises:
@@ -35,16 +36,16 @@ def load(overrides: Sequence[str] = ()) -> DictConfig:
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            config = compose("train", list(overrides), return_hydra_config=True)
+            config = hydra.compose("train", list(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
         except Exception as error:  # of any kind: a TypeError at attention=[{a:1}], an OSError at a long name
-            raise explain(error) from error
+            raise to_input_error(error) from error
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
-        return checked(config)
+        return resolve_and_validate(config)
 
 
-def checked(config: DictConfig) -> DictConfig:
+def resolve_and_validate(config: DictConfig) -> DictConfig:
     """The resolved, read-only configuration, whether it was composed or read from a file.
 
     Raises:
@@ -57,16 +58,16 @@ def checked(config: DictConfig) -> DictConfig:
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
         if config.trainer.precision == "auto":
-            config.trainer.precision = quickest_precision(config.trainer.accelerator)
+            config.trainer.precision = auto_precision(config.trainer.accelerator)
         config.precision = config.trainer.precision
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
-        raise explain(error) from error
+        raise to_input_error(error) from error
     _check_literal(values, "")
     config = DictConfig(values)
     _check_values(Config, config, "")
     _check_names(config)
-    check_targets(config, "")
+    check_allowlist(config, "")
     model, stages = config.model, config.stages
     if model.n_embd % model.n_head:
         near = round(model.n_embd / model.n_head) * model.n_head or model.n_head
@@ -77,15 +78,15 @@ def checked(config: DictConfig) -> DictConfig:
         raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
     if config.trainer.accelerator == "cpu" and config.trainer.precision.startswith("16"):
         raise InputError(f"trainer.precision={config.trainer.precision}: needs a GPU; take bf16-mixed")
-    if config.trainer.strategy == "fsdp2" and (stages.pretrain.ema or stages.finetune.ema):
-        raise InputError("trainer.strategy=fsdp2: keeps no average of weights; give both stages ema=0")
+    if config.trainer.strategy == "fsdp2" and (stages.pretrain.ema_decay or stages.finetune.ema_decay):
+        raise InputError("trainer.strategy=fsdp2: keeps no average of weights; give both stages ema_decay=0")
     if config.init_from is not None and stages.pretrain.enabled:
         raise InputError(f"init_from={config.init_from}: it replaces pretraining; give pretrain=none as well")
     OmegaConf.set_readonly(config, True)
     return config
 
 
-def read(file: Path) -> DictConfig:
+def load_saved(file: Path) -> DictConfig:
     """The resolved configuration of a run, from its config.yaml. Nothing is looked up on its behalf.
 
     Raises:
@@ -100,18 +101,18 @@ def read(file: Path) -> DictConfig:
             raise ValueError("is no mapping")
         if "${" in str(OmegaConf.to_container(config)):  # resolved, it could tell what is in the environment
             raise ValueError("has interpolations, and a run's are resolved")
-        return checked(config)
+        return resolve_and_validate(config)
     except Exception as error:  # of any kind: YAML, OmegaConf and Python each have their own
         said, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{file}: {said}") from error
 
 
-def explain(error: Exception) -> InputError:
+def to_input_error(error: Exception) -> InputError:
     """What Hydra or OmegaConf complain about, in one line with the closest valid names."""
     groups = [*_options()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
-        return InputError(f"{group}={wrong}: unknown; {closest(wrong, error.options)}")
+        return InputError(f"{group}={wrong}: unknown; {suggest(wrong, error.options)}")
     if isinstance(error, OverrideParseException):
         return InputError(f"{error.override}: cannot be read; expected KEY=VALUE")
     if isinstance(error, RecursionError):
@@ -149,7 +150,7 @@ def _unknown(key: str, siblings: Sequence[str]) -> InputError:
     prefix, dot, wrong = key.rpartition(".")
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]
-    return InputError(f"{key}: unknown key; {closest(wrong, valid, prefix + dot, elsewhere)}")
+    return InputError(f"{key}: unknown key; {suggest(wrong, valid, prefix + dot, elsewhere)}")
 
 
 def _options() -> dict[str, list[str]]:
@@ -180,7 +181,7 @@ def _check_values(schema: Any, node: DictConfig, prefix: str) -> None:
             raise InputError(f"{key}={value}: must be a mapping that names in {key}._target_ what makes it")
         elif "words" in f.metadata and value not in f.metadata["words"]:
             words = [word for word in f.metadata["words"] if word is not None]
-            raise InputError(f"{key}={value}: unknown; {closest(str(value), words)}")
+            raise InputError(f"{key}={value}: unknown; {suggest(str(value), words)}")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -208,16 +209,16 @@ def _check_literal(value: Any, key: str) -> None:
     elif isinstance(value, str):
         if value == "":
             raise InputError(f"{key}=: must not be empty; give a value, or null for none")
-        if found := _UNFIT.search(value):
+        if found := _FORBIDDEN_CHARS.search(value):
             raise InputError(f"{key}={value}: {found[0]} cannot be part of a value")
 
 
 def _check_names(config: DictConfig) -> None:
     """Refuse what would put a run elsewhere than below `runs_root`, and a home that nobody has."""
-    for group, name in config.names.items():
+    for group, name in config.labels.items():
         if not re.fullmatch(r"[\w-]{1,64}", name):
             raise InputError(
-                f"names.{group}={name}: must be letters, digits, _ and -, at most 64: it names the run"
+                f"labels.{group}={name}: must be letters, digits, _ and -, at most 64: it names the run"
                 f" directory; {group} has {', '.join(_options()[str(group)])}"
             )
     for key in ("runs_root", "run_dir", "resume", "init_from", "data.root"):

@@ -11,7 +11,7 @@ GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 _held: list[IO[str]] = []  # locks of this process
 
 
-def quickest_precision(accelerator: str) -> str:
+def auto_precision(accelerator: str) -> str:
     """`bf16-mixed` where the device multiplies bfloat16 natively, else `32-true`."""
     import torch
 
@@ -24,7 +24,7 @@ def quickest_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def take_gpu() -> str | None:
+def claim_gpu() -> str | None:
     """Keep to one GPU of several, that the fewest other jobs have, until this process ends.
 
     For jobs of a sweep that run side by side: by `CUDA_VISIBLE_DEVICES`, before CUDA looks at it.

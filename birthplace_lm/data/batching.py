@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from birthplace_lm.data.sequences import PAD_AT, Batch, Rows
-from birthplace_lm.data.sources import RowSource
+from birthplace_lm.data.sequences import PAD_OFFSET, Batch, PieceTable
+from birthplace_lm.data.sources import ExampleSource
 
 Key = tuple[int, int]  # epoch, index of the batch within it
 
@@ -19,7 +19,7 @@ def generator_for(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class EpochBatches(Dataset[Batch]):
+class EpochBatchDataset(Dataset[Batch]):
     """Batch `index` of epoch `epoch`, as `batches[epoch, index]`.
 
     An epoch is planned as a whole: every source draws its rows, which are put in order and cut into batches.
@@ -34,20 +34,20 @@ class EpochBatches(Dataset[Batch]):
         pad_id: fills the ends of shorter rows.
         seed: of the whole run.
         shuffle: draw a new order every epoch; else the sources one after the other, as they are.
-        pool: batches that are drawn together and sorted by length, so that rows of a batch are alike and
+        length_bucket: batches drawn together and sorted by length, so that rows of a batch are alike and
             little of it is PAD; 1 leaves the lengths to chance.
         rank, world: this process and how many there are.
     """
 
     def __init__(
         self,
-        sources: Sequence[RowSource],
+        sources: Sequence[ExampleSource],
         ids: Tensor,
         batch_size: int,
         pad_id: int,
         seed: int,
         shuffle: bool,
-        pool: int,
+        length_bucket: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -57,11 +57,11 @@ class EpochBatches(Dataset[Batch]):
         self.pad_id = pad_id
         self.seed = seed
         self.shuffle = shuffle
-        self.pool = pool
+        self.length_bucket = length_bucket
         self.rank = rank
         self.world = world
         self.rows_total = sum(len(source) for source in sources)
-        self._planned: tuple[int, Rows, list[Tensor]] | None = None
+        self._planned: tuple[int, PieceTable, list[Tensor]] | None = None
 
     def __len__(self) -> int:
         return -(-self.rows_total // self.batch_size)
@@ -81,28 +81,28 @@ class EpochBatches(Dataset[Batch]):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _plan(self, epoch: int) -> tuple[Rows, list[Tensor]]:
+    def _plan(self, epoch: int) -> tuple[PieceTable, list[Tensor]]:
         if self._planned is None or self._planned[0] != epoch:
             generator = generator_for("epoch", self.seed, epoch)
-            rows = Rows.stack([source.rows(generator) for source in self.sources])
+            rows = PieceTable.stack([source.rows(generator) for source in self.sources])
             self._planned = (epoch, rows, self._order(rows, generator))
         return self._planned[1], self._planned[2]
 
-    def _order(self, rows: Rows, generator: torch.Generator) -> list[Tensor]:
+    def _order(self, rows: PieceTable, generator: torch.Generator) -> list[Tensor]:
         if not self.shuffle:
             return list(torch.arange(len(rows)).split(self.batch_size))
         order = torch.randperm(len(rows), generator=generator)
-        pools = order.split(self.batch_size * self.pool)
+        pools = order.split(self.batch_size * self.length_bucket)
         totals = rows.totals
         batches = torch.cat([pool[totals[pool].argsort(stable=True)] for pool in pools]).split(
             self.batch_size
         )
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-    def _batch(self, rows: Rows, chosen: Tensor, key: Key) -> Batch:
+    def _batch(self, rows: PieceTable, chosen: Tensor, key: Key) -> Batch:
         everyone = rows[chosen]
-        counted = (everyone.totals - everyone.loss_from.clamp(min=1)).sum()
-        pads = everyone.lengths[everyone.starts == PAD_AT].sum()
+        counted = (everyone.totals - everyone.loss_start.clamp(min=1)).sum()
+        pads = everyone.lengths[everyone.starts == PAD_OFFSET].sum()
         mine = chosen[self.rank :: self.world]
         filler = len(mine) == 0  # a last batch with fewer rows than processes: look, but learn nothing
         inputs, targets = rows[chosen[:1] if filler else mine].pairs(self.ids, self.pad_id)
@@ -112,25 +112,25 @@ class EpochBatches(Dataset[Batch]):
             inputs=inputs,
             targets=targets,
             key=torch.tensor(key),
-            targets_total=counted / self.world,
+            loss_denominator=counted / self.world,
             characters=(everyone.totals - 1).sum() - pads,
         )
 
 
-class Position:
+class DataCursor:
     """The next batch to train on."""
 
     def __init__(self) -> None:
         self.epoch = 0
         self.index = 0
 
-    def pass_by(self, key: Key, length: int) -> None:
+    def advance(self, key: Key, length: int) -> None:
         """Batch `key` of an epoch of `length` batches is being trained on: go on to the one after it."""
         epoch, index = key
         self.epoch, self.index = (epoch, index + 1) if index + 1 < length else (epoch + 1, 0)
 
 
-class Keys(Sampler[Key]):
+class ResumableBatchSampler(Sampler[Key]):
     """The keys of the epoch that `position` points into, from there to its end.
 
     Args:
@@ -138,7 +138,7 @@ class Keys(Sampler[Key]):
         position: the next batch to train on; shared with who moves it on.
     """
 
-    def __init__(self, length: int, position: Position) -> None:
+    def __init__(self, length: int, position: DataCursor) -> None:
         self.length = length
         self.position = position
 

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from birthplace_lm.data.batching import EpochBatches, Keys, Position
+from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.corpora.qa_files import Question, person
-from birthplace_lm.data.masking.spans import SpanChooser
-from birthplace_lm.data.question_answering import NameToBirthplace, ascii_only
-from birthplace_lm.data.sequences import Text
-from birthplace_lm.data.sources import RowSource, Sample, Shifted
+from birthplace_lm.data.corpora.qa_files import Question, name_from_question
+from birthplace_lm.data.masking.spans import SpanSampler
+from birthplace_lm.data.question_answering import QuestionAnswering, ascii_only
+from birthplace_lm.data.sequences import EncodedText
+from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.errors import CheckpointError, InputError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
-LEAST_SHARE = 16  # characters of the block for each of several masks
+LEAST_SHARE = 16  # characters of the block for each of several masks_per_row
 
 
 @dataclass(frozen=True)
-class Loading:
+class LoaderConfig:
     """How a stage cuts its rows into batches.
 
     Attributes:
@@ -38,14 +38,14 @@ class Loading:
         num_workers: processes that make batches; they change the speed, never a batch.
         seed: of the run.
         shuffle: draw a new order every epoch.
-        pool: batches drawn together and sorted by length; see `EpochBatches`.
+        length_bucket: batches drawn together and sorted by length; see `EpochBatchDataset`.
     """
 
     batch_size: int
     num_workers: int
     seed: int
     shuffle: bool
-    pool: int
+    length_bucket: int
 
 
 class BatchDataModule(L.LightningDataModule):
@@ -57,15 +57,15 @@ class BatchDataModule(L.LightningDataModule):
     """
 
     ids: Tensor
-    train_sources: Sequence[RowSource]
-    validation_sources: Sequence[RowSource]
+    train_sources: Sequence[ExampleSource]
+    validation_sources: Sequence[ExampleSource]
 
-    def __init__(self, corpus: Corpus, loading: Loading) -> None:
+    def __init__(self, corpus: Corpus, loading: LoaderConfig) -> None:
         super().__init__()
         self.pad_id = corpus.vocab.pad_id
         self.questions = corpus.holdout or corpus.dev.rows
         self.loading = loading
-        self.position = Position()
+        self.position = DataCursor()
         self._expected: str | None = None  # the next batch, according to the checkpoint
 
     @property
@@ -85,7 +85,7 @@ class BatchDataModule(L.LightningDataModule):
                 f"resume: batch {self.position.index} of epoch {self.position.epoch} was not the next one"
                 " when the checkpoint was saved: the number of processes, the versions or the code differ"
             )
-        keys = Keys(self._epoch_batches, self.position)
+        keys = ResumableBatchSampler(self._epoch_batches, self.position)
         return self._loader(self.train_batches, sampler=keys)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -104,7 +104,7 @@ class BatchDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
             epoch, index = batch["key"].tolist()
-            self.position.pass_by((epoch, index), self._epoch_batches)
+            self.position.advance((epoch, index), self._epoch_batches)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,20 +133,22 @@ class BatchDataModule(L.LightningDataModule):
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
-    def _batches(self, sources: Sequence[RowSource], seed: int, shuffle: bool) -> EpochBatches:
-        return EpochBatches(
+    def _batches(self, sources: Sequence[ExampleSource], seed: int, shuffle: bool) -> EpochBatchDataset:
+        return EpochBatchDataset(
             sources,
             self.ids,
             self.loading.batch_size * self._world,
             self.pad_id,
             seed,
             shuffle,
-            self.loading.pool,
+            self.loading.length_bucket,
             self._rank,
             self._world,
         )
 
-    def _loader(self, batches: EpochBatches, sampler: Any, num_workers: int | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, batches: EpochBatchDataset, sampler: Any, num_workers: int | None = None
+    ) -> DataLoader[Any]:
         workers = self.loading.num_workers if num_workers is None else num_workers
         return DataLoader(
             batches,
@@ -169,68 +171,71 @@ class SpanCorruptionDataModule(BatchDataModule):
     Args:
         spans: factory of the span chooser, called with `documents`, `people` and `places` of the train
             questions, and `block_size`.
-        closing, loss_on, masks: see `SpanCorruption`; every span has an equal share of the block.
-        questions: share of the train questions that is mixed into every epoch, drawn anew each time.
-        least_shift, most_shift: of the documents, see `Shifted`; questions stay where they will be asked.
+        closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
+            the block.
+        question_fraction: share of the train questions that is mixed into every epoch, drawn anew each time.
+        min_shift, max_shift: of the documents, see `LeftPadded`; questions stay where they will be asked.
 
     Raises:
-        InputError: `questions` or `masks` is out of range.
+        InputError: `question_fraction` or `masks_per_row` is out of range.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        loading: Loading,
+        loading: LoaderConfig,
         block_size: int,
-        spans: Callable[..., SpanChooser],
-        closing: bool,
+        spans: Callable[..., SpanSampler],
+        closing_mask: bool,
         loss_on: str,
-        masks: int,
-        questions: float,
-        least_shift: int,
-        most_shift: int,
+        masks_per_row: int,
+        question_fraction: float,
+        min_shift: int,
+        max_shift: int,
     ) -> None:
         super().__init__(corpus, loading)
-        if not 0 <= questions <= 1:
-            raise InputError(f"stages.pretrain.data.questions={questions}: must be from 0 to 1")
+        if not 0 <= question_fraction <= 1:
+            raise InputError(
+                f"stages.pretrain.dataset.question_fraction={question_fraction}: must be from 0 to 1"
+            )
         documents, train = corpus.documents.lines, corpus.train.rows
         places = [row.place or "" for row in train]
-        text = Text.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
+        text = EncodedText.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
-        people = [person(row.question) for row in train]
-        share = block_size // max(masks, 1)
-        if masks > 1 and share < LEAST_SHARE:
+        people = [name_from_question(row.question) for row in train]
+        share = block_size // max(masks_per_row, 1)
+        if masks_per_row > 1 and share < LEAST_SHARE:
             raise InputError(
-                f"stages.pretrain.data.masks={masks}: a block of {block_size} characters has room for"
-                f" {max(1, block_size // LEAST_SHARE)}"
+                f"stages.pretrain.dataset.masks_per_row={masks_per_row}: a block of {block_size} characters"
+                f" has room for {max(1, block_size // LEAST_SHARE)}"
             )
         chooser = spans(documents=documents, people=people, places=places, block_size=share)
-        corruption = SpanCorruption(pieces[0], chooser, closing, loss_on, masks)
-        asked = Sample(NameToBirthplace(pieces[1], pieces[2]), round(questions * len(train)))
-        shifted = Shifted(corruption, least_shift, most_shift, block_size)
+        corruption = SpanCorruption(pieces[0], chooser, closing_mask, loss_on, masks_per_row)
+        asked = Subsample(QuestionAnswering(pieces[1], pieces[2]), round(question_fraction * len(train)))
+        shifted = LeftPadded(corruption, min_shift, max_shift, block_size)
         self.train_sources = [shifted, asked] if len(asked) else [shifted]
         self.validation_sources = [corruption]
 
 
-class BirthplaceDataModule(BatchDataModule):
+class QuestionAnsweringDataModule(BatchDataModule):
     """Finetuning: the train questions with their places. Held out are those of dev.
 
     Args:
         ascii_only: drop the non-ASCII characters of the train questions, as the 2021 code does.
     """
 
-    def __init__(self, corpus: Corpus, loading: Loading, block_size: int, ascii_only: bool) -> None:
+    def __init__(self, corpus: Corpus, loading: LoaderConfig, block_size: int, ascii_only: bool) -> None:
         super().__init__(corpus, loading)
         train, held_out = corpus.train.rows, self.questions
         strings = [_asked(row, ascii_only) for row in train] + [row.question for row in held_out]
         strings += [row.place or "" for row in (*train, *held_out)]
-        text = Text.encode(strings, corpus.vocab)
+        text = EncodedText.encode(strings, corpus.vocab)
         sizes = [len(train), len(held_out)]
         questions, held_out_questions, places, held_out_places = text.pieces.split(sizes * 2)
         self.ids = text.ids
-        self.train_sources = [NameToBirthplace(questions, places)]
-        self.validation_sources = [NameToBirthplace(held_out_questions, held_out_places)]
+        self.train_sources = [QuestionAnswering(questions, places)]
+        self.validation_sources = [QuestionAnswering(held_out_questions, held_out_places)]
 
 
 def _begin_worker(parent: int, worker: int) -> None:

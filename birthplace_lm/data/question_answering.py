@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.sequences import MASK_AT, Rows
+from birthplace_lm.data.sequences import MASK_OFFSET, PieceTable
 
 
-class NameToBirthplace:
+class QuestionAnswering:
     """One row per question, the same in every epoch.
 
     With MASK written as _, the pair ("Where was Ada Bo born?", "Rome") becomes
@@ -23,14 +23,14 @@ class NameToBirthplace:
     """
 
     def __init__(self, questions: Tensor, places: Tensor) -> None:
-        mask = torch.tensor([MASK_AT, 1]).expand_as(questions)
+        mask = torch.tensor([MASK_OFFSET, 1]).expand_as(questions)
         pieces = torch.stack((questions, mask, places, mask), dim=2)  # (N, 2, K)
-        self._rows = Rows(pieces[:, 0], pieces[:, 1], loss_from=questions[:, 1])
+        self._rows = PieceTable(pieces[:, 0], pieces[:, 1], loss_start=questions[:, 1])
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, generator: torch.Generator) -> Rows:
+    def rows(self, generator: torch.Generator) -> PieceTable:
         """The rows of one epoch; nothing is drawn."""
         return self._rows
 

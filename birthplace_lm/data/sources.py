@@ -4,36 +4,36 @@ from typing import Protocol
 
 import torch
 
-from birthplace_lm.data.sequences import MOST_PADS, PAD_AT, Rows
+from birthplace_lm.data.sequences import MAX_SHIFT, PAD_OFFSET, PieceTable
 from birthplace_lm.errors import InputError
 
 
-class RowSource(Protocol):
+class ExampleSource(Protocol):
     """Makes the rows of an epoch; always as many."""
 
     def __len__(self) -> int: ...
 
-    def rows(self, generator: torch.Generator) -> Rows:
+    def rows(self, generator: torch.Generator) -> PieceTable:
         """The rows of one epoch; what is random about them comes from the generator."""
         ...
 
 
-class Sample:
+class Subsample:
     """So many rows of another source, drawn anew in every epoch."""
 
-    def __init__(self, source: RowSource, count: int) -> None:
+    def __init__(self, source: ExampleSource, count: int) -> None:
         self.source = source
         self.count = count
 
     def __len__(self) -> int:
         return self.count
 
-    def rows(self, generator: torch.Generator) -> Rows:
+    def rows(self, generator: torch.Generator) -> PieceTable:
         rows = self.source.rows(generator)
         return rows[torch.randperm(len(rows), generator=generator)[: self.count]]
 
 
-class Shifted:
+class LeftPadded:
     """The rows of another source, each pushed to the right by a random number of PADs.
 
     A name stands at the beginning of a document and after ten characters of a question. A model with a table
@@ -48,10 +48,10 @@ class Shifted:
         InputError: `least` or `most` is out of range.
     """
 
-    def __init__(self, source: RowSource, least: int, most: int, block_size: int) -> None:
-        if not 0 <= least <= most <= MOST_PADS:
+    def __init__(self, source: ExampleSource, least: int, most: int, block_size: int) -> None:
+        if not 0 <= least <= most <= MAX_SHIFT:
             raise InputError(
-                f"stages.pretrain.data.most_shift={most}: must be from least_shift={least} to {MOST_PADS},"
+                f"stages.pretrain.dataset.max_shift={most}: must be from min_shift={least} to {MAX_SHIFT},"
                 " and that not below 0"
             )
         self.source = source
@@ -62,19 +62,19 @@ class Shifted:
     def __len__(self) -> int:
         return len(self.source)
 
-    def rows(self, generator: torch.Generator) -> Rows:
+    def rows(self, generator: torch.Generator) -> PieceTable:
         rows = self.source.rows(generator)
         room = (self.block_size - rows.totals).clamp(min=0)
         least, most = room.clamp(max=self.least), room.clamp(max=self.most)
-        pads = (least + below(most - least + 1, generator))[:, None]
-        return Rows(
-            starts=torch.cat((torch.full_like(pads, PAD_AT), rows.starts), dim=1),
+        pads = (least + randint_below(most - least + 1, generator))[:, None]
+        return PieceTable(
+            starts=torch.cat((torch.full_like(pads, PAD_OFFSET), rows.starts), dim=1),
             lengths=torch.cat((pads, rows.lengths), dim=1),
-            loss_from=rows.loss_from.clamp(min=1) + pads[:, 0],
+            loss_start=rows.loss_start.clamp(min=1) + pads[:, 0],
         )
 
 
-def below(limit: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def randint_below(limit: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Uniform integers from 0 to limit - 1, elementwise."""
     draw = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
     return (draw * limit).long().clamp(max=limit - 1)

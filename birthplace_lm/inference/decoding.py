@@ -8,11 +8,13 @@ from torch import Tensor
 
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.kv_cache import Cache
-from birthplace_lm.models.sdpa import recording
+from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.models.sdpa import record_attention_weights
 
 LONGEST_ANSWER = 32
-KEPT = 0.5  # copying the cache for the rows that have not ended costs more than going on with all of them
+COMPACT_BELOW = (
+    0.5  # copying the cache for the rows that have not ended costs more than going on with all of them
+)
 
 
 @dataclass(frozen=True)
@@ -33,32 +35,32 @@ class Answer:
         return " ".join(self.text.splitlines())
 
 
-def answer(
+def answer_questions(
     model: GPT,
     vocab: CharVocab,
     questions: Sequence[str],
     batch_size: int = 256,
-    longest: int = LONGEST_ANSWER,
+    max_answer_length: int = LONGEST_ANSWER,
 ) -> list[Answer]:
     """Answer every question greedily; the batch a question falls into does not change its answer.
 
-    A question is read as `question MASK`; the answer ends with the next MASK or after `longest` characters,
-    at most half of the block.
+    A question is read as `question MASK`; the answer ends with the next MASK or after `max_answer_length`
+    characters, at most half of the block.
     Characters that the vocabulary lacks are dropped from the question, as is what does not fit into the
     block in front of the answer (from its beginning).
 
     Args:
         model: in evaluation mode, on any device.
     """
-    longest = min(longest, model.block_size // 2)
-    prompts = [_prompt(vocab, question, model.block_size - longest) for question in questions]
+    max_answer_length = min(max_answer_length, model.block_size // 2)
+    prompts = [_prompt(vocab, question, model.block_size - max_answer_length) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths decode together
     answers: dict[int, Answer] = {}
     with torch.inference_mode():
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             for index, (ids, log_probability) in zip(
-                batch, _decode(model, vocab, [prompts[i] for i in batch], longest), strict=True
+                batch, _decode(model, vocab, [prompts[i] for i in batch], max_answer_length), strict=True
             ):
                 answers[index] = Answer(vocab.decode(ids), log_probability)
     return [answers[i] for i in range(len(prompts))]
@@ -72,7 +74,7 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Ten
         The text as it is read, and weights (layers, heads, T, T); None if the model's attention records none.
     """
     ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
-    with recording() as recorded:
+    with record_attention_weights() as recorded:
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
     weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
     return vocab.decode(ids), weights
@@ -84,14 +86,14 @@ def _prompt(vocab: CharVocab, question: str, room: int) -> list[int]:
 
 
 def _decode(
-    model: GPT, vocab: CharVocab, prompts: Sequence[list[int]], longest: int
+    model: GPT, vocab: CharVocab, prompts: Sequence[list[int]], max_answer_length: int
 ) -> Iterator[tuple[list[int], float]]:
     """Ids of each answer without its closing MASK, and its log-probability."""
     device = model.tok_emb.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = int(lengths.max())
     ids = torch.tensor([p + [vocab.pad_id] * (width - len(p)) for p in prompts], device=device)
-    cache = Cache(model.n_layer, width + longest)
+    cache = KVCache(model.n_layer, width + max_answer_length)
     # All questions begin alike: what they share is read once. The last character of each is its own.
     alike = (ids == ids[:1]).all(0).long().cumprod(0)
     shared = min(int(alike.sum()), int(lengths.min()) - 1)
@@ -103,7 +105,7 @@ def _decode(
     scores = torch.zeros(len(prompts), device=device)
     rows = torch.arange(len(prompts), device=device)  # those that the cache holds
     going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # and which of them have not ended
-    for step in range(longest):
+    for step in range(max_answer_length):
         best, chosen = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
         scores[rows] += best.where(going, 0.0)
         going = going & (chosen != vocab.mask_id)
@@ -111,9 +113,9 @@ def _decode(
             if on:
                 texts[row].append(symbol)
         left = int(going.sum())
-        if left == 0 or step == longest - 1:
+        if left == 0 or step == max_answer_length - 1:
             break
-        if left <= KEPT * len(rows):
+        if left <= COMPACT_BELOW * len(rows):
             kept = going.nonzero()[:, 0]
             cache.keep(kept)
             rows, chosen, going = rows[kept], chosen[kept], going[kept]

@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
-from birthplace_lm.inference.decoding import answer
+from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.atomic_files import write_text
+from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.training.metrics import score
 
 HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
@@ -40,7 +40,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
     found: dict[str, Any] = {}
     seconds = {}
     for split, rows in splits.items():
-        signals.check("during the evaluation")
+        signals.raise_if_signalled("during the evaluation")
         began = time.perf_counter()
         scored = _answer_all(model, corpus, rows, run / "predictions" / f"{split}.txt") if rows else None
         seconds[split] = time.perf_counter() - began
@@ -55,7 +55,7 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
     """Fill TensorBoard's HParams tab: what was chosen, with what came out."""
     stages = config.stages
     chosen = {
-        **config.names,
+        **config.labels,
         "seed": config.seed,
         "parameters": metrics["parameters"],
         **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
@@ -65,10 +65,12 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
     for name, stage in stages.items():
         chosen |= {
             f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
-            for key in ("max_epochs", "batch_size", "learning_rate", "ema")
+            for key in ("max_epochs", "batch_size", "learning_rate", "ema_decay")
         }
         if stage.enabled:
-            chosen |= {k: v for k, v in _plain(f"{name}.data", stage.data).items() if k != f"{name}.data"}
+            chosen |= {
+                k: v for k, v in _plain(f"{name}.dataset", stage.dataset).items() if k != f"{name}.dataset"
+            }
     spent = [metrics["stages"][name] for name in stages]
     reached = {
         **{
@@ -113,8 +115,8 @@ def weights_sha256(model: GPT) -> str:
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> dict[str, Any] | None:
     """The score, where all places are known."""
-    answers = answer(model, corpus.vocab, [row.question for row in rows])
+    answers = answer_questions(model, corpus.vocab, [row.question for row in rows])
     file.parent.mkdir(exist_ok=True)
-    write_text(file, "".join(a.line + "\n" for a in answers))
+    atomic_write_text(file, "".join(a.line + "\n" for a in answers))
     places = [row.place for row in rows]
     return None if None in places else score([a.text for a in answers], [place or "" for place in places])

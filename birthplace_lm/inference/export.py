@@ -9,13 +9,13 @@ import safetensors.torch
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.analysis.model_card import model_card
-from birthplace_lm.config.compose import read
+from birthplace_lm.config.compose import load_saved
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.language_model import VOCABULARY, WEIGHTS, Trained
-from birthplace_lm.runs.atomic_files import replacing, write_text
+from birthplace_lm.inference.language_model import VOCABULARY, WEIGHTS, TrainedModel
+from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text
 from birthplace_lm.runs.directory import RunDirectory
 
-OF_THIS_MACHINE = {
+MACHINE_SPECIFIC = {
     "data.root": None,
     "runs_root": "runs",
     "run_dir": None,
@@ -33,26 +33,30 @@ def export(run: Path, out: Path) -> None:
         InputError: `run` is no run directory, or `out` is not empty.
         CheckpointError: its checkpoint is not whole, or `out` cannot be written.
     """
-    trained = Trained.from_run(run)
-    config = read(run / "config.yaml")
+    trained = TrainedModel.from_run(run)
+    config = load_saved(run / "config.yaml")
     metrics = RunDirectory(run, config).metrics
-    write(trained, config, out, metrics, "Trained with birthplace_lm.")
+    export_model(trained, config, out, metrics, "Trained with birthplace_lm.")
 
 
-def write(trained: Trained, config: DictConfig, out: Path, metrics: Mapping[str, Any], origin: str) -> None:
+def export_model(
+    trained: TrainedModel, config: DictConfig, out: Path, metrics: Mapping[str, Any], origin: str
+) -> None:
     """The same for a model that is no run's; see `model_card` for the last two."""
-    card = model_card(config, trained.model.parameters_total, metrics, origin)
+    card = model_card(config, trained.model.num_parameters, metrics, origin)
     given = OmegaConf.create(OmegaConf.to_yaml(config))
-    for key, value in OF_THIS_MACHINE.items():
+    for key, value in MACHINE_SPECIFIC.items():
         OmegaConf.update(given, key, value)
     weights = {name: weight.contiguous().clone() for name, weight in trained.model.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise InputError(f"{out}: is not empty; give a new folder")
-        with replacing(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
-            write_text(out / "config.yaml", OmegaConf.to_yaml(given))
-            write_text(out / "README.md", card)
-            write_text(out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n")
+        with atomic_replace(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
+            atomic_write_text(out / "config.yaml", OmegaConf.to_yaml(given))
+            atomic_write_text(out / "README.md", card)
+            atomic_write_text(
+                out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n"
+            )
     except OSError as error:
         raise CheckpointError(f"{error.filename or out}: {error.strerror}") from error

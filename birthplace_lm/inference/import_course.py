@@ -8,15 +8,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.qa_files import read_documents
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.language_model import Trained
-from birthplace_lm.models.build import build_model, put_weights
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.build import build_model, load_state_dict_checked
 
 
-def read_course_model(file: Path, attention: str, corpus: Path, n_head: int) -> tuple[Trained, DictConfig]:
+def read_course_model(
+    file: Path, attention: str, corpus: Path, n_head: int
+) -> tuple[TrainedModel, DictConfig]:
     """Read what `torch.save(model.state_dict(), FILE)` left in the assignment of 2021.
 
     All sizes but the number of heads are those of the weights. Nothing in the file is executed.
@@ -41,7 +43,7 @@ def read_course_model(file: Path, attention: str, corpus: Path, n_head: int) -> 
             f"--corpus {corpus}: has {len(vocab)} symbols, and {file} was trained with {symbols}"
         )
     layers = [int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))]
-    config = load(
+    config = compose(
         [
             "pretrain=none", "data=cs224n", f"attention={attention}", f"model.n_head={n_head}",
             f"model.n_layer={max(layers, default=-1) + 1}", f"model.n_embd={n_embd}",
@@ -50,10 +52,10 @@ def read_course_model(file: Path, attention: str, corpus: Path, n_head: int) -> 
     )  # fmt: skip
     model = build_model(config, len(vocab))
     try:
-        put_weights(model, weights, file)
+        load_state_dict_checked(model, weights, file)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("attention= and model.*", "--attention")) from error
-    return Trained(model, vocab), config
+    return TrainedModel(model, vocab), config
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

@@ -9,19 +9,24 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from birthplace_lm.config.compose import read
-from birthplace_lm.data.corpora.qa_files import ask, normalise
+from birthplace_lm.config.compose import load_saved
+from birthplace_lm.data.corpora.qa_files import birthplace_question, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.decoding import Answer, answer, attention_weights
-from birthplace_lm.models.build import build_model, check_weights, put_weights, weights_in
+from birthplace_lm.inference.decoding import Answer, answer_questions, attention_weights
+from birthplace_lm.models.build import (
+    build_model,
+    check_state_dict,
+    load_state_dict_checked,
+    model_state_dict,
+)
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
 
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an exported model, beside its config.yaml
 
 
-class Trained:
+class TrainedModel:
     """A network in evaluation mode with its vocabulary.
 
     Attributes:
@@ -34,7 +39,7 @@ class Trained:
         self.vocab = vocab
 
     @classmethod
-    def from_run(cls, path: str | Path) -> "Trained":
+    def from_run(cls, path: str | Path) -> "TrainedModel":
         """The finetuned model of a run directory, or of what was exported from one.
 
         Raises:
@@ -44,26 +49,28 @@ class Trained:
         run = Path(path)
         if not (run / "config.yaml").is_file():
             raise InputError(f"{run}: no run directory: it has no config.yaml")
-        config = read(run / "config.yaml")
+        config = load_saved(run / "config.yaml")
         stage = "finetune" if config.stages.finetune.enabled else "pretrain"
         exported = (run / WEIGHTS).is_file()
         file, symbols, weights = _exported(run) if exported else _newest(run / stage)
         vocab = CharVocab(symbols)
         with torch.device("meta"):  # where sizes that are not those of the weights take no memory
-            check_weights(build_model(config, len(vocab)), weights, file)
+            check_state_dict(build_model(config, len(vocab)), weights, file)
         model = build_model(config, len(vocab))
-        put_weights(model, weights, file)
+        load_state_dict_checked(model, weights, file)
         return cls(model, vocab)
 
     def answer(self, names: Sequence[str]) -> list[str]:
         """Where each of these people was born, as far as the model knows."""
         if isinstance(names, str):
             raise TypeError("names is one text; give a list of names")
-        return [a.text for a in self.answer_questions([ask(normalise(name)) for name in names])]
+        return [
+            a.text for a in self.answer_questions([birthplace_question(normalise(name)) for name in names])
+        ]
 
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to whole questions, with their log-probabilities."""
-        return answer(self.model, self.vocab, questions)
+        return answer_questions(self.model, self.vocab, questions)
 
     def attention(self, text: str) -> tuple[str, Tensor | None]:
         """What every head looks at in a text; see `generate.attention_weights`.
@@ -75,11 +82,11 @@ class Trained:
 
 def _newest(stage: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
     """The newest checkpoint or none: that an older one is asked would not be seen in the answers."""
-    found = checkpoint.saved_in(stage)
+    found = checkpoint.list_checkpoints(stage)
     if not found:
         raise CheckpointError(f"{stage}: no checkpoint; run the training first")
     content = checkpoint.load(found[0])
-    return found[0], content["birthplace_lm"]["vocab"], weights_in(content)
+    return found[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
 
 
 def _exported(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import Dropout
-from birthplace_lm.models.kv_cache import Cache, LayerCache
+from birthplace_lm.models.kv_cache import KVCache, LayerKVCache
 
 AttentionFactory = Callable[..., nn.Module]
 
@@ -27,7 +27,7 @@ class Block(nn.Module):
             nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), Dropout(dropout)
         )
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerKVCache | None = None, at: Tensor | None = None) -> Tensor:
         """(B, T, C) to the same; or to (N, C), the positions where `at` (B, T) is true."""
         x = x + self.attn(self.ln1(x), cache)
         if at is not None:
@@ -44,8 +44,8 @@ class GPT(nn.Module):
         block_size: the longest sequence.
         dropout: on the embedding and both residual branches; handed to the attention for its weights.
         attention: factory called once per layer with `n_embd`, `n_head`, `block_size`, `dropout`; makes a
-            module that maps (B, T, C) and an optional `LayerCache` to (B, T, C), causally.
-        position_table: learn one vector per position and add it to the embedding. Variants that encode
+            module that maps (B, T, C) and an optional `LayerKVCache` to (B, T, C), causally.
+        learned_positions: learn one vector per position and add it to the embedding. Variants that encode
             positions themselves turn it off.
 
     Source: minGPT as used in Stanford CS224N 2021, assignment 5; parameter names are the course's.
@@ -60,13 +60,13 @@ class GPT(nn.Module):
         block_size: int,
         dropout: float,
         attention: AttentionFactory,
-        position_table: bool = True,
+        learned_positions: bool = True,
     ) -> None:
         super().__init__()
         self.block_size = block_size
         self.n_layer = n_layer
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
-        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd)) if position_table else None
+        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd)) if learned_positions else None
         self.drop = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -80,7 +80,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         self.apply(_initialize)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for ids (B, T); or (N, V) for the positions where `at` (B, T) is true.
 
         With a cache, `ids` are the characters at `cache.positions` and see what the cache holds.
@@ -100,7 +100,7 @@ class GPT(nn.Module):
             x = block(x, None if cache is None else cache.layers[index], wanted)
         return self.head(self.ln_f(x))
 
-    def read(self, ids: Tensor, shared: int, cache: Cache, at: Tensor) -> Tensor:
+    def read(self, ids: Tensor, shared: int, cache: KVCache, at: Tensor) -> Tensor:
         """`forward(ids, at=at)`, into an empty cache; the first `shared` characters, alike in all rows, once.
 
         Args:
@@ -123,13 +123,13 @@ class GPT(nn.Module):
         """
         counted = targets != pad_id
         if shared:
-            logits = self.read(inputs, shared, Cache(self.n_layer, inputs.shape[1]), counted)
+            logits = self.read(inputs, shared, KVCache(self.n_layer, inputs.shape[1]), counted)
         else:
             logits = self(inputs, at=counted)
         return F.cross_entropy(logits.float(), targets[counted], reduction=reduction)
 
     @property
-    def parameters_total(self) -> int:
+    def num_parameters(self) -> int:
         """How many numbers training changes."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 

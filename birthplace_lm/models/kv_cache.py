@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class LayerCache:
+class LayerKVCache:
     """The values one attention layer wants to see again, by name, for up to `size` positions.
 
     Rows of a batch may stand at different positions: every row writes at its own and sees only what it has
@@ -36,8 +36,8 @@ class LayerCache:
         return held[:, :, : self.mask.shape[-1]]
 
 
-class Cache:
-    """One `LayerCache` per layer, moved along together.
+class KVCache:
+    """One `LayerKVCache` per layer, moved along together.
 
     Args:
         n_layer: layers of the model.
@@ -46,7 +46,7 @@ class Cache:
 
     def __init__(self, n_layer: int, size: int) -> None:
         self.size = size
-        self.layers = [LayerCache(size) for _ in range(n_layer)]
+        self.layers = [LayerKVCache(size) for _ in range(n_layer)]
         self.positions = torch.empty(0, 0, dtype=torch.long)
         self._appended = 0
 

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import dropout as drop
 
-_recorded: list[Tensor] | None = None  # what `recording` collects
+_recorded: list[Tensor] | None = None  # what `record_attention_weights` collects
 
 
 @contextmanager
-def recording() -> Iterator[list[Tensor]]:
+def record_attention_weights() -> Iterator[list[Tensor]]:
     """Collect the attention weights (B, H, T, T) of every layer that a model computes meanwhile."""
     global _recorded
     before, _recorded = _recorded, []
@@ -24,12 +24,12 @@ def recording() -> Iterator[list[Tensor]]:
 
 
 def record(weights: Tensor) -> None:
-    """Show `recording` the weights (B, H, T, T) of a layer; for variants that do without `attend`."""
+    """Record the weights (B, H, T, T) of a layer; for variants without `scaled_dot_product_attention`."""
     if _recorded is not None:
         _recorded.append(weights.detach().float())
 
 
-def attend(
+def scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -11,7 +11,7 @@ TEMPORARY = ".tmp"  # ends the names of files that are being written
 
 
 @contextmanager
-def replacing(path: Path, content: bytes | memoryview) -> Iterator[None]:
+def atomic_replace(path: Path, content: bytes | memoryview) -> Iterator[None]:
     """Put `content` on disk beside `path`, read it back, and let it take that place when the block ends.
 
     Raises:
@@ -33,13 +33,13 @@ def replacing(path: Path, content: bytes | memoryview) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Replace a small file."""
-    with replacing(path, text.encode()):
+    with atomic_replace(path, text.encode()):
         pass
 
 
-def remove_unfinished(directory: Path) -> None:
+def remove_temp_files(directory: Path) -> None:
     """Remove what a killed process was writing; only for who holds the folder's lock."""
     for left in directory.glob(f"*{TEMPORARY}"):
         left.unlink(missing_ok=True)

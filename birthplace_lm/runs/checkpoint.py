@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.errors import CheckpointError
-from birthplace_lm.runs.atomic_files import remove_unfinished, replacing, sha256_of, write_text
+from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text, remove_temp_files, sha256_of
 
 FORMAT = 2  # of what is in a checkpoint; another number is another version's
 STEP = re.compile(r"step-(\d+)\.ckpt")
 DAMAGED = ".damaged"
 
 # What is ours in a checkpoint, besides what Lightning puts there.
-OURS: dict[str, type] = {"format": int, "stage": str, "config": str, "vocab": list, "data": dict}
+METADATA_TYPES: dict[str, type] = {"format": int, "stage": str, "config": str, "vocab": list, "data": dict}
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
@@ -38,8 +38,8 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     written = buffer.getbuffer()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, written):
-            write_text(_hash_file(path), hashlib.sha256(written).hexdigest() + "\n")
+        with atomic_replace(path, written):
+            atomic_write_text(_hash_file(path), hashlib.sha256(written).hexdigest() + "\n")
     except OSError as error:
         if not path.exists():
             with suppress(OSError):
@@ -47,14 +47,14 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def adopt(path: Path, directory: Path) -> Path:
+def copy_into(path: Path, directory: Path) -> Path:
     """Copy a checkpoint of another folder into this one, under the name that its step has here.
 
     Raises:
         CheckpointError: it is damaged, or cannot be written here.
     """
     content = load(path)
-    copy = path_of(directory, content["global_step"])
+    copy = checkpoint_path(directory, content["global_step"])
     save(content, copy)
     return copy
 
@@ -107,7 +107,7 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be loaded: {reason.splitlines()[0]}") from error
 
 
-def verified(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether the file is, bit for bit, the one that was saved."""
     try:
         return path.is_file() and _saved_hash(path) == sha256_of(path)
@@ -115,28 +115,28 @@ def verified(path: Path) -> bool:
         return False
 
 
-def saved_in(directory: Path) -> list[Path]:
+def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a folder, newest step first, verified or not."""
-    found = [(step, p) for p in directory.glob("step-*.ckpt") if (step := step_of(p)) is not None]
+    found = [(step, p) for p in directory.glob("step-*.ckpt") if (step := parse_step(p)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest_in(directory: Path) -> Path | None:
+def latest_intact(directory: Path) -> Path | None:
     """The newest checkpoint of a folder that is whole; None if there never was one.
 
     Raises:
         CheckpointError: there are some, and all of them are damaged.
     """
-    found = saved_in(directory)
+    found = list_checkpoints(directory)
     for path in found:
-        if verified(path):
+        if is_intact(path):
             return path
     if found:
         raise CheckpointError(f"{directory}: no checkpoint is whole; remove them to start over")
     return None
 
 
-def tidy(directory: Path, step: int) -> list[Path]:
+def quarantine_and_prune(directory: Path, step: int) -> list[Path]:
     """Leave nothing that could be taken for a later checkpoint than that of `step`, nor half a file.
 
     Damaged ones are kept under another name. Only for who holds the folder's lock.
@@ -144,12 +144,12 @@ def tidy(directory: Path, step: int) -> list[Path]:
     Returns:
         The damaged ones, by their new names.
     """
-    remove_unfinished(directory)
+    remove_temp_files(directory)
     damaged = []
-    for path in saved_in(directory):
-        if not verified(path):
+    for path in list_checkpoints(directory):
+        if not is_intact(path):
             damaged.append(path.replace(path.with_name(path.name + DAMAGED)))
-        elif (step_of(path) or 0) > step:
+        elif (parse_step(path) or 0) > step:
             remove(path)
     for left in directory.glob("step-*.ckpt.sha256"):
         if not left.with_suffix("").exists():
@@ -157,17 +157,17 @@ def tidy(directory: Path, step: int) -> list[Path]:
     return damaged
 
 
-def step_of(path: Path) -> int | None:
+def parse_step(path: Path) -> int | None:
     """The optimizer step in the name of a checkpoint; None if it has another name."""
     return int(match[1]) if (match := STEP.fullmatch(path.name)) else None
 
 
-def path_of(directory: Path, step: int) -> Path:
+def checkpoint_path(directory: Path, step: int) -> Path:
     """Where the checkpoint of an optimizer step is kept."""
     return directory / f"step-{step:08d}.ckpt"
 
 
-def differences(saved: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> list[str]:
+def state_dict_mismatches(saved: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> list[str]:
     """How the weights of a checkpoint differ in names and shapes from those of a model."""
     found = []
     for key in sorted({*saved, *built}):
@@ -218,7 +218,7 @@ def _check_content(path: Path, found: Any) -> None:
         )
     if not isinstance(found.get("global_step"), int):
         raise CheckpointError(f"{path}: does not say after which step it was saved")
-    for key, kind in OURS.items():
+    for key, kind in METADATA_TYPES.items():
         if not isinstance(ours.get(key), kind):
             raise CheckpointError(f"{path}: its birthplace_lm.{key} is no {kind.__name__}")
     if not all(isinstance(digest, str) for digest in ours["data"].values()):

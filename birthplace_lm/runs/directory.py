@@ -16,16 +16,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import read
+from birthplace_lm.config.compose import load_saved
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.atomic_files import TEMPORARY, remove_unfinished, write_text
+from birthplace_lm.runs.atomic_files import TEMPORARY, atomic_write_text, remove_temp_files
 
 log = logging.getLogger(__name__)
 
-UNCLAIMED = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
+BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
 # What a run may differ in and still end with the same numbers.
-WITHOUT_EFFECT = (
+EXCLUDED_FROM_HASH = (
     "runs_root",
     "run_dir",
     "resume",
@@ -35,7 +35,7 @@ WITHOUT_EFFECT = (
     "checkpoint",
     "precision",  # that of the trainer has it
 )
-TRAINER_WITHOUT_EFFECT = (
+TRAINER_EXCLUDED_FROM_HASH = (
     "enable_progress_bar",
     "enable_model_summary",
     "log_every_n_steps",
@@ -44,12 +44,12 @@ TRAINER_WITHOUT_EFFECT = (
 )
 
 
-def identity(config: DictConfig) -> dict[str, Any]:
+def hashed_config(config: DictConfig) -> dict[str, Any]:
     """The part of the configuration that the result depends on."""
     kept: Any = OmegaConf.to_container(config)
-    for key in WITHOUT_EFFECT:
+    for key in EXCLUDED_FROM_HASH:
         kept.pop(key)
-    for key in TRAINER_WITHOUT_EFFECT:
+    for key in TRAINER_EXCLUDED_FROM_HASH:
         kept["trainer"].pop(key)
     for name, stage in kept["stages"].items():
         stage.pop("num_workers")
@@ -60,14 +60,14 @@ def identity(config: DictConfig) -> dict[str, Any]:
     return kept
 
 
-def pretraining_identity(config: DictConfig) -> dict[str, Any]:
+def pretraining_hashed_config(config: DictConfig) -> dict[str, Any]:
     """The part that determines the weights after pretraining: finetuning does not."""
-    kept = identity(config)
+    kept = hashed_config(config)
     kept["stages"].pop("finetune")
     return kept
 
 
-def identity_sha256(kept: Mapping[str, Any]) -> str:
+def config_hash(kept: Mapping[str, Any]) -> str:
     """A hash that names an identity."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -76,21 +76,23 @@ def run_directory(config: DictConfig) -> Path:
     """Where a run lives: `run_dir`, or a name made of its identity, so that the same command comes back."""
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser()
-    return Path(config.runs_root).expanduser() / _name(config, identity(config))
+    return Path(config.runs_root).expanduser() / _name(config, hashed_config(config))
 
 
 def pretraining_directory(config: DictConfig) -> Path:
     """Where a pretraining lives, shared by all runs that need the same one."""
-    return Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_identity(config))
+    return (
+        Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_hashed_config(config))
+    )
 
 
 def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
-    digest = identity_sha256(kept)
-    names = config.names
-    return f"{names.attention}-{names.pretrain}-{names.data}-s{config.seed}-{digest[:8]}"
+    digest = config_hash(kept)
+    labels = config.labels
+    return f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-{digest[:8]}"
 
 
-def check_claim(path: Path, config: DictConfig) -> None:
+def check_run_dir(path: Path, config: DictConfig) -> None:
     """Check that a folder is new, empty, or of this very run; touches nothing.
 
     Raises:
@@ -98,11 +100,11 @@ def check_claim(path: Path, config: DictConfig) -> None:
     """
     saved = path / "config.yaml"
     if saved.is_file():
-        ours, theirs = identity(config), identity(read(saved))
+        ours, theirs = hashed_config(config), hashed_config(load_saved(saved))
         if ours != theirs:
             key = _first_difference(theirs, ours)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
-    elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= UNCLAIMED):
+    elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BOOTSTRAP_FILES):
         raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
 
 
@@ -128,7 +130,7 @@ class RunDirectory:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(locked(self.path, wait=False))
+                held.enter_context(run_lock(self.path, wait=False))
                 self._claim()
                 held.enter_context(_logging_to(self.path / "log.txt"))
             except OSError as error:
@@ -145,7 +147,7 @@ class RunDirectory:
         return self._read("metrics.json")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+        atomic_write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def begin(self, stage: str) -> None:
         """Say what is being done from now on, unless a signal has asked to end.
@@ -154,7 +156,7 @@ class RunDirectory:
             Stopped: it has.
         """
         self._stage = stage
-        signals.check(f"before {stage}")
+        signals.raise_if_signalled(f"before {stage}")
         self._status("running")
 
     def end(self, state: str, error: BaseException | None = None) -> None:
@@ -181,12 +183,12 @@ class RunDirectory:
         self.write_json("status.json", content)
 
     def _claim(self) -> None:
-        check_claim(self.path, self.config)
+        check_run_dir(self.path, self.config)
         if self.config.overwrite:
             self._clear()
-        remove_unfinished(self.path)
-        remove_unfinished(self.path / "predictions")
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
+        remove_temp_files(self.path)
+        remove_temp_files(self.path / "predictions")
+        atomic_write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
 
     def _clear(self) -> None:
         last = self.path / "config.yaml"  # with it the folder stays ours, should we be killed meanwhile
@@ -205,7 +207,7 @@ class RunDirectory:
 
 
 @contextmanager
-def locked(directory: Path, wait: bool) -> Iterator[None]:
+def run_lock(directory: Path, wait: bool) -> Iterator[None]:
     """Hold the lock of a folder; it is let go when the process ends, however it ends.
 
     Raises:
@@ -221,7 +223,7 @@ def locked(directory: Path, wait: bool) -> Iterator[None]:
             if not waited:
                 log.info("waiting for the process that works in %s", directory)
             waited = True
-            signals.check(f"while waiting for {directory}")
+            signals.raise_if_signalled(f"while waiting for {directory}")
             time.sleep(0.2)
         yield
 

@@ -4,7 +4,7 @@ import os
 import signal
 from types import FrameType
 
-from birthplace_lm.errors import Stopped
+from birthplace_lm.errors import Interrupted
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -18,7 +18,7 @@ def install() -> None:
     _process = os.getpid()
     for number in HANDLED:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _note)
+            signal.signal(number, _handler)
 
 
 def installed() -> bool:
@@ -26,22 +26,22 @@ def installed() -> bool:
     return _process == os.getpid()
 
 
-def received() -> int | None:
+def pending_signal() -> int | None:
     """The first of them that has come, if any has."""
     return _received
 
 
-def check(where: str) -> None:
+def raise_if_signalled(where: str) -> None:
     """End here if a signal has asked for it.
 
     Raises:
         Stopped: with the signal and `where`.
     """
     if _received is not None:
-        raise Stopped(_received, where)
+        raise Interrupted(_received, where)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _handler(number: int, frame: FrameType | None) -> None:
     global _received
     if _received is None and os.getpid() == _process:  # a worker that was forked from us has nothing to save
         _received = number

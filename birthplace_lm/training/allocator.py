@@ -5,7 +5,7 @@ import ctypes
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 
 
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Let the C library keep what is freed, since the next step needs as much again.
 
     Else it hands every large tensor back, and asking anew costs a tenth of a step on a CPU, most of it page

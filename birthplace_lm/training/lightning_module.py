@@ -17,22 +17,22 @@ from torchmetrics import MeanMetric
 
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.vocab import CharVocab
-from birthplace_lm.errors import NumericError
-from birthplace_lm.inference.decoding import answer
+from birthplace_lm.errors import NonFiniteError
+from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs.atomic_files import write_text
-from birthplace_lm.training.distributed.dtensor import whole
-from birthplace_lm.training.distributed.fsdp import gather, gathered, scatter, shard
-from birthplace_lm.training.lr_schedules import Clock, Schedule
+from birthplace_lm.runs.atomic_files import atomic_write_text
+from birthplace_lm.training.distributed.dtensor import full_tensor
+from birthplace_lm.training.distributed.fsdp import reshard, shard, unshard, unsharded
+from birthplace_lm.training.lr_schedules import Schedule, TrainingClock
 from birthplace_lm.training.metrics import ExactMatch
-from birthplace_lm.training.microbatching import summed_loss
+from birthplace_lm.training.microbatching import microbatched_loss_sum
 
 log = logging.getLogger(__name__)
 
-SCALED_IN_A_ROW = 50  # steps that the scaler of float16 may leave out; each halves the scale
+MAX_SCALER_SKIPS = 50  # steps that the scaler of float16 may leave out; each halves the scale
 
 
-class CharacterModel(L.LightningModule):
+class LanguageModelModule(L.LightningModule):
     """Trains a GPT on batches of characters and asks it questions while it learns.
 
     Logs under the name of the stage: `loss` and `val_loss` in nats per character, `exact_match` as a
@@ -47,7 +47,7 @@ class CharacterModel(L.LightningModule):
         schedule: factory called with `total`, the characters of the stage; gives the factor of the rate.
         max_steps: optimizer steps to end after; -1 for no other end than that of the epochs.
         seed: of the run.
-        may_skip: steps of this stage that may be left out because their gradient is not finite.
+        max_nonfinite_steps: steps of this stage that may be left out because their gradient is not finite.
         folder: where to report them.
     """
 
@@ -61,7 +61,7 @@ class CharacterModel(L.LightningModule):
         schedule: Callable[..., Schedule],
         max_steps: int,
         seed: int,
-        may_skip: int,
+        max_nonfinite_steps: int,
         folder: Path,
     ) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class CharacterModel(L.LightningModule):
         self.max_steps = max_steps
         self.total_steps = 0  # of the stage; known when the optimizers are
         self.seed = seed
-        self.may_skip = may_skip
+        self.max_nonfinite_steps = max_nonfinite_steps
         self.folder = folder
         self.skipped = 0
         self._scaled = 0  # steps in a row that a scaler has left out
@@ -90,7 +90,7 @@ class CharacterModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The rate follows from the configuration and the number of optimizer steps, nothing else."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        clock = Clock(
+        clock = TrainingClock(
             rows=data.train_rows,
             rows_per_step=data.loading.batch_size
             * self.trainer.world_size
@@ -99,9 +99,9 @@ class CharacterModel(L.LightningModule):
         )
         assert self.trainer.max_epochs is not None  # the pipeline always gives it
         self.total_steps = clock.steps_of(self.trainer.max_epochs, self.max_steps)
-        schedule = self.schedule_factory(total=clock.characters(self.total_steps))
+        schedule = self.schedule_factory(total_positions=clock.positions_seen(self.total_steps))
         optimizer = self.optimizer_factory(model=self.model, lr=self.learning_rate)
-        scheduler = LambdaLR(optimizer, lambda step: schedule(clock.characters(step + 1)))
+        scheduler = LambdaLR(optimizer, lambda step: schedule(clock.positions_seen(step + 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -117,7 +117,7 @@ class CharacterModel(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._window.append(batch)
-        loss = summed_loss(self.model, batch, self.vocab.pad_id) / batch["targets_total"]
+        loss = microbatched_loss_sum(self.model, batch, self.vocab.pad_id) / batch["loss_denominator"]
         self._log("loss", loss, sync_dist=self.trainer.world_size > 1)
         return loss * (1 + 0 * loss.detach())  # one, or NaN: what is not finite shows in the gradient
 
@@ -134,12 +134,12 @@ class CharacterModel(L.LightningModule):
         """
         window, self._window = self._window, []
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._log("grad_norm", norm)
         rate = optimizer.param_groups[-1]["lr"]  # of Muon's two that of the configuration, times the schedule
         self._log("learning_rate", rate)
         if not torch.isfinite(norm):
-            self._leave_out(window, float(norm), rate)
+            self._skip_step(window, float(norm), rate)
             return
         self._scaled = 0
         if gradient_clip_val and gradient_clip_algorithm == "value":
@@ -147,22 +147,22 @@ class CharacterModel(L.LightningModule):
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
-    def _leave_out(self, window: list[Batch], norm: float, rate: float) -> None:
+    def _skip_step(self, window: list[Batch], norm: float, rate: float) -> None:
         self._scaled += 1
-        if self.trainer.precision == "16-mixed" and self._scaled <= SCALED_IN_A_ROW:
+        if self.trainer.precision == "16-mixed" and self._scaled <= MAX_SCALER_SKIPS:
             return  # its scaler leaves out such steps by itself, and tries again with smaller numbers
         step = self.trainer.global_step + 1
         file = self.folder / f"nonfinite-step-{step:08d}-rank-{self.global_rank}.json"
-        with gathered(self.model):
+        with unsharded(self.model):
             report = self._report(window, step, norm, rate)
-        write_text(file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        atomic_write_text(file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         said = (
             f"{self.stage}: the gradient is not finite in step {step} (learning rate {rate:.3g}, norm {norm})"
         )
-        if self.skipped == self.may_skip:
-            raise NumericError(f"{said}; the step was not taken, its examples are in {file}")
+        if self.skipped == self.max_nonfinite_steps:
+            raise NonFiniteError(f"{said}; the step was not taken, its examples are in {file}")
         self.skipped += 1
-        log.warning("%s; skipped, %d more may be; %s", said, self.may_skip - self.skipped, file)
+        log.warning("%s; skipped, %d more may be; %s", said, self.max_nonfinite_steps - self.skipped, file)
         for parameter in self.parameters():
             parameter.grad = None  # the optimizers leave alone what has no gradient
 
@@ -182,9 +182,11 @@ class CharacterModel(L.LightningModule):
             "step": step,
             "learning_rate": rate,
             "gradient_norm": _readable(norm),
-            "weights_not_finite": [name for name, p in named if not torch.isfinite(whole(p)).all()],
+            "weights_not_finite": [name for name, p in named if not torch.isfinite(full_tensor(p)).all()],
             "gradients_not_finite": [
-                name for name, p in named if p.grad is not None and not torch.isfinite(whole(p.grad)).all()
+                name
+                for name, p in named
+                if p.grad is not None and not torch.isfinite(full_tensor(p.grad)).all()
             ],
             "examples": examples,
         }
@@ -194,21 +196,21 @@ class CharacterModel(L.LightningModule):
         self.log(f"{self.stage}/{name}", value, logger=False, **options)
 
     def on_validation_start(self) -> None:
-        gather(self.model)  # the answers of one process are longer than those of another
+        unshard(self.model)  # the answers of one process are longer than those of another
 
     def on_validation_end(self) -> None:
-        scatter(self.model)
+        reshard(self.model)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Loss on loader 0, answers to the questions of loader 1."""
         if dataloader_idx == 0:
             count = (batch["targets"] != self.vocab.pad_id).sum()
             self.val_loss.update(
-                summed_loss(self.model, batch, self.vocab.pad_id) / count.clamp(min=1), count
+                microbatched_loss_sum(self.model, batch, self.vocab.pad_id) / count.clamp(min=1), count
             )
             return None
         questions, places = zip(*batch, strict=True)
-        answers = answer(self.model, self.vocab, questions)
+        answers = answer_questions(self.model, self.vocab, questions)
         self.exact_match.update([a.text for a in answers], places)
         return answers
 

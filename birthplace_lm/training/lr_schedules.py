@@ -8,7 +8,7 @@ from birthplace_lm.errors import InputError
 
 
 @dataclass(frozen=True)
-class Clock:
+class TrainingClock:
     """How far a stage is after a number of optimizer steps, counted without looking at the data.
 
     A character here is a position of the batch, PAD counted: every row counts `block_size - 1`, so the clock
@@ -33,7 +33,7 @@ class Clock:
         steps = self.steps_per_epoch * epochs
         return steps if max_steps < 0 else min(steps, max_steps)
 
-    def characters(self, steps: int) -> int:
+    def positions_seen(self, steps: int) -> int:
         """Characters seen after `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return self.row_characters * (epochs * self.rows + rest * self.rows_per_step)
@@ -42,59 +42,70 @@ class Clock:
 Schedule = Callable[[int], float]  # characters seen -> factor of the peak learning rate
 
 
-def cosine(total: int, warmup: float, floor: float) -> Schedule:
-    """Linear warm-up, then half a cosine from 1 down to `floor` at the end of the stage.
+def cosine(total_positions: int, warmup_fraction: float, min_lr_factor: float) -> Schedule:
+    """Linear warm-up, then half a cosine from 1 down to `min_lr_factor` at the end of the stage.
 
     Args:
-        total: characters of the whole stage.
-        warmup: the share of them to warm up in.
+        total_positions: positions of the whole stage, PAD counted.
+        warmup_fraction: fraction of them for the warm-up.
+        min_lr_factor: factor of the peak rate at the end.
 
     Raises:
-        InputError: `warmup` or `floor` is no share.
+        InputError: `warmup_fraction` or `min_lr_factor` is not in [0, 1].
     """
-    if not (0.0 <= warmup <= 1.0 and 0.0 <= floor <= 1.0):
-        raise InputError(f"schedule: warmup={warmup} and floor={floor} must be from 0 to 1")
-    start = round(warmup * total)
+    if not (0.0 <= warmup_fraction <= 1.0 and 0.0 <= min_lr_factor <= 1.0):
+        raise InputError(
+            f"schedule: warmup_fraction={warmup_fraction} and min_lr_factor={min_lr_factor}"
+            " must be from 0 to 1"
+        )
+    warmup_positions = round(warmup_fraction * total_positions)
 
-    def factor(characters: int) -> float:
-        if characters < start:
-            return characters / start
-        progress = min(1.0, (characters - start) / max(1, total - start))
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    def factor(positions: int) -> float:
+        if positions < warmup_positions:
+            return positions / warmup_positions
+        progress = min(1.0, (positions - warmup_positions) / max(1, total_positions - warmup_positions))
+        return min_lr_factor + (1.0 - min_lr_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
 
 
-def cosine_2021(total: int, warmup: int, final: int, floor: float) -> Schedule:
-    """max(floor, (1 + cos(pi p)) / 2), p = characters since `warmup` / (`final` - `warmup`).
+def cosine_2021(
+    total_positions: int, warmup_positions: int, final_positions: int, min_lr_factor: float
+) -> Schedule:
+    """max(min_lr_factor, (1 + cos(pi p)) / 2), p = positions since the warm-up / (final - warm-up).
 
-    Neither follows the length of the stage, and past `final` the cosine rises again. A step's rate counts its
-    own characters too; the source counts those before it, and takes the first step at the full rate.
+    The period does not depend on the length of the stage: past `final_positions` the cosine rises again. The
+    rate of a step counts the positions of that step too; the source counts those before it, so its first
+    step runs at the full rate.
 
     Args:
-        total: characters of the whole stage, for a check only.
-        warmup, final: in characters.
+        total_positions: positions of the whole stage, used for validation only.
+        warmup_positions: length of the linear warm-up.
+        final_positions: where the cosine reaches its minimum.
+        min_lr_factor: lower bound of the factor.
 
     Raises:
-        InputError: `final` or the end of the stage does not come after `warmup`, or `floor` is no share.
+        InputError: `final_positions` or the end of the stage does not come after the warm-up, or
+            `min_lr_factor` is not in [0, 1].
 
     Source: CS224N 2021, assignment 5.
     """
-    if not (0 <= warmup < final and 0.0 <= floor <= 1.0):
+    if not (0 <= warmup_positions < final_positions and 0.0 <= min_lr_factor <= 1.0):
         raise InputError(
-            f"schedule: warmup={warmup}, final={final}, floor={floor}:"
-            " warmup must be from 0 to below final, and floor from 0 to 1"
+            f"schedule: warmup_positions={warmup_positions}, final_positions={final_positions},"
+            f" min_lr_factor={min_lr_factor}: warmup_positions must be from 0 to below final_positions,"
+            " and min_lr_factor from 0 to 1"
+        )
+    if warmup_positions > total_positions:
+        raise InputError(
+            f"schedule: warmup_positions={warmup_positions}, but the stage has {total_positions} positions;"
+            f" the nearest is {total_positions}"
         )
 
-    if warmup > total:
-        raise InputError(
-            f"schedule: warmup={warmup}, but the stage has {total} characters; the nearest is {total}"
-        )
-
-    def factor(characters: int) -> float:
-        if characters < warmup:
-            return characters / warmup
-        progress = (characters - warmup) / (final - warmup)
-        return max(floor, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    def factor(positions: int) -> float:
+        if positions < warmup_positions:
+            return positions / warmup_positions
+        progress = (positions - warmup_positions) / (final_positions - warmup_positions)
+        return max(min_lr_factor, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     return factor

@@ -11,11 +11,11 @@ from torch.distributed.fsdp import FSDPModule
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.models.gpt import GPT
 
-CHARACTERS_AT_ONCE = 1024  # on a CPU: what they leave for the gradient stays in its cache, and memory small
+MICRO_BATCH_CHARS = 1024  # on a CPU: what they leave for the gradient stays in its cache, and memory small
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Rows of a batch that are read together.
 
     Attributes:
@@ -29,29 +29,29 @@ class Part:
     shared: int
 
 
-def summed_loss(model: GPT, batch: Batch, pad_id: int) -> Tensor:
+def microbatched_loss_sum(model: GPT, batch: Batch, pad_id: int) -> Tensor:
     """Cross-entropy in nats summed over the batch, which a CPU reads in parts of rows that are alike.
 
-    Less of them is PAD than of the whole, and what all rows of a part begin with is read once; see `_Summed`
-    for the rest of the gain.
+    Less of them is PAD than of the whole, and what all rows of a part begin with is read once; see
+    `_AccumulateOverMicroBatches` for the rest of the gain.
     """
     inputs, targets = batch["inputs"], batch["targets"]
     if inputs.device.type != "cpu" or isinstance(model, FSDPModule):
         return model.loss(inputs, targets, pad_id, reduction="sum")
     parts = _parts(inputs, targets, pad_id, pads_only=model.training and model.drop.p > 0)
 
-    def loss_of(part: Part) -> Tensor:
+    def loss_of(part: MicroBatch) -> Tensor:
         rows, width = part.rows, part.width
         return model.loss(inputs[rows, :width], targets[rows, :width], pad_id, "sum", part.shared)
 
     if len(parts) > 1 and torch.is_grad_enabled():
         learning = [p for p in model.parameters() if p.requires_grad]
-        summed: Tensor = _Summed.apply(loss_of, parts, *learning)
+        summed: Tensor = _AccumulateOverMicroBatches.apply(loss_of, parts, *learning)
         return summed
     return torch.stack([loss_of(part) for part in parts]).sum()
 
 
-def _parts(inputs: Tensor, targets: Tensor, pad_id: int, pads_only: bool) -> list[Part]:
+def _parts(inputs: Tensor, targets: Tensor, pad_id: int, pads_only: bool) -> list[MicroBatch]:
     """All rows: those that PADs move to the right, and the others; each by their lengths.
 
     Args:
@@ -71,12 +71,12 @@ def _parts(inputs: Tensor, targets: Tensor, pad_id: int, pads_only: bool) -> lis
             alike &= inputs[rows[0]] == pad_id
         shared = max(0, min(int(alike.long().cumprod(0).sum()), int(lengths[rows[0]]) - 1))
         characters = int(lengths[rows].sum()) - shared * len(rows)
-        for some in rows.chunk(characters // CHARACTERS_AT_ONCE + 1):
-            parts.append(Part(some, int(lengths[some[-1]]), shared))
+        for some in rows.chunk(characters // MICRO_BATCH_CHARS + 1):
+            parts.append(MicroBatch(some, int(lengths[some[-1]]), shared))
     return parts
 
 
-class _Summed(torch.autograd.Function):
+class _AccumulateOverMicroBatches(torch.autograd.Function):
     """The sum of a function over parts, whose gradients are taken part by part.
 
     What a part needs for its gradient is freed, still in the processor's cache, before the next part begins:
@@ -85,7 +85,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[[Part], Tensor], parts: Sequence[Part], *parameters: Tensor
+        ctx: Any, function: Callable[[MicroBatch], Tensor], parts: Sequence[MicroBatch], *parameters: Tensor
     ) -> Tensor:
         values, ctx.gradients = [], None
         for part in parts:

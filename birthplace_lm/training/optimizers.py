@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from birthplace_lm.training.distributed.dtensor import spread_like, whole
+from birthplace_lm.training.distributed.dtensor import full_tensor, shard_like
 
 
 def adamw(
@@ -35,7 +35,7 @@ def muon(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
-    matrix_lr: float,
+    matrix_lr_multiplier: float,
     momentum: float,
     precision: str,
 ) -> Optimizer:
@@ -43,26 +43,31 @@ def muon(
 
     Args:
         weight_decay: of the matrices.
-        matrix_lr: the matrices' learning rate as a multiple of `lr`.
+        matrix_lr_multiplier: the matrices' learning rate as a multiple of `lr`.
         precision: of the trainer; with "bf16-mixed" matrices are orthogonalised in bfloat16.
 
     Raises:
         ValueError: a number is out of range.
     """
-    if weight_decay < 0 or matrix_lr <= 0 or not 0 <= momentum < 1:
+    if weight_decay < 0 or matrix_lr_multiplier <= 0 or not 0 <= momentum < 1:
         raise ValueError(
-            f"weight_decay={weight_decay} must be 0 or more, matrix_lr={matrix_lr} more than 0,"
-            f" momentum={momentum} from 0 to below 1"
+            f"weight_decay={weight_decay} must be 0 or more, matrix_lr_multiplier={matrix_lr_multiplier}"
+            f" more than 0, momentum={momentum} from 0 to below 1"
         )
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
     ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in ids]
     groups = [
-        {"params": matrices, "lr": lr * matrix_lr, "weight_decay": weight_decay, "momentum": momentum},
+        {
+            "params": matrices,
+            "lr": lr * matrix_lr_multiplier,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+        },
         {"params": rest, "lr": lr, "weight_decay": 0.0, "momentum": None},
     ]
-    products_in = torch.bfloat16 if precision == "bf16-mixed" else None
-    return _unscaled_before_clipping(MuonAdamW(groups, (betas[0], betas[1]), products_in))
+    matmul_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+    return _unscaled_before_clipping(MuonAdamW(groups, (betas[0], betas[1]), matmul_dtype))
 
 
 class MuonAdamW(AdamW):
@@ -73,16 +78,16 @@ class MuonAdamW(AdamW):
     which CPUs without such units emulate.
 
     Args:
-        products_in: see `orthogonalize`.
+        matmul_dtype: see `orthogonalize`.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], betas: tuple[float, float], products_in: torch.dtype | None
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], matmul_dtype: torch.dtype | None
     ) -> None:
         super().__init__(groups, betas=betas, fused=True)
-        self.products_in = products_in
+        self.matmul_dtype = matmul_dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -109,10 +114,10 @@ class MuonAdamW(AdamW):
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = [g.lerp(b, group["momentum"]) for g, b in zip(gradients, buffers, strict=True)]
             rows, columns = alike[0].shape
-            updates = orthogonalize(torch.stack([whole(d) for d in nesterov]), self.products_in)
+            updates = orthogonalize(torch.stack([full_tensor(d) for d in nesterov]), self.matmul_dtype)
             updates *= max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            steps = [spread_like(u, p) for u, p in zip(updates.unbind(), alike, strict=True)]
+            steps = [shard_like(u, p) for u, p in zip(updates.unbind(), alike, strict=True)]
             torch._foreach_add_(alike, steps, alpha=-group["lr"])
 
     def _momentum(self, p: Tensor) -> Tensor:
@@ -123,18 +128,18 @@ class MuonAdamW(AdamW):
         return state["momentum"]
 
 
-def orthogonalize(matrices: Tensor, products_in: torch.dtype | None = None, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, matmul_dtype: torch.dtype | None = None, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices of (N, rows, columns), roughly: singular values near 1.
 
     Newton-Schulz iterations x <- p(x x^T) x with the coefficients of the source, which trade exactness for
     speed: singular values end between about 0.7 and 1.2.
 
     Args:
-        products_in: type of the numbers that are multiplied; None means the matrices' own.
+        matmul_dtype: type of the numbers that are multiplied; None means the matrices' own.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(products_in)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(matmul_dtype)
     if x.shape[2] > 2 * x.shape[1] and x.dtype.itemsize >= 4:
         x = _composed(x @ x.mT, steps) @ x
     else:

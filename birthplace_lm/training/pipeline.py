@@ -9,13 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from birthplace_lm.data.corpora.corpus import Corpus, check_unchanged
-from birthplace_lm.errors import BirthplaceError, CheckpointError, Stopped, UnexpectedError
+from birthplace_lm.data.corpora.corpus import Corpus, check_data_hashes
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
 from birthplace_lm.inference.evaluate import evaluate, log_hyperparameters, weights_sha256
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.runs import checkpoint, signals
-from birthplace_lm.runs.directory import RunDirectory, locked, pretraining_directory, run_directory
-from birthplace_lm.training.preflight import rehearse
+from birthplace_lm.runs.directory import RunDirectory, pretraining_directory, run_directory, run_lock
+from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import StageResult, fit_stage
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
     Raises:
         BirthplaceError: whatever goes wrong; status.json says so too, and log.txt has the traceback.
     """
-    rehearse(config, corpus)
+    preflight(config, corpus)
     directory = RunDirectory(run_directory(config), config)
     with directory.opened():
         try:
@@ -36,8 +36,8 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
         except Exception as error:
             known = _known(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
-                log.debug("%s", known, exc_info=not isinstance(error, Stopped))
-            directory.end("preempted" if isinstance(known, Stopped) else "failed", known)
+                log.debug("%s", known, exc_info=not isinstance(error, Interrupted))
+            directory.end("preempted" if isinstance(known, Interrupted) else "failed", known)
             raise known from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
             directory.end("preempted", error)
@@ -51,10 +51,10 @@ def _known(error: Exception, folder: Path) -> BirthplaceError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return CheckpointError(f"{error.filename or folder}: {error.strerror}")  # TensorBoard gives no name
-    if number := signals.received():
-        return Stopped(number, "before it could be heeded")  # it may have ended a worker of ours
+    if number := signals.pending_signal():
+        return Interrupted(number, "before it could be heeded")  # it may have ended a worker of ours
     said = str(error).strip().splitlines()
-    return UnexpectedError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
+    return InternalError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 
 
 def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[str, Any]:
@@ -72,24 +72,24 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         if name == "pretrain":
             shared = pretraining_directory(config)
             _link(folder, shared)  # before it begins: its curves belong to this run too
-            with locked(shared, wait=True):
+            with run_lock(shared, wait=True):
                 spent[name] = fit_stage(name, config, corpus, shared, weights)
         else:
             spent[name] = fit_stage(name, config, corpus, folder, weights)
-        weights = checkpoint.path_of(folder, spent[name].steps)
-        check_unchanged(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
+        weights = checkpoint.checkpoint_path(folder, spent[name].steps)
+        check_data_hashes(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
     directory.begin("evaluate")
     assert weights is not None  # the configuration has at least one stage
     model = build_model(config, len(corpus.vocab))
     load_weights(model, weights)
     found, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     metrics = {
-        **config.names,
+        **config.labels,
         "seed": config.seed,
         "data_sha256": corpus.sha256,
         "weights_sha256": weights_sha256(model),
         "vocab_size": len(corpus.vocab),
-        "parameters": model.parameters_total,
+        "parameters": model.num_parameters,
         **found,
         "stages": {
             **{stage: asdict(result) for stage, result in spent.items()},

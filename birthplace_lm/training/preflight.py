@@ -11,30 +11,32 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import BatchDataModule, Loading
+from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.training.distributed.fsdp import strategy
-from birthplace_lm.training.lr_schedules import Clock
+from birthplace_lm.training.distributed.fsdp import resolve_strategy
+from birthplace_lm.training.lr_schedules import TrainingClock
 
 
-def data_module(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
+def build_datamodule(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
     """The data of a stage."""
-    loading = Loading(stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.pool)
-    data: BatchDataModule = instantiate(stage.data)(
+    loading = LoaderConfig(
+        stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.length_bucket
+    )
+    data: BatchDataModule = instantiate(stage.dataset)(
         corpus=corpus, loading=loading, block_size=config.model.block_size
     )
     return data
 
 
-def bare_trainer(config: DictConfig) -> L.Trainer:
+def probe_trainer(config: DictConfig) -> L.Trainer:
     """One that knows what devices there are, to train nothing with."""
     every = config.trainer.check_val_every_n_epoch or 1
     trainer: L.Trainer = instantiate(
         config.trainer,
-        strategy=strategy(config.trainer.strategy),
+        strategy=resolve_strategy(config.trainer.strategy),
         check_val_every_n_epoch=every,
         logger=False,
         enable_checkpointing=False,
@@ -43,7 +45,7 @@ def bare_trainer(config: DictConfig) -> L.Trainer:
     return trainer
 
 
-def rehearse(config: DictConfig, corpus: Corpus) -> None:
+def preflight(config: DictConfig, corpus: Corpus) -> None:
     """Build what every stage needs, so that a bad value of the last shows before the first has trained.
 
     Raises:
@@ -52,7 +54,7 @@ def rehearse(config: DictConfig, corpus: Corpus) -> None:
     _check_size(config, len(corpus.vocab))
     model = build_model(config, len(corpus.vocab))
     try:
-        trainer = bare_trainer(config)
+        trainer = probe_trainer(config)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         asked = ", ".join(
@@ -71,12 +73,12 @@ def rehearse(config: DictConfig, corpus: Corpus) -> None:
                 raise CheckpointError(f"{key}={error}") from error
     for stage in config.stages.values():
         if stage.enabled:
-            rows = data_module(config, stage, corpus).train_rows
+            rows = build_datamodule(config, stage, corpus).train_rows
             rows_per_step = stage.batch_size * trainer.num_devices * trainer.accumulate_grad_batches
-            clock = Clock(rows, rows_per_step, config.model.block_size - 1)
+            clock = TrainingClock(rows, rows_per_step, config.model.block_size - 1)
             epochs = config.trainer.max_epochs or stage.max_epochs
             instantiate(stage.schedule)(
-                total=clock.characters(clock.steps_of(epochs, config.trainer.max_steps))
+                total_positions=clock.positions_seen(clock.steps_of(epochs, config.trainer.max_steps))
             )
             try:
                 instantiate(config.optimizer)(model=model, lr=stage.learning_rate)
@@ -87,7 +89,7 @@ def rehearse(config: DictConfig, corpus: Corpus) -> None:
 def _check_size(config: DictConfig, vocab_size: int) -> None:
     """Check that training fits into memory: weights, gradients and two moments, before any of it is there."""
     with torch.device("meta"):
-        parameters = build_model(config, vocab_size).parameters_total
+        parameters = build_model(config, vocab_size).num_parameters
     needed, there = 16 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InputError(

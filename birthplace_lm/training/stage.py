@@ -16,32 +16,32 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.errors import CheckpointError, UnexpectedError
+from birthplace_lm.errors import CheckpointError, InternalError
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.runs.atomic_files import write_text
-from birthplace_lm.runs.directory import identity, identity_sha256
-from birthplace_lm.training.allocator import keep_freed_memory
+from birthplace_lm.runs.atomic_files import atomic_write_text
+from birthplace_lm.runs.directory import config_hash, hashed_config
+from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.checkpoint_io import VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.checkpointing import (
     AttentionMaps,
-    Checkpoints,
+    CheckpointCallback,
     SampleAnswers,
     StepLimit,
 )
-from birthplace_lm.training.callbacks.curves import Meter
-from birthplace_lm.training.callbacks.ema import WeightAverage
+from birthplace_lm.training.callbacks.curves import TrainingCurves
+from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.progress import progress
-from birthplace_lm.training.distributed.fsdp import strategy
+from birthplace_lm.training.distributed.fsdp import resolve_strategy
 from birthplace_lm.training.distributed.launcher import fit_in_processes
-from birthplace_lm.training.lightning_module import CharacterModel
-from birthplace_lm.training.preflight import bare_trainer, data_module
+from birthplace_lm.training.lightning_module import LanguageModelModule
+from birthplace_lm.training.preflight import build_datamodule, probe_trainer
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
 
 STAGE_RESULT = "result.json"
-SHORTENED_BY = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
+EARLY_STOP_FLAGS = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
     With several devices the training happens in as many processes of this program.
     """
     result = folder / STAGE_RESULT
-    if not (result.is_file() and checkpoint.verified(checkpoint.path_of(folder, _read(result).steps))):
+    if not (
+        result.is_file() and checkpoint.is_intact(checkpoint.checkpoint_path(folder, _read(result).steps))
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         resume = _resume_from(name, folder, config.resume)
         if resume is None and result.is_file() and config.resume == "auto":
@@ -69,13 +71,15 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
                 f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
             )
         step = 0 if resume is None else checkpoint.load(resume)["global_step"]
-        for damaged in checkpoint.tidy(folder, step):
+        for damaged in checkpoint.quarantine_and_prune(folder, step):
             log.warning("a damaged checkpoint was set aside as %s", damaged)
         if resume is not None and resume.resolve().parent != folder.resolve():
-            resume = checkpoint.adopt(resume, folder)  # it may be the stage's last, after which none is saved
+            resume = checkpoint.copy_into(
+                resume, folder
+            )  # it may be the stage's last, after which none is saved
         if resume is not None:
             log.info("%s: resuming after step %d, from %s", name, step, resume)
-        probe = bare_trainer(config)
+        probe = probe_trainer(config)
         if probe.strategy.launcher is None:
             train_stage(name, config, corpus, folder, start, resume)
         else:
@@ -97,13 +101,13 @@ def train_stage(
         resume: one to go on from, which beats `start`.
     """
     L.seed_everything(config.seed, workers=True, verbose=False)
-    keep_freed_memory()
+    disable_malloc_trim()
     stage = config.stages[name]
     model = build_model(config, len(corpus.vocab))
     if resume is None and start is not None:
         load_weights(model, start)
-    data = data_module(config, stage, corpus)
-    module = CharacterModel(
+    data = build_datamodule(config, stage, corpus)
+    module = LanguageModelModule(
         stage=name,
         model=model,
         vocab=corpus.vocab,
@@ -112,14 +116,14 @@ def train_stage(
         schedule=instantiate(stage.schedule),
         max_steps=config.trainer.max_steps,
         seed=config.seed,
-        may_skip=config.nonfinite_budget if config.on_nonfinite == "skip" else 0,
+        max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         folder=folder,
     )
     before = {} if start is None else checkpoint.load(start).get("callbacks", {})
-    meter = Meter(name, before.get("Meter"))
+    meter = TrainingCurves(name, before.get("Meter"))
     callbacks = [meter, *_callbacks(name, config, corpus, folder, resume)]
     trainer = _trainer(config, stage, folder, callbacks, resume)
-    log.info("%s: %d parameters, %d rows an epoch", name, model.parameters_total, data.train_rows)
+    log.info("%s: %d parameters, %d rows an epoch", name, model.num_parameters, data.train_rows)
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
@@ -127,15 +131,15 @@ def train_stage(
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.global_step < module.total_steps:
         said = f"{name} ended after step {trainer.global_step} of {module.total_steps}"
-        if not (by := [key for key in SHORTENED_BY if config.trainer[key]]):
-            raise UnexpectedError(said)
+        if not (by := [key for key in EARLY_STOP_FLAGS if config.trainer[key]]):
+            raise InternalError(said)
         log.info("%s, by trainer.%s", said, by[0])
     if trainer.is_global_zero:
         spent = meter.state_dict()
         result = StageResult(
             trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
         )
-        write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
+        atomic_write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
 
 
 def _callbacks(
@@ -145,18 +149,20 @@ def _callbacks(
         "format": checkpoint.FORMAT,
         "stage": name,
         "config": OmegaConf.to_yaml(config),
-        "config_sha256": identity_sha256(identity(config)),
+        "config_sha256": config_hash(hashed_config(config)),
         "vocab": list(corpus.vocab.symbols),
         "data": corpus.sha256,
     }
-    ema = config.stages[name].ema
+    ema = config.stages[name].ema_decay
     return [
         SampleAnswers(name),
         AttentionMaps(name),
         *progress(name, config.trainer.enable_progress_bar),
         StepLimit(),
-        *([WeightAverage(ema)] if ema else []),
-        Checkpoints(folder, config.checkpoint.every_n_steps, config.checkpoint.keep, saved, resume),
+        *([EMA(ema)] if ema else []),
+        CheckpointCallback(
+            folder, config.checkpoint.every_n_steps, config.checkpoint.keep_last, saved, resume
+        ),
     ]
 
 
@@ -168,7 +174,7 @@ def _resume_from(stage: str, folder: Path, resume: str) -> Path | None:
         asked = Path(resume).expanduser()
         if checkpoint.load(asked)["birthplace_lm"]["stage"] == stage:
             return asked
-    return checkpoint.newest_in(folder)
+    return checkpoint.latest_intact(folder)
 
 
 def _trainer(
@@ -188,7 +194,7 @@ def _trainer(
     trainer: L.Trainer = instantiate(
         config.trainer,
         **own,
-        strategy=strategy(config.trainer.strategy),
+        strategy=resolve_strategy(config.trainer.strategy),
         max_steps=-1,  # see StepLimit
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(folder),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import checked
+from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, Stopped
+from birthplace_lm.errors import BirthplaceError, Interrupted
 from birthplace_lm.runs import signals
 
 
@@ -29,11 +29,11 @@ def main(task: str) -> int:
     given = json.loads(task)
     start, resume = (None if given[key] is None else Path(given[key]) for key in ("start", "resume"))
     try:
-        config = checked(DictConfig(OmegaConf.create(given["config"])))
+        config = resolve_and_validate(DictConfig(OmegaConf.create(given["config"])))
         corpus = read_corpus(config.data, config.model.block_size)
         train_stage(given["stage"], config, corpus, Path(given["folder"]), start, resume)
     except BirthplaceError as error:
-        print(f"{'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
+        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -37,7 +37,7 @@ HOSTILE = "<script>alert(1)</script> | a*b* \x1b[31m\nsecond"
 def write_run(folder: Path, state: str = "done", correct: int = 70, **config: Any) -> Path:
     folder.mkdir(parents=True)
     values: dict[str, Any] = {
-        "names": {"attention": "vanilla", "pretrain": "none", "data": "biographies"},
+        "labels": {"attention": "vanilla", "pretrain": "none", "data": "biographies"},
         "seed": 0,
         "data": {"root": None, "train": "train.tsv", "dev": "dev.tsv"},
         "stages": {"finetune": {"learning_rate": 1e-3}},
@@ -112,7 +112,7 @@ def test_columns_are_what_varies(tmp_path: Path) -> None:
     for number, (attention, rate) in enumerate([("vanilla", 1e-3), ("vanilla", 2e-3), ("synthesizer", 1e-3)]):
         write_run(
             tmp_path / str(number),
-            names={"attention": attention, "pretrain": "none", "data": "biographies"},
+            labels={"attention": attention, "pretrain": "none", "data": "biographies"},
             model={"attention": {"_target_": f"x.{attention}"}, "n_head": 8},
             stages={"finetune": {"learning_rate": rate, "epochs": rate * 1e4}},
         )

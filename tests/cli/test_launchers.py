@@ -155,4 +155,4 @@ def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
 
 def test_one_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert devices.take_gpu() is None
+    assert devices.claim_gpu() is None

@@ -49,7 +49,7 @@ def states(program: Program) -> list[str]:
 
 
 def done(root: Path) -> dict[str, tuple[int, int]]:
-    """What tells whether a finished job has been touched."""
+    """What tells whether a finished job has been started_by_this_sweep."""
     found = {}
     for path in jobs(root):
         if json.loads((path / "status.json").read_text())["state"] == "done":
@@ -122,7 +122,7 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
     shutil.copytree(whole[0] / damaged.name, damaged, symlinks=True)
     for name in ("metrics.json", "status.json", "finetune/result.json"):
         (damaged / name).unlink()
-    for path in checkpoint.saved_in(damaged / "finetune"):
+    for path in checkpoint.list_checkpoints(damaged / "finetune"):
         path.write_bytes(path.read_bytes()[:-1])
     locked.mkdir()
     with (locked / "lock").open("w") as file:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ReadonlyConfigError
 
 from birthplace_lm.config import compose as module
-from birthplace_lm.config.compose import CONF, checked, load
+from birthplace_lm.config.compose import CONF, compose, resolve_and_validate
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
 
@@ -22,7 +22,7 @@ COURSE = ["experiment=cs224n_2021", "data.root=DIR"]
 
 @pytest.fixture(scope="module")
 def plain() -> DictConfig:
-    return load()
+    return compose()
 
 
 def changed(config: DictConfig, **values: Any) -> DictConfig:
@@ -36,10 +36,10 @@ def changed(config: DictConfig, **values: Any) -> DictConfig:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_yaml_composes_and_its_model_builds(option: str) -> None:
     root = ["data.root=DIR"] if option.startswith(("data", "experiment")) else []
-    config = load([option, *root])
+    config = compose([option, *root])
     group, _, name = option.partition("=")
-    assert config.names.get(group, name) == name
-    assert build_model(config, vocab_size=256).parameters_total > 0
+    assert config.labels.get(group, name) == name
+    assert build_model(config, vocab_size=256).num_parameters > 0
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -52,33 +52,33 @@ def test_an_option_lies_in_a_group_with_a_default(option: str) -> None:
 
 def test_what_a_group_chooses() -> None:
     """A value of the group's yaml arrives, and beats that of the data's."""
-    config = load(["attention=synthesizer", "pretrain=none", "model=gpt_3m", "optimizer=muon", "seed=3"])
-    assert config.names == {"attention": "synthesizer", "pretrain": "none", "data": "biographies"}
+    config = compose(["attention=synthesizer", "pretrain=none", "model=gpt_3m", "optimizer=muon", "seed=3"])
+    assert config.labels == {"attention": "synthesizer", "pretrain": "none", "data": "biographies"}
     assert config.model.attention._target_.endswith(".SynthesizerAttention")
     assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (4, 8, 256)
     assert config.optimizer._target_.endswith(".muon")
     assert (config.stages.pretrain.enabled, config.stages.finetune.max_epochs, config.seed) == (False, 75, 3)
-    assert load(["stages.finetune.max_epochs=4", "pretrain=none"]).stages.finetune.max_epochs == 4
+    assert compose(["stages.finetune.max_epochs=4", "pretrain=none"]).stages.finetune.max_epochs == 4
 
 
 def test_the_course_without_its_files_asks_for_them() -> None:
     with pytest.raises(InputError, match=r"^data\.root is missing; give data\.root=VALUE$"):
-        load(["data=cs224n"])
+        compose(["data=cs224n"])
 
 
 @pytest.mark.parametrize("pretrain", ["span_corruption", "none"])
 @pytest.mark.parametrize(("attention", "count"), [("vanilla", 3_323_392), ("synthesizer", 3_076_988)])
 def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count: int) -> None:
-    config = load([*COURSE, f"pretrain={pretrain}", f"attention={attention}"])
-    assert config.names == {"attention": attention, "pretrain": pretrain, "data": "cs224n"}
-    files = {key: config.data[key] for key in ("root", "corpus", "train", "dev", "test", "holdout")}
+    config = compose([*COURSE, f"pretrain={pretrain}", f"attention={attention}"])
+    assert config.labels == {"attention": attention, "pretrain": pretrain, "data": "cs224n"}
+    files = {key: config.data[key] for key in ("root", "corpus", "train", "dev", "test", "holdout_size")}
     assert files == {
         "root": "DIR",
         "corpus": "wiki.txt",
         "train": "birth_places_train.tsv",
         "dev": "birth_dev.tsv",
         "test": "birth_test_inputs.tsv",
-        "holdout": 0,
+        "holdout_size": 0,
     }
     sizes = {key: value for key, value in config.model.items() if key != "attention"}
     assert sizes == {
@@ -87,9 +87,9 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         "n_embd": 256,
         "block_size": 128,
         "dropout": 0.1,
-        "position_table": True,
+        "learned_positions": True,
     }
-    assert build_model(config, vocab_size=256).parameters_total == count
+    assert build_model(config, vocab_size=256).num_parameters == count
     assert config.optimizer == {
         "_target_": "birthplace_lm.training.optimizers.adamw",
         "_partial_": True,
@@ -107,28 +107,28 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
     assert stages.pretrain.enabled == (pretrain != "none")
     if stages.pretrain.enabled:
         assert [stages.pretrain[key] for key in recipe] == [650, 128, 6e-3, False]
-        data = {key: value for key, value in stages.pretrain.data.items() if not key.startswith("_")}
+        data = {key: value for key, value in stages.pretrain.dataset.items() if not key.startswith("_")}
         spans = data.pop("spans")
         assert data == {
-            "closing": False,
+            "closing_mask": False,
             "loss_on": "all",
-            "masks": 1,
-            "questions": 0.0,
-            "least_shift": 0,
-            "most_shift": 0,
+            "masks_per_row": 1,
+            "question_fraction": 0.0,
+            "min_shift": 0,
+            "max_shift": 0,
         }
         assert spans == {"_target_": "birthplace_lm.data.masking.spans.RandomSpans", "_partial_": True}
     epochs = 10 if stages.pretrain.enabled else 75
     assert stages.finetune.enabled
     assert [stages.finetune[key] for key in recipe] == [epochs, 256, 6e-4, False]
-    assert stages.finetune.data.ascii_only is True
+    assert stages.finetune.dataset.ascii_only is True
     for stage in stages.values():
         assert stage.schedule == {
             "_target_": "birthplace_lm.training.lr_schedules.cosine_2021",
             "_partial_": True,
-            "warmup": 10_240,
-            "final": 200 * 2938 * 128,
-            "floor": 0.1,
+            "warmup_positions": 10_240,
+            "final_positions": 200 * 2938 * 128,
+            "min_lr_factor": 0.1,
         }
 
 
@@ -161,7 +161,11 @@ UNKNOWN = [  # overrides, the name that is wrong, the nearest valid one
         "model.attention.position",
         "model.attention.positions",
     ),
-    ("stages.finetune.data.ascii=true", "stages.finetune.data.ascii", "stages.finetune.data.ascii_only"),
+    (
+        "stages.finetune.dataset.ascii=true",
+        "stages.finetune.dataset.ascii",
+        "stages.finetune.dataset.ascii_only",
+    ),
 ]
 INVALID = [  # overrides, how the message begins
     ("model.n_layer=many", "model.n_layer=many: Value 'many' of type 'str'"),
@@ -171,7 +175,7 @@ INVALID = [  # overrides, how the message begins
     ("seed=1e10", "seed=1e10: Value"),
     ("stages.pretrain.enabled=perhaps", "stages.pretrain.enabled=perhaps: Value 'perhaps'"),
     ("stages.pretrain=3", "stages.pretrain=3: "),
-    ("stages.finetune.data.ascii_only=no", "stages.finetune.data.ascii_only=no: must be of type bool"),
+    ("stages.finetune.dataset.ascii_only=no", "stages.finetune.dataset.ascii_only=no: must be of type bool"),
     ("stages.finetune.learning_rate=inf", "stages.finetune.learning_rate=inf: must be from"),
     ("model.n_head=${model.heads}", "model.n_head: Interpolation key 'model.heads' not found"),
     ("init_from=a.ckpt", "init_from=a.ckpt: it replaces pretraining; give pretrain=none"),
@@ -187,9 +191,9 @@ INVALID = [  # overrides, how the message begins
     (f"attention={'x' * 5000}", "[Errno 36] File name too long: "),
     (f"model.dropout={10**400}", "model.dropout: int too large to convert to float"),
     (f"run_dir={'{a:' * 300}1{'}' * 300}", "brackets within brackets: nested too deeply"),
-    ("names.attention=../../x", "names.attention=../../x: must be letters, digits, _ and -, at most 64"),
-    ("attention=/vanilla", "names.attention=/vanilla: must be letters"),
-    ("attention=vanilla.yaml", "names.attention=vanilla.yaml: must be letters"),
+    ("labels.attention=../../x", "labels.attention=../../x: must be letters, digits, _ and -, at most 64"),
+    ("attention=/vanilla", "labels.attention=/vanilla: must be letters"),
+    ("attention=vanilla.yaml", "labels.attention=vanilla.yaml: must be letters"),
     ("run_dir='~nobody_has_this/x'", "run_dir=~nobody_has_this/x: there is no such home"),
     ("runs_root='\\${seed}'", "runs_root=${seed}: ${ cannot be part of a value"),
     ("runs_root='a\0b'", "runs_root=a\\x00b: \\x00 cannot be part of a value"),
@@ -208,13 +212,16 @@ INVALID = [  # overrides, how the message begins
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be of type tuple[float, float]"),
     ("optimizer.betas=[0.9,nan]", "optimizer.betas=[0.9, nan]: must be finite"),
     (f"optimizer.weight_decay={10**400}", "optimizer.weight_decay=1000"),
-    ("stages.pretrain.data.spans=3", "stages.pretrain.data.spans=3: must be of type Callable"),
+    ("stages.pretrain.dataset.spans=3", "stages.pretrain.dataset.spans=3: must be of type Callable"),
     ("checkpoint=${seed}", "checkpoint=0: must be a mapping; give checkpoint.KEY=VALUE"),
     ("optimizer._partial_=false", "optimizer._partial_=False: must be true"),
     ("~optimizer._partial_", "optimizer._partial_=None: must be true"),
     ("+optimizer._args_=[1]", "optimizer._args_: unknown key"),
     ("optimizer.weight_decay=nan", "optimizer.weight_decay=nan: must be finite"),
-    ("stages.finetune.schedule.warmup=inf", "stages.finetune.schedule.warmup=inf: must be finite"),
+    (
+        "stages.finetune.schedule.warmup_fraction=inf",
+        "stages.finetune.schedule.warmup_fraction=inf: must be finite",
+    ),
 ]
 OUT_OF_RANGE = [  # the same for what is found after composing
     ("optimizer.weight_decay=much", "optimizer.weight_decay=much: must be of type float"),
@@ -227,8 +234,8 @@ OUT_OF_RANGE = [  # the same for what is found after composing
     ("stages.finetune.learning_rate=-inf", "stages.finetune.learning_rate=-inf: must be from"),
     ("stages.pretrain.batch_size=0", "stages.pretrain.batch_size=0: must be from 1"),
     ("trainer.gradient_clip_val=nan", "trainer.gradient_clip_val=nan: must be from"),
-    ("checkpoint.keep=1", "checkpoint.keep=1: must be from 2 to 1000; the nearest is 2"),
-    ("data.holdout=-1", "data.holdout=-1: must be from 0"),
+    ("checkpoint.keep_last=1", "checkpoint.keep_last=1: must be from 2 to 1000; the nearest is 2"),
+    ("data.holdout_size=-1", "data.holdout_size=-1: must be from 0"),
     ("model.n_embd=100 model.n_head=8", "model.n_embd=100: not divisible by model.n_head=8; nearest is 96"),
     ("model.n_embd=3 model.n_head=8", "model.n_embd=3: not divisible by model.n_head=8; nearest is 8"),
     ("model.attention=null", "model.attention=None: must be a mapping"),
@@ -245,7 +252,7 @@ def message_of(call: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize(("overrides", "wrong", "nearest"), UNKNOWN)
 def test_an_unknown_name_comes_with_the_nearest(overrides: str, wrong: str, nearest: str | None) -> None:
-    message = message_of(lambda: load(overrides.split()))
+    message = message_of(lambda: compose(overrides.split()))
     assert message.startswith((f"{wrong}: unknown; ", f"{wrong}: unknown key; "))
     assert ("did you mean" in message) == (nearest is not None)
     assert nearest is None or f"did you mean {nearest}? " in message
@@ -253,19 +260,19 @@ def test_an_unknown_name_comes_with_the_nearest(overrides: str, wrong: str, near
 
 def test_an_unknown_option_comes_with_all_valid_ones() -> None:
     names = ", ".join(sorted(path.stem for path in (CONF / "attention").glob("*.yaml")))
-    assert message_of(lambda: load(["attention=zzz"])) == f"attention=zzz: unknown; valid: {names}"
+    assert message_of(lambda: compose(["attention=zzz"])) == f"attention=zzz: unknown; valid: {names}"
 
 
 @pytest.mark.parametrize(("overrides", "begins"), INVALID)
 def test_an_invalid_value_is_named_with_its_key(overrides: str, begins: str) -> None:
-    assert message_of(lambda: load(overrides.split(" "))).startswith(begins)
+    assert message_of(lambda: compose(overrides.split(" "))).startswith(begins)
 
 
 @pytest.mark.parametrize(("overrides", "begins"), OUT_OF_RANGE)
 def test_a_value_out_of_range_is_named_with_the_range(plain: DictConfig, overrides: str, begins: str) -> None:
     values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides.split()))
     copy = OmegaConf.merge(changed(plain), values)
-    assert message_of(lambda: checked(copy)).startswith(begins)  # type: ignore[arg-type]
+    assert message_of(lambda: resolve_and_validate(copy)).startswith(begins)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -290,21 +297,21 @@ def test_a_config_may_only_name_what_we_define(plain: DictConfig, target: object
     for key in (
         "optimizer",
         "model.attention",
-        "stages.finetune.data",
-        "stages.pretrain.data.spans",
+        "stages.finetune.dataset",
+        "stages.pretrain.dataset.spans",
         "trainer",
     ):
-        message = message_of(partial(checked, changed(plain, **{f"{key}._target_": target})))
+        message = message_of(partial(resolve_and_validate, changed(plain, **{f"{key}._target_": target})))
         assert message.startswith(f"{key}._target_={target}: not allowed")
 
 
 def test_a_target_hidden_in_a_list_is_found() -> None:
     with pytest.raises(InputError, match=r"os\.system: not allowed"):
-        load(["optimizer.betas=[0.9,{_target_:os.system}]"])
+        compose(["optimizer.betas=[0.9,{_target_:os.system}]"])
 
 
 def test_arguments_of_every_kind_of_target() -> None:
-    load(
+    compose(
         [
             "attention=synthesizer",
             "+model.attention.positions=64",
@@ -312,9 +319,9 @@ def test_arguments_of_every_kind_of_target() -> None:
             "optimizer.weight_decay=0",
         ]
     )
-    load(["attention=synthesizer", "+model.attention.positions=null"])
+    compose(["attention=synthesizer", "+model.attention.positions=null"])
     with pytest.raises(InputError, match=r"positions=True: must be of type int \| None"):
-        load(["attention=synthesizer", "+model.attention.positions=true"])
+        compose(["attention=synthesizer", "+model.attention.positions=true"])
 
 
 @pytest.mark.parametrize(
@@ -324,8 +331,12 @@ def test_arguments_of_every_kind_of_target() -> None:
         ("seed=${oc.env:NOT_THERE,3}", "seed", 3),
         ("seed='${oc.decode:${oc.env:NUMBER}}'", "seed", 7),
         ("run_dir=${runs_root}/one", "run_dir", "runs/one"),
-        ("run_dir=${names.attention}-${hydra:runtime.choices.model}", "run_dir", "vanilla-auto"),
-        ("stages.finetune.schedule=${stages.pretrain.schedule}", "stages.finetune.schedule.warmup", 0.02),
+        ("run_dir=${labels.attention}-${hydra:runtime.choices.spans}", "run_dir", "vanilla-salient"),
+        (
+            "stages.finetune.schedule=${stages.pretrain.schedule}",
+            "stages.finetune.schedule.warmup_fraction",
+            0.02,
+        ),
     ],
 )
 def test_interpolations_are_resolved_once(
@@ -335,7 +346,7 @@ def test_interpolations_are_resolved_once(
     monkeypatch.setenv("PLACE", "/a b")
     monkeypatch.setenv("NUMBER", "7")
     monkeypatch.delenv("NOT_THERE", raising=False)
-    config = load([overrides])
+    config = compose([overrides])
     assert OmegaConf.select(config, key) == value
     assert "${" not in OmegaConf.to_yaml(config)
 
@@ -352,7 +363,7 @@ def test_interpolations_are_resolved_once(
         ("runs_root=${hydra:nope}", "runs_root: While dereferencing interpolation '${hydra:nope}'"),
         ("runs_root=${hydra:}", "runs_root: TypeError raised while resolving interpolation: "),
         ("runs_root=${python:os.system}", "runs_root: Unsupported interpolation type python"),
-        ("names.attention=${oc.env:PLACE}", "names.attention=/a b: must be letters, digits, _ and -"),
+        ("labels.attention=${oc.env:PLACE}", "labels.attention=/a b: must be letters, digits, _ and -"),
     ],
 )
 def test_an_interpolation_that_leads_nowhere(
@@ -361,23 +372,23 @@ def test_an_interpolation_that_leads_nowhere(
     monkeypatch.setenv("PLACE", "/a b")
     monkeypatch.setenv("TRICKY", "${oc.env:HOME}")
     monkeypatch.delenv("NOT_THERE", raising=False)
-    assert message_of(lambda: load([overrides])).startswith(begins)
+    assert message_of(lambda: compose([overrides])).startswith(begins)
 
 
 def test_it_is_composed_once_and_never_written_to() -> None:
-    config = load()
+    config = compose()
     with pytest.raises(ReadonlyConfigError):
         config.seed = 3
     with pytest.raises(ReadonlyConfigError):
-        config.stages.finetune.data.ascii_only = True
-    assert load() == config
-    assert load(["seed=1"]) != config
+        config.stages.finetune.dataset.ascii_only = True
+    assert compose() == config
+    assert compose(["seed=1"]) != config
 
 
 def test_a_saved_configuration_is_checked_alike() -> None:
-    config = load(["attention=synthesizer", "pretrain=none", *COURSE])
+    config = compose(["attention=synthesizer", "pretrain=none", *COURSE])
 
-    assert checked(changed(config)) == config
+    assert resolve_and_validate(changed(config)) == config
     for key, value, message in [
         ("model.n_layer", "many", "model.n_layer: Value 'many' of type 'str'"),
         ("model.n_layer", -1, "model.n_layer=-1: must be from 1"),
@@ -386,20 +397,20 @@ def test_a_saved_configuration_is_checked_alike() -> None:
         ("surprise", 3, "surprise: unknown key"),
     ]:
         with pytest.raises(InputError, match=message):
-            checked(changed(config, **{key: value}))
+            resolve_and_validate(changed(config, **{key: value}))
     for key in ("stages.pretrain.batch_size", "optimizer"):
         without = changed(config)
         parent, _, name = key.rpartition(".")
         del (OmegaConf.select(without, parent) if parent else without)[name]
         with pytest.raises(InputError, match=f"{key} is missing"):
-            checked(without)
+            resolve_and_validate(without)
     older = changed(config)
-    del older.model.position_table  # a key that did not exist yet has its default
-    assert checked(older) == config
+    del older.model.learned_positions  # a key that did not exist yet has its default
+    assert resolve_and_validate(older) == config
 
 
 def test_explain_survives_an_error_without_words() -> None:
-    assert str(module.explain(OmegaConfBaseException())) == "OmegaConfBaseException"
+    assert str(module.to_input_error(OmegaConfBaseException())) == "OmegaConfBaseException"
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.n_lyer=3"], COURSE])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from birthplace_lm.data.batching import EpochBatches, Keys, Position, generator_for
+from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler, generator_for
 from birthplace_lm.data.masking.spans import RandomSpans
-from birthplace_lm.data.question_answering import NameToBirthplace
-from birthplace_lm.data.sequences import Batch, Text
-from birthplace_lm.data.sources import Sample, Shifted
+from birthplace_lm.data.question_answering import QuestionAnswering
+from birthplace_lm.data.sequences import Batch, EncodedText
+from birthplace_lm.data.sources import LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
 
@@ -22,12 +22,12 @@ DOCUMENTS = [f"{i:03d} {'abcdefghij'[i % 10] * (i * 7 % 90)}." for i in range(43
 QUESTIONS = [f"{i:03d}?{'x' * (i % 17)}" for i in range(23)]
 PLACES = ["Rome", "Oslo", "Ulaanbaatar"] * 7 + ["Ham", "Ur"]
 VOCAB = CharVocab.from_text("".join(DOCUMENTS + QUESTIONS + PLACES))
-TEXT = Text.encode([*DOCUMENTS, *QUESTIONS, *PLACES], VOCAB)
+TEXT = EncodedText.encode([*DOCUMENTS, *QUESTIONS, *PLACES], VOCAB)
 PIECES = TEXT.pieces.split([len(DOCUMENTS), len(QUESTIONS), len(PLACES)])
 NAIVE = [
     (f"{q}{MASK}{p}", f"{PAD * (len(q) - 1)}{MASK}{p}{MASK}") for q, p in zip(QUESTIONS, PLACES, strict=True)
 ]
-PLAIN = NameToBirthplace(PIECES[1], PIECES[2])  # the same rows in every epoch
+PLAIN = QuestionAnswering(PIECES[1], PIECES[2])  # the same rows in every epoch
 
 
 def batches(
@@ -38,11 +38,11 @@ def batches(
     rank: int = 0,
     world: int = 1,
     plain: bool = False,
-) -> EpochBatches:
+) -> EpochBatchDataset:
     corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all")
-    mixed = [Shifted(corruption, 2, 5, 64), corruption, Sample(PLAIN, 10)]
+    mixed = [LeftPadded(corruption, 2, 5, 64), corruption, Subsample(PLAIN, 10)]
     sources: list[Any] = [PLAIN] if plain else mixed
-    return EpochBatches(sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world)
+    return EpochBatchDataset(sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world)
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -55,7 +55,7 @@ def pairs(batch: Batch) -> list[tuple[str, str]]:
     return [(x[: len(y.rstrip(PAD))], y.rstrip(PAD)) for x, y in zip(*decoded, strict=True)]
 
 
-def epoch_of(source: EpochBatches, epoch: int = 0) -> list[Batch]:
+def epoch_of(source: EpochBatchDataset, epoch: int = 0) -> list[Batch]:
     return [source[epoch, index] for index in range(len(source))]
 
 
@@ -145,9 +145,9 @@ def test_processes_share_the_batch_of_one(world: int, batch_size: int) -> None:
             for batch in shared:
                 assert batch["key"].tolist() == [epoch, index]
                 assert batch["characters"] == whole["characters"]
-                assert batch["targets_total"] * world == pytest.approx(int(count))
+                assert batch["loss_denominator"] * world == pytest.approx(int(count))
                 assert len(batch["inputs"]) > 0
-            mean = sum(summed(batch) / batch["targets_total"].double() for batch in shared) / world
+            mean = sum(summed(batch) / batch["loss_denominator"].double() for batch in shared) / world
             assert float(mean) == pytest.approx(float(summed(whole) / count), rel=1e-6)
     assert (fillers > 0) == (96 % batch_size < world)
 
@@ -163,16 +163,16 @@ def test_characters_are_real_ones() -> None:
 
 
 def test_position_goes_through_the_epochs() -> None:
-    position, passed = Position(), []
+    position, passed = DataCursor(), []
     for _ in range(7):
         passed.append((position.epoch, position.index))
-        position.pass_by(passed[-1], length=3)
+        position.advance(passed[-1], length=3)
     assert passed == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
 
 def test_keys_are_those_left_of_the_epoch() -> None:
-    position = Position()
-    keys = Keys(4, position)
+    position = DataCursor()
+    keys = ResumableBatchSampler(4, position)
     assert len(keys) == 4
     assert list(keys) == list(keys) == [(0, 0), (0, 1), (0, 2), (0, 3)]
     position.epoch, position.index = 5, 2

@@ -14,8 +14,8 @@ from birthplace_lm.config.schema import Data
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.datamodule import (
     BatchDataModule,
-    BirthplaceDataModule,
-    Loading,
+    LoaderConfig,
+    QuestionAnsweringDataModule,
     SpanCorruptionDataModule,
 )
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
@@ -43,23 +43,25 @@ def pretraining(
     questions: float = 0.5,
     spans: Any = RandomSpans,
 ) -> SpanCorruptionDataModule:
-    loading = Loading(batch_size, workers, seed, shuffle=True, pool=4)
+    loading = LoaderConfig(batch_size, workers, seed, shuffle=True, length_bucket=4)
     return SpanCorruptionDataModule(
         corpus,
         loading,
         BLOCK,
         spans,
-        closing=True,
+        closing_mask=True,
         loss_on="all",
-        masks=1,
-        questions=questions,
-        least_shift=0,
-        most_shift=20,
+        masks_per_row=1,
+        question_fraction=questions,
+        min_shift=0,
+        max_shift=20,
     )
 
 
-def finetuning(corpus: Corpus, ascii_only: bool = False) -> BirthplaceDataModule:
-    return BirthplaceDataModule(corpus, Loading(32, 0, 0, shuffle=True, pool=4), BLOCK, ascii_only)
+def finetuning(corpus: Corpus, ascii_only: bool = False) -> QuestionAnsweringDataModule:
+    return QuestionAnsweringDataModule(
+        corpus, LoaderConfig(32, 0, 0, shuffle=True, length_bucket=4), BLOCK, ascii_only
+    )
 
 
 def in_process(data: BatchDataModule, rank: int = 0, world: int = 1) -> BatchDataModule:
@@ -226,7 +228,9 @@ def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
     data = pretraining(
-        corpus, questions=share, spans=partial(SalientSpans, answers=0.85, sharpness=1.0, context_power=6.0)
+        corpus,
+        questions=share,
+        spans=partial(SalientSpans, answer_probability=0.85, sharpness=1.0, context_exponent=6.0),
     )
     train_questions = {(row.question, row.place) for row in corpus.train.rows}
     count = round(share * len(corpus.train.rows))
@@ -244,7 +248,7 @@ def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.01, 2.0, float("nan")])
 def test_share_of_questions_out_of_range(corpus: Corpus, share: float) -> None:
     """Bug: with more than all questions, an epoch ended in an IndexError."""
-    with pytest.raises(InputError, match=rf"data\.questions={share}: must be from 0 to 1"):
+    with pytest.raises(InputError, match=rf"dataset\.question_fraction={share}: must be from 0 to 1"):
         pretraining(corpus, questions=share)
 
 

@@ -4,15 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.question_answering import NameToBirthplace, ascii_only
-from birthplace_lm.data.sequences import Text
+from birthplace_lm.data.question_answering import QuestionAnswering, ascii_only
+from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
 
 
 def pairs(questions: list[str], places: list[str]) -> list[tuple[str, str]]:
     vocab = CharVocab.from_text("".join([*questions, *places]))
-    text = Text.encode([*questions, *places], vocab)
-    source = NameToBirthplace(*text.pieces.split(len(questions)))
+    text = EncodedText.encode([*questions, *places], vocab)
+    source = QuestionAnswering(*text.pieces.split(len(questions)))
     assert len(source) == len(questions)
     inputs, targets = source.rows(torch.Generator()).pairs(text.ids, vocab.pad_id)
     return [
@@ -24,7 +24,7 @@ def test_example_in_the_docstring() -> None:
     inputs = f"Where was Ada Bo born?{MASK}Rome"
     targets = f"{PAD * 21}{MASK}Rome{MASK}"
     assert pairs(["Where was Ada Bo born?"], ["Rome"]) == [(inputs, targets)]
-    lines = (line.split(None, 1) for line in (NameToBirthplace.__doc__ or "").splitlines())
+    lines = (line.split(None, 1) for line in (QuestionAnswering.__doc__ or "").splitlines())
     shown = {words[0]: words[1].split("   ")[0] for words in lines if len(words) == 2}
     assert shown["inputs"].replace("_", MASK) == inputs
     assert shown["targets"].replace(".", PAD).replace("_", MASK) == targets  # bug: one dot too many
@@ -46,7 +46,7 @@ def test_loss_on_mask_place_mask(rows: list[tuple[str, str]]) -> None:
 
 def test_nothing_is_drawn() -> None:
     """The same rows in every epoch, and the generator is left as it was."""
-    source = NameToBirthplace(torch.tensor([[65, 3]]), torch.tensor([[68, 2]]))
+    source = QuestionAnswering(torch.tensor([[65, 3]]), torch.tensor([[68, 2]]))
     generator = torch.Generator().manual_seed(1)
     before = generator.get_state()
     assert source.rows(generator) is source.rows(generator)

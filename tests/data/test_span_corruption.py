@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, SpanChooser, Spans
-from birthplace_lm.data.sequences import Text
+from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans, SpanSampler
+from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
 from birthplace_lm.errors import InputError
@@ -27,7 +27,7 @@ class Given:
 class Remembered:
     """Another chooser's spans, and what the last ones were."""
 
-    def __init__(self, chooser: SpanChooser) -> None:
+    def __init__(self, chooser: SpanSampler) -> None:
         self.chooser = chooser
 
     def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
@@ -37,7 +37,7 @@ class Remembered:
 
 def pairs(
     documents: list[str],
-    spans: SpanChooser,
+    spans: SpanSampler,
     closing: bool = False,
     loss_on: str = "all",
     seed: int = 0,
@@ -45,7 +45,7 @@ def pairs(
 ) -> list[tuple[str, str]]:
     """Inputs and targets of every document, PADs at the end left out."""
     vocab = CharVocab.from_text("".join(documents))
-    text = Text.encode(documents, vocab)
+    text = EncodedText.encode(documents, vocab)
     corruption = SpanCorruption(text.pieces, spans, closing, loss_on, masks)
     rows = corruption.rows(torch.Generator().manual_seed(seed))
     inputs, targets = rows.pairs(text.ids, vocab.pad_id)
@@ -122,7 +122,7 @@ def test_several_masks_ask_for_several_spans(loss_on: str) -> None:
 def test_rows_with_several_masks_fit_and_begin_like_those_with_one(
     documents: list[str], salient: bool, masks: int, block_size: int, seed: int
 ) -> None:
-    spans: SpanChooser = (
+    spans: SpanSampler = (
         SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
         if salient
         else RandomSpans(documents, [], [], block_size)
@@ -180,7 +180,10 @@ def test_loss_on_something_else() -> None:
 
 @pytest.mark.parametrize(
     ("masks", "closing", "line"),
-    [(0, True, "masks=0: must be 1 or more"), (2, False, "masks=2: needs .*closing=true")],
+    [
+        (0, True, "masks_per_row=0: must be 1 or more"),
+        (2, False, "needs .*closing_mask=true"),
+    ],
 )
 def test_masks_that_are_not_possible(masks: int, closing: bool, line: str) -> None:
     with pytest.raises(InputError, match=line):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.inference.attention_maps import CELL, FUTURE, attention_picture
 from birthplace_lm.inference.decoding import attention_weights
 from birthplace_lm.models.build import build_model
-from birthplace_lm.models.sdpa import recording
+from birthplace_lm.models.sdpa import record_attention_weights
 
 TEXT = f"Where was Ada born?{MASK}Rome{MASK}"
 
@@ -43,7 +43,7 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
 def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> None:
     torch.manual_seed(0)
-    model = build_model(load([f"attention={attention}", "model=tiny"]), len(vocab)).eval()
+    model = build_model(compose([f"attention={attention}", "model=tiny"]), len(vocab)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     inputs = []
@@ -62,10 +62,10 @@ def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> 
 
 
 def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
-    model = build_model(load(["model=tiny"]), len(vocab)).eval()
+    model = build_model(compose(["model=tiny"]), len(vocab)).eval()
     ids = torch.tensor([vocab.encode(TEXT)])
     alone = model(ids)
-    with recording() as recorded:
+    with record_attention_weights() as recorded:
         assert torch.equal(model(ids), alone)
     assert len(recorded) == model.n_layer
     model(ids)

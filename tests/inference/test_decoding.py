@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
-from birthplace_lm.inference.decoding import Answer, answer
+from birthplace_lm.inference.decoding import Answer, answer_questions
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.gpt import GPT
@@ -69,18 +69,18 @@ def naive(model: GPT, question: str, longest: int = 32) -> tuple[str, float]:
 def test_the_last_row_of_a_batch_is_not_the_longest() -> None:
     """A longer question that is answered in no time leaves it alone in a cache made for both."""
     model = make()
-    alone = {question: answer(model, VOCAB, [question])[0] for question in QUESTIONS}
+    alone = {question: answer_questions(model, VOCAB, [question])[0] for question in QUESTIONS}
     short = [question for question in QUESTIONS if len(alone[question].text) <= 1]
     pairs = [(a, b) for a in short for b in QUESTIONS if len(a) > len(b) and len(alone[b].text) > 1]
     assert len(pairs) > 5
     for pair in pairs:
-        for question, found in zip(pair, answer(model, VOCAB, pair), strict=True):
+        for question, found in zip(pair, answer_questions(model, VOCAB, pair), strict=True):
             assert found.text == alone[question].text
             assert found.log_probability == pytest.approx(alone[question].log_probability, abs=1e-3)
 
 
 def test_equals_the_naive_loop(model: GPT) -> None:
-    answers = answer(model, VOCAB, QUESTIONS)
+    answers = answer_questions(model, VOCAB, QUESTIONS)
     lengths = {len(a.text) for a in answers}
     assert len(lengths) > 3, "the test needs answers of different lengths"
     assert max(lengths) == 32 > min(lengths)
@@ -95,52 +95,54 @@ def test_what_questions_share_is_read_once(model: GPT, end: str) -> None:
     """Nothing in common, all but the last character, one question the beginning of another."""
     for questions in ([f"{c}A{end}" for c in "ABx"], ["AB", "ABC"], [f"Where was A{end}"] * 3):
         expected = [naive(model, question)[0] for question in questions]
-        assert [a.text for a in answer(model, VOCAB, questions)] == expected
+        assert [a.text for a in answer_questions(model, VOCAB, questions)] == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 512])
 def test_the_batch_changes_no_answer(model: GPT, batch_size: int) -> None:
-    expected = dict(zip(QUESTIONS, answer(model, VOCAB, QUESTIONS, batch_size=5), strict=True))
+    expected = dict(zip(QUESTIONS, answer_questions(model, VOCAB, QUESTIONS, batch_size=5), strict=True))
     order = random.Random(batch_size).sample(QUESTIONS, len(QUESTIONS)) + QUESTIONS[:2]
-    answers = answer(model, VOCAB, order, batch_size=batch_size)
+    answers = answer_questions(model, VOCAB, order, batch_size=batch_size)
     assert [a.text for a in answers] == [expected[question].text for question in order]
     scores = [expected[question].log_probability for question in order]
     assert [a.log_probability for a in answers] == pytest.approx(scores, abs=1e-3)
 
 
 def test_stops_at_32_characters(silent: GPT) -> None:
-    for got in answer(silent, VOCAB, QUESTIONS):
+    for got in answer_questions(silent, VOCAB, QUESTIONS):
         assert len(got.text) == 32
         assert MASK not in got.text
-    assert {len(a.text) for a in answer(silent, VOCAB, QUESTIONS, longest=5)} == {5}
+    assert {len(a.text) for a in answer_questions(silent, VOCAB, QUESTIONS, max_answer_length=5)} == {5}
 
 
 def test_an_answer_may_be_empty() -> None:
     model = make()
     model.head.register_forward_hook(lambda _m, _i, logits: logits.index_fill(-1, torch.tensor([1]), 99.0))
-    for got in answer(model, VOCAB, QUESTIONS):
+    for got in answer_questions(model, VOCAB, QUESTIONS):
         assert got.text == ""
         assert got.log_probability == pytest.approx(0, abs=1e-3)
 
 
 def test_no_questions_no_answers(model: GPT) -> None:
-    assert answer(model, VOCAB, []) == []
+    assert answer_questions(model, VOCAB, []) == []
 
 
 @pytest.mark.parametrize("dropped", ["ß", "漢字", "\x00", PAD, MASK + PAD, "😀"])
 def test_unknown_characters_are_dropped(model: GPT, dropped: str) -> None:
     clean, dirty = "Where was Baxter born?", f"{dropped}Where was Bax{dropped}ter born?{dropped}"
-    assert answer(model, VOCAB, [dirty]) == answer(model, VOCAB, [clean])
+    assert answer_questions(model, VOCAB, [dirty]) == answer_questions(model, VOCAB, [clean])
 
 
 def test_a_question_of_unknown_characters_is_an_empty_one(model: GPT) -> None:
-    assert [a.text for a in answer(model, VOCAB, ["ßßß", ""])] == [naive(model, "")[0]] * 2
+    assert [a.text for a in answer_questions(model, VOCAB, ["ßßß", ""])] == [naive(model, "")[0]] * 2
 
 
 def test_of_a_long_question_the_end_is_read(silent: GPT) -> None:
     question = "Where was " + "xyzA" * 500 + " born?"
-    assert answer(silent, VOCAB, [question]) == answer(silent, VOCAB, [question[-95:]])
-    assert answer(silent, VOCAB, [question[-95:]]) != answer(silent, VOCAB, [question[-94:]])
+    assert answer_questions(silent, VOCAB, [question]) == answer_questions(silent, VOCAB, [question[-95:]])
+    assert answer_questions(silent, VOCAB, [question[-95:]]) != answer_questions(
+        silent, VOCAB, [question[-94:]]
+    )
 
 
 @pytest.mark.parametrize("block_size", [8, 32, 33, 34, 63])
@@ -148,14 +150,14 @@ def test_a_block_without_room_for_32_characters(block_size: int) -> None:
     """`known[-(room - 1):]` was the whole question, or none of it, once `room` was 1 or less."""
     model, question = make(block_size=block_size), "xyzA" * 30
     longest = block_size // 2
-    got = answer(model, VOCAB, [question, "A"])
+    got = answer_questions(model, VOCAB, [question, "A"])
     assert len(got[0].text) <= longest
     assert [a.text for a in got] == [naive(model, q, longest)[0] for q in (question, "A")]
 
 
 def test_the_model_is_left_as_it_was(model: GPT) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    answer(model, VOCAB, QUESTIONS)
+    answer_questions(model, VOCAB, QUESTIONS)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.is_grad_enabled()
     model(torch.tensor([[2]])).sum().backward()  # nothing of the cache is left in it

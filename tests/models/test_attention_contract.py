@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from birthplace_lm.config.compose import CONF, load
+from birthplace_lm.config.compose import CONF, compose
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.kv_cache import Cache
+from birthplace_lm.models.kv_cache import KVCache
 
 NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
 BLOCK, SYMBOLS = 128, 30
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 
 @cache
 def composed(name: str, dropout: float = 0.0) -> DictConfig:
-    return load([f"attention={name}", "model=tiny", f"model.dropout={dropout}"])
+    return compose([f"attention={name}", "model=tiny", f"model.dropout={dropout}"])
 
 
 def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:
@@ -48,7 +48,7 @@ def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> T
     """
     rows, positions = torch.arange(len(ids))[:, None], torch.arange(max(prefill)).expand(len(ids), -1)
     lengths = torch.tensor(prefill)[:, None]
-    cache = Cache(model.n_layer, BLOCK)
+    cache = KVCache(model.n_layer, BLOCK)
     cache.move_to(positions, BLOCK)
     logits = torch.zeros(*ids.shape, SYMBOLS)
     prompt = ids[:, : max(prefill)].where(positions < lengths, 0)
@@ -143,7 +143,7 @@ def test_cached_decoding_equals_the_full_forward(name: str, prefill: list[int], 
 @torch.no_grad()
 def test_cached_rows_that_are_kept_go_on_alone(name: str) -> None:
     model, ids = built(name), characters(4, 40)
-    cache = Cache(model.n_layer, 40)
+    cache = KVCache(model.n_layer, 40)
     cache.move_to(torch.arange(30).expand(4, -1), 40)
     model(ids[:, :30], cache)
     full = model(ids)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.kv_cache import Cache
+from birthplace_lm.models.kv_cache import KVCache
 
 SYMBOLS, HEADS, BLOCK = 11, 4, 16
 ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}
@@ -29,7 +29,7 @@ def small(name: str, **sizes: Any) -> GPT:
 
 def course_model(name: str) -> GPT:
     torch.manual_seed(0)
-    return build_model(load([f"attention={name}", "model=gpt_3m"]), vocab_size=256)
+    return build_model(compose([f"attention={name}", "model=gpt_3m"]), vocab_size=256)
 
 
 def plain_logits(w: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -95,12 +95,12 @@ def test_agrees_with_a_plain_implementation(name: str, length: int) -> None:
 @pytest.mark.parametrize(("name", "count"), [("vanilla", 3_323_392), ("synthesizer", 3_076_988)])
 def test_as_many_parameters_as_the_course(name: str, count: int) -> None:
     model = course_model(name)
-    assert model.parameters_total == sum(p.numel() for p in model.parameters()) == count
+    assert model.num_parameters == sum(p.numel() for p in model.parameters()) == count
 
 
 def test_without_position_table() -> None:
-    model = small("vanilla", position_table=False)
-    assert small("vanilla").parameters_total - model.parameters_total == BLOCK * 16
+    model = small("vanilla", learned_positions=False)
+    assert small("vanilla").num_parameters - model.num_parameters == BLOCK * 16
     same = torch.full((1, BLOCK), 5)  # nothing tells one position from the next
     torch.testing.assert_close(model(same), model(same[:, :1]).expand(-1, BLOCK, -1), atol=1e-6, rtol=0)
 
@@ -127,7 +127,7 @@ def test_too_long_a_sequence_is_refused(name: str) -> None:
     model, ids = small(name), torch.zeros(1, BLOCK + 1, dtype=torch.long)
     with pytest.raises(ValueError, match="17 characters do not fit into block_size=16"):
         model(ids)
-    cache = Cache(model.n_layer, BLOCK + 1)
+    cache = KVCache(model.n_layer, BLOCK + 1)
     cache.move_to(torch.tensor([[BLOCK]]), BLOCK + 1)
     with pytest.raises(ValueError, match="17 characters"):
         model(ids[:, :1], cache)

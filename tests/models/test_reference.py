@@ -28,7 +28,7 @@ def test_agrees_with_the_reference(name: str, attention: type) -> None:
     model.load_state_dict(
         {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     )
-    assert model.parameters_total == sizes["parameters"]
+    assert model.num_parameters == sizes["parameters"]
 
     for suffix in ("", "_short"):
         with torch.no_grad():

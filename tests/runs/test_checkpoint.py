@@ -22,7 +22,7 @@ from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
 
 from birthplace_lm.cli import app
 from birthplace_lm.errors import BirthplaceError, CheckpointError
-from birthplace_lm.inference.language_model import Trained
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training import pipeline
@@ -39,7 +39,7 @@ STATE: dict[str, Any] = {
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    path = checkpoint.path_of(tmp_path, 7)
+    path = checkpoint.checkpoint_path(tmp_path, 7)
     checkpoint.save(STATE, path)
     return path
 
@@ -78,14 +78,14 @@ def test_a_failing_disk_is_an_error_and_the_old_file_stays(
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save({"other": 1}, saved)
     assert saved.read_bytes() == before
-    assert checkpoint.verified(saved)
+    assert checkpoint.is_intact(saved)
 
 
 def test_the_newest_step_comes_first(tmp_path: Path) -> None:
     for step in (9, 100, 10):
-        checkpoint.save({}, checkpoint.path_of(tmp_path, step))
+        checkpoint.save({}, checkpoint.checkpoint_path(tmp_path, step))
     (tmp_path / "last.ckpt").touch()
-    assert [checkpoint.step_of(p) for p in checkpoint.saved_in(tmp_path)] == [100, 10, 9]
+    assert [checkpoint.parse_step(p) for p in checkpoint.list_checkpoints(tmp_path)] == [100, 10, 9]
 
 
 @pytest.mark.parametrize("path", ["https://example.org/step-1.ckpt", "/nowhere/step-1.ckpt"])
@@ -120,14 +120,14 @@ def test_notices_all_damage(
     how: str, suite: int, torture: int, stage: Path, tmp_path: Path, amount: Any, record: Any
 ) -> None:
     path = tmp_path / "step-00000006.ckpt"
-    shutil.copy(checkpoint.path_of(stage, 6), path)
+    shutil.copy(checkpoint.checkpoint_path(stage, 6), path)
     whole = path.read_bytes()
     sign(path)
-    assert checkpoint.verified(path)
+    assert checkpoint.is_intact(path)
     draw, noticed = random.Random(how), 0
     for _ in range(amount(suite, torture)):
         path.write_bytes(damaged(whole, draw, how))
-        assert not checkpoint.verified(path)
+        assert not checkpoint.is_intact(path)
         with pytest.raises(CheckpointError, match=r"damaged: its \d+ bytes are not those that were saved"):
             checkpoint.load(path)
         noticed += 1
@@ -171,10 +171,10 @@ def test_falls_back_to_the_one_before(
     shutil.copytree(stage, folder)
     if not finished:
         (folder / STAGE_RESULT).unlink()
-    last = checkpoint.path_of(folder, 6)
+    last = checkpoint.checkpoint_path(folder, 6)
     damage(last)
     left = last.read_bytes()
-    assert checkpoint.newest_in(folder) == checkpoint.path_of(folder, 4)
+    assert checkpoint.latest_intact(folder) == checkpoint.checkpoint_path(folder, 4)
     with caplog.at_level(logging.WARNING, "birthplace_lm"):
         fit(config, "finetune", folder)
     aside = last.with_name("step-00000006.ckpt.damaged")
@@ -192,7 +192,7 @@ def test_no_whole_checkpoint_is_an_error(
     shutil.copytree(stage, folder)
     if not finished:
         (folder / STAGE_RESULT).unlink()
-    for path in checkpoint.saved_in(folder):
+    for path in checkpoint.list_checkpoints(folder):
         path.write_bytes(damaged(path.read_bytes(), random.Random(0), "flipped"))
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(CheckpointError, match="no checkpoint is whole") as caught:
@@ -218,10 +218,10 @@ def test_asking_a_run_whose_newest_checkpoint_is_damaged(
     """The one before would answer, and nobody would know that it is not the trained model."""
     write_config(tmp_path / "run", config)
     shutil.copytree(stage, tmp_path / "run" / "finetune")
-    Trained.from_run(tmp_path / "run")
-    DAMAGE["one bit"](checkpoint.path_of(tmp_path / "run" / "finetune", 6))
+    TrainedModel.from_run(tmp_path / "run")
+    DAMAGE["one bit"](checkpoint.checkpoint_path(tmp_path / "run" / "finetune", 6))
     with pytest.raises(CheckpointError, match=r"step-00000006\.ckpt: damaged"):
-        Trained.from_run(tmp_path / "run")
+        TrainedModel.from_run(tmp_path / "run")
 
 
 # What an attacker writes, whose hash is right.
@@ -336,7 +336,7 @@ def within(bytes_more: int, work: Callable[[], object]) -> int:
 
 def try_forged(content: bytes, run: Path) -> bool:
     """Whether it is taken for a checkpoint; nothing but BirthplaceError may be raised, and within 2 s."""
-    path = checkpoint.path_of(run / "finetune", 9)
+    path = checkpoint.checkpoint_path(run / "finetune", 9)
     path.write_bytes(content)
     sign(path)
     began = time.process_time()
@@ -347,7 +347,7 @@ def try_forged(content: bytes, run: Path) -> bool:
     finally:
         assert time.process_time() - began < 2
     try:
-        Trained.from_run(run).answer(["Ada Lovelace"])
+        TrainedModel.from_run(run).answer(["Ada Lovelace"])
     except BirthplaceError:
         pass
     finally:
@@ -359,7 +359,7 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
     """Whether a stage goes on from it to its end; else an error that `pipeline.run` says in one line."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    path = checkpoint.path_of(folder, 4)
+    path = checkpoint.checkpoint_path(folder, 4)
     path.write_bytes(content)
     sign(path)
     said = ""
@@ -370,7 +370,7 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
     if said:
         assert "\n" not in said
         return False
-    last = checkpoint.saved_in(folder)[0]
+    last = checkpoint.list_checkpoints(folder)[0]
     model = build_model(config, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
     load_weights(model, last)
     return True
@@ -379,7 +379,7 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
 def test_forged_checkpoints(
     stage: Path, run: Path, config: DictConfig, tmp_path: Path, amount: Any, record: Any
 ) -> None:
-    whole = checkpoint.path_of(stage, 4).read_bytes()
+    whole = checkpoint.checkpoint_path(stage, 4).read_bytes()
     total = amount(150, 1000)
     counts = tmp_path / "counts"
 
@@ -474,7 +474,7 @@ def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def test_bombs(stage: Path, run: Path) -> None:
-    whole = checkpoint.path_of(stage, 4).read_bytes()
+    whole = checkpoint.checkpoint_path(stage, 4).read_bytes()
     for name, content in bombs(whole):
         assert within(1 << 30, partial(try_forged, content, run)) == 0, name
 
@@ -484,14 +484,14 @@ def test_bombs(stage: Path, run: Path) -> None:
 
 def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
     """Write a checkpoint that does not fit to `path`."""
-    whole = checkpoint.path_of(stage, 6)
+    whole = checkpoint.checkpoint_path(stage, 6)
     found = checkpoint.load(whole)
     ours = found["birthplace_lm"]
     if name in ("another attention", "another size"):
         overrides = ["attention=synthesizer"] if "attention" in name else ["model.n_embd=16"]
         folder = path.parent / "other"
         fit(quick(people, path.parent, *overrides), "finetune", folder)
-        shutil.copy(checkpoint.path_of(folder, 6), path)
+        shutil.copy(checkpoint.checkpoint_path(folder, 6), path)
         sign(path)
     elif name == "another vocabulary":
         forge(path, {**found, "birthplace_lm": {**ours, "vocab": [*ours["vocab"][:-1], "漢"]}})
@@ -548,9 +548,9 @@ def test_a_checkpoint_that_cannot_be_meant(
     monkeypatch.setattr(app, "_failures", [])
     runs = tmp_path / "new"
     app.run(quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}"))
-    assert app.finish() == 4
+    assert app.exit_code() == 4
     shown = capsys.readouterr().err
-    symbols = len(checkpoint.load(checkpoint.path_of(stage, 6))["birthplace_lm"]["vocab"])
+    symbols = len(checkpoint.load(checkpoint.checkpoint_path(stage, 6))["birthplace_lm"]["vocab"])
     size = str(path.stat().st_size) if path.exists() else ""
     expected = said.replace("SIZE", size).replace("SYMBOLS", str(symbols))
     assert shown.startswith(f"error: {key}={path}: {expected}")

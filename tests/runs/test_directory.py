@@ -10,10 +10,10 @@ import pytest
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import (
     RunDirectory,
-    check_claim,
-    locked,
+    check_run_dir,
     pretraining_directory,
     run_directory,
+    run_lock,
 )
 
 
@@ -27,7 +27,12 @@ def test_what_changes_the_result_changes_the_directory(configure: Any, override:
 
 @pytest.mark.parametrize(
     "override",
-    ["resume=never", "checkpoint.keep=5", "stages.pretrain.num_workers=2", "trainer.log_every_n_steps=7"],
+    [
+        "resume=never",
+        "checkpoint.keep_last=5",
+        "stages.pretrain.num_workers=2",
+        "trainer.log_every_n_steps=7",
+    ],
 )
 def test_what_does_not_leaves_it(configure: Any, override: str) -> None:
     assert run_directory(configure()) == run_directory(configure(override))
@@ -51,7 +56,7 @@ def test_refuses_a_folder_of_something_else(configure: Any, tmp_path: Path) -> N
     folder.mkdir()
     (folder / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds something else"):
-        check_claim(folder, configure())
+        check_run_dir(folder, configure())
     assert (folder / "thesis.tex").read_text() == "x"
 
 
@@ -61,13 +66,13 @@ def test_refuses_a_second_process(configure: Any, tmp_path: Path) -> None:
         assert "another process" in pool.apply(_try_to_lock, (tmp_path / "run",))
         pool.close()
         pool.join()  # not terminated: another test may have left us the signals' handlers, which it inherits
-    with locked(tmp_path / "run", wait=False):
+    with run_lock(tmp_path / "run", wait=False):
         pass
 
 
 def _try_to_lock(path: Path) -> str:
     try:
-        with locked(path, wait=False):
+        with run_lock(path, wait=False):
             return "locked"
     except InputError as error:
         return str(error)

@@ -25,7 +25,7 @@ from stage import digest, fit, forked, orphans, quick, run
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app
-from birthplace_lm.errors import CheckpointError, NumericError
+from birthplace_lm.errors import CheckpointError, NonFiniteError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import atomic_files as files
 from birthplace_lm.runs import checkpoint
@@ -143,9 +143,9 @@ def test_killed_inside_a_save(
             fit(config, stage, folder)
 
     assert forked(killed) == -signal.SIGKILL
-    left = [path for path in checkpoint.saved_in(folder) if checkpoint.verified(path)]
-    assert left == checkpoint.saved_in(folder), "whatever has its name is whole"
-    newest = checkpoint.step_of(left[0]) if left else 0
+    left = [path for path in checkpoint.list_checkpoints(folder) if checkpoint.is_intact(path)]
+    assert left == checkpoint.list_checkpoints(folder), "whatever has its name is whole"
+    newest = checkpoint.parse_step(left[0]) if left else 0
     complete = step if point in ("with the checkpoint in place", *PRUNING_POINTS) else step - 2
     assert newest == complete
     fit(config, stage, folder)
@@ -193,7 +193,7 @@ def test_the_nth_call_fails(
         assert str(folder) in str(caught)
         if "result.json" not in str(caught):  # that is for pipeline.run to say
             assert isinstance(caught, CheckpointError)
-        assert all(map(checkpoint.verified, checkpoint.saved_in(folder)))
+        assert all(map(checkpoint.is_intact, checkpoint.list_checkpoints(folder)))
         assert orphans(folder) == [] or call == "unlink"
         fit(config, "pretrain", folder)
         assert digest(folder) == undisturbed["pretrain"]
@@ -205,11 +205,11 @@ def test_the_nth_call_fails(
 @pytest.mark.parametrize("number", FAILURES, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace", "read back"])
 def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path: Path) -> None:
-    checkpoint.save({"step": 1}, checkpoint.path_of(tmp_path, 1))
+    checkpoint.save({"step": 1}, checkpoint.checkpoint_path(tmp_path, 1))
     n = 0
     while True:
         n += 1
-        path = checkpoint.path_of(tmp_path, 1 + n)
+        path = checkpoint.checkpoint_path(tmp_path, 1 + n)
         said = ""
         try:
             with Disk(tmp_path, Failing(call, n, number)):
@@ -219,8 +219,8 @@ def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path:
         if not said:
             break
         assert said == f"{path}: cannot be written: {os.strerror(number)}"
-        assert checkpoint.verified(checkpoint.path_of(tmp_path, 1))
-        assert all(map(checkpoint.verified, checkpoint.saved_in(tmp_path)))
+        assert checkpoint.is_intact(checkpoint.checkpoint_path(tmp_path, 1))
+        assert all(map(checkpoint.is_intact, checkpoint.list_checkpoints(tmp_path)))
         assert orphans(tmp_path) == []
     assert n > 2
 
@@ -286,7 +286,7 @@ def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
         threading.excepthook = threading.__excepthook__  # which pytest has replaced
         RecordWriter.write = refuse
         app.run(config)
-        code = app.finish()
+        code = app.exit_code()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -448,11 +448,11 @@ def test_stops_before_a_step_that_is_not_finite(
 ) -> None:
     config = quick(people, tmp_path, f"optimizer={optimizer}", *extra)
     poison = Poison(where, value, (4,))
-    with pytest.raises(NumericError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         poisoned(config, stage, tmp_path / "stage", poison)
     assert caught.value.exit_code == 3
     assert not poison.changed
-    newest = checkpoint.newest_in(tmp_path / "stage")
+    newest = checkpoint.latest_intact(tmp_path / "stage")
     assert newest is not None
     state = checkpoint.load(newest)
     assert state["global_step"] == 2
@@ -500,7 +500,7 @@ def test_skips_a_step_that_is_not_finite(
     assert f"{stage}: the gradient is not finite in step 3" in warning
     assert "9 more may be" in warning
     assert not whole.changed
-    assert checkpoint.load(checkpoint.saved_in(tmp_path / "whole")[0])["skipped"] == 1
+    assert checkpoint.load(checkpoint.list_checkpoints(tmp_path / "whole")[0])["skipped"] == 1
     clean, rates = alone(stage, f"optimizer={optimizer}", *extra)
     assert whole.rates == rates
     assert digest(tmp_path / "whole") != clean
@@ -511,19 +511,21 @@ def test_skips_a_step_that_is_not_finite(
 
 
 def test_the_budget_counts_on_after_a_kill(people: Path, tmp_path: Path) -> None:
-    config = quick(people, tmp_path, "on_nonfinite=skip", "nonfinite_budget=1", "checkpoint.every_n_steps=1")
+    config = quick(
+        people, tmp_path, "on_nonfinite=skip", "max_nonfinite_steps=1", "checkpoint.every_n_steps=1"
+    )
     with pytest.raises(Stop):
         poisoned(config, "pretrain", tmp_path / "stage", Poison("loss", float("nan"), (2, 5), stop_after=3))
-    with pytest.raises(NumericError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         poisoned(config, "pretrain", tmp_path / "stage", Poison("loss", float("nan"), (2, 5)))
     assert caught.value.exit_code == 3
     assert "in step 5" in str(caught.value)
-    assert checkpoint.load(checkpoint.saved_in(tmp_path / "stage")[0])["global_step"] == 4
+    assert checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0])["global_step"] == 4
 
 
 @pytest.mark.parametrize("how", ["stop", "skip"])
 def test_a_weight_that_no_batch_touches_is_not_saved(how: str, people: Path, tmp_path: Path) -> None:
     config = quick(people, tmp_path, f"on_nonfinite={how}")
-    with pytest.raises(NumericError, match="pos_emb is not finite after step 4"):
+    with pytest.raises(NonFiniteError, match="pos_emb is not finite after step 4"):
         poisoned(config, "finetune", tmp_path / "stage", Poison("unused", float("nan"), (3,)))
-    assert checkpoint.step_of(checkpoint.saved_in(tmp_path / "stage")[0]) == 2
+    assert checkpoint.parse_step(checkpoint.list_checkpoints(tmp_path / "stage")[0]) == 2

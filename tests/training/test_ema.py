@@ -8,9 +8,9 @@ import pytest
 import torch
 from stage import fit
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
-from birthplace_lm.models.build import weights_in
+from birthplace_lm.models.build import model_state_dict
 from birthplace_lm.runs import checkpoint
 
 
@@ -43,17 +43,17 @@ class Witness(L.Callback):
 
 
 def test_is_validated_and_kept(configure: Any, tmp_path: Path) -> None:
-    config = configure("stages.finetune.ema=0.8", "trainer.check_val_every_n_epoch=1")
+    config = configure("stages.finetune.ema_decay=0.8", "trainer.check_val_every_n_epoch=1")
     witness = Witness(0.8)
     fit(config, "finetune", tmp_path / "stage", witness)
     assert witness.steps == 6
     assert witness.validated
     assert all(witness.validated)
-    kept = weights_in(checkpoint.load(checkpoint.saved_in(tmp_path / "stage")[0]))
+    kept = model_state_dict(checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0]))
     for name, average in witness.average.items():
         torch.testing.assert_close(kept[name].double(), average, atol=1e-6, rtol=0)
 
 
 def test_not_of_a_spread_model() -> None:
-    with pytest.raises(InputError, match="ema=0"):
-        load(["trainer=fsdp2", "stages.finetune.ema=0.9"])
+    with pytest.raises(InputError, match="ema_decay=0"):
+        compose(["trainer=fsdp2", "stages.finetune.ema_decay=0.9"])

@@ -110,9 +110,9 @@ class Run:
     def check_at_the_end(self) -> None:
         assert leftovers(self.root) == []
         for stage in ("pretrain", "finetune"):
-            found = checkpoint.saved_in(self.run / stage)
+            found = checkpoint.list_checkpoints(self.run / stage)
             assert len(found) >= 2
-            assert all(checkpoint.verified(path) for path in found)
+            assert all(checkpoint.is_intact(path) for path in found)
 
 
 def wait_until_gone(group: int) -> None:

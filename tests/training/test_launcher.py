@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from program import Program, leftovers, outcome, saved_step
 
-from birthplace_lm.errors import InputError, Stopped, UnexpectedError
+from birthplace_lm.errors import InputError, InternalError, Interrupted
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.distributed import launcher as processes
 
@@ -123,10 +123,10 @@ def test_one_that_dies_is_noticed_while_the_first_waits_for_it(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("codes", "kind", "says"),
     [
-        ([0, -signal.SIGABRT], UnexpectedError, "finetune: process 1 crashed with SIGABRT: so it was"),
-        ([-signal.SIGKILL, 1], Stopped, "SIGKILL in process 0 of finetune"),
+        ([0, -signal.SIGABRT], InternalError, "finetune: process 1 crashed with SIGABRT: so it was"),
+        ([-signal.SIGKILL, 1], Interrupted, "SIGKILL in process 0 of finetune"),
         ([-signal.SIGSEGV, 2], InputError, "so it was"),
-        ([143, 143], Stopped, "SIGTERM"),
+        ([143, 143], Interrupted, "SIGTERM"),
     ],
 )
 def test_a_crash_is_no_signal_to_stop(codes: list[int], kind: type, says: str) -> None:
@@ -150,7 +150,7 @@ def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: 
     assert program.wait() == 0, program.stderr.read_text()
     assert outcome(run) == outcome(whole)
 
-    file = checkpoint.saved_in(run / "finetune")[0]
+    file = checkpoint.list_checkpoints(run / "finetune")[0]
     program = Program(
         [*arguments, "trainer.devices=1", "trainer.strategy=auto", f"init_from={file}",
          f"run_dir={tmp_path / 'one'}", "trainer.max_epochs=1"],

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthplace_lm.errors import InputError
-from birthplace_lm.training.lr_schedules import Clock, cosine, cosine_2021
+from birthplace_lm.training.lr_schedules import TrainingClock, cosine, cosine_2021
 
 EPOCH = 2937 * 127  # rows of wiki.txt, inputs of a row
 FINAL = 200 * 2938 * 128
@@ -15,12 +15,12 @@ FINAL = 200 * 2938 * 128
 
 @given(rows=st.integers(1, 50), per_step=st.integers(1, 60), characters=st.integers(1, 127))
 def test_clock_counts_as_a_loop_over_batches_does(rows: int, per_step: int, characters: int) -> None:
-    clock, steps, seen = Clock(rows, per_step, characters), 0, 0
+    clock, steps, seen = TrainingClock(rows, per_step, characters), 0, 0
     for _epoch in range(3):
         for first in range(0, rows, per_step):
-            assert clock.characters(steps) == seen
+            assert clock.positions_seen(steps) == seen
             steps, seen = steps + 1, seen + characters * len(range(rows)[first : first + per_step])
-    assert clock.characters(steps) == seen == 3 * rows * characters
+    assert clock.positions_seen(steps) == seen == 3 * rows * characters
     assert clock.steps_per_epoch == steps // 3
 
 
@@ -38,7 +38,7 @@ def test_cosine_ends_at_its_floor(total: int, warmup: float, floor: float) -> No
 
 
 def test_cosine_between_its_ends() -> None:
-    factor = cosine(total=1000, warmup=0.2, floor=0.1)
+    factor = cosine(1000, warmup_fraction=0.2, min_lr_factor=0.1)
     assert (factor(0), factor(50), factor(200)) == (0, 0.25, 1)
     assert factor(600) == pytest.approx(0.55)  # half way, half of what lies above the floor
     assert factor(400) == pytest.approx(0.1 + 0.9 * (2 + math.sqrt(2)) / 4)
@@ -46,13 +46,13 @@ def test_cosine_between_its_ends() -> None:
 
 @pytest.mark.parametrize(("total", "expected"), [(0, 1.0), (1, 1.0)])
 def test_cosine_of_a_stage_of_nothing(total: int, expected: float) -> None:
-    assert cosine(total, warmup=0.02, floor=0.0)(0) == expected
+    assert cosine(total, warmup_fraction=0.02, min_lr_factor=0.0)(0) == expected
 
 
 def test_the_2021_rate_falls_rises_and_falls_again() -> None:
     """Section 4: at the floor by epoch 160 to 240, near the full rate around epoch 400."""
     assert FINAL == 75_212_800
-    factor = cosine_2021(total=200 * 2938 * 128, warmup=10_240, final=FINAL, floor=0.1)
+    factor = cosine_2021(200 * 2938 * 128, 10_240, FINAL, 0.1)
     assert (factor(0), factor(5_120), factor(10_240)) == (0, 0.5, 1)
     rate = {epoch: factor(epoch * EPOCH) for epoch in range(651)}
     assert all(rate[epoch] == 0.1 for epoch in range(162, 241))
@@ -65,21 +65,32 @@ def test_the_2021_rate_falls_rises_and_falls_again() -> None:
 
 
 def test_the_2024_rate_is_one_cosine() -> None:
-    factor = cosine_2021(total=200 * 2938 * 128, warmup=10_240, final=650 * 2938 * 128, floor=0.1)
+    factor = cosine_2021(200 * 2938 * 128, 10_240, 650 * 2938 * 128, 0.1)
     rate = [factor(epoch * EPOCH) for epoch in range(1, 651)]
     assert rate == sorted(rate, reverse=True)
     assert rate[0] > 0.999
     assert rate[-1] == 0.1
 
 
-@pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"warmup": 1.5}, {"warmup": math.nan}, {"floor": 2.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warmup_fraction": -0.1},
+        {"warmup_fraction": 1.5},
+        {"warmup_fraction": math.nan},
+        {"min_lr_factor": 2.0},
+    ],
+)
 def test_cosine_refuses_what_is_no_share(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        cosine(1000, **{"warmup": 0.1, "floor": 0.1, **wrong})
+        cosine(1000, **{"warmup_fraction": 0.1, "min_lr_factor": 0.1, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"warmup": -1}, {"final": 10}, {"floor": -0.1}, {"floor": math.nan}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"warmup_positions": -1}, {"final_positions": 10}, {"min_lr_factor": -0.1}, {"min_lr_factor": math.nan}],
+)
 def test_cosine_2021_refuses_what_has_no_end(wrong: dict[str, float]) -> None:
     """`final=warmup` was a division by zero in the first step."""
     with pytest.raises(InputError, match=next(iter(wrong))):
-        cosine_2021(1000, **{"warmup": 10, "final": 100, "floor": 0.1, **wrong})  # type: ignore[arg-type]
+        cosine_2021(1000, **{"warmup_positions": 10, "final_positions": 100, "min_lr_factor": 0.1, **wrong})  # type: ignore[arg-type]

@@ -8,26 +8,26 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.training import microbatching as module
-from birthplace_lm.training.microbatching import summed_loss
-from birthplace_lm.training.preflight import data_module
+from birthplace_lm.training.microbatching import microbatched_loss_sum
+from birthplace_lm.training.preflight import build_datamodule
 
 PAD = 0
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 150)
+    monkeypatch.setattr(module, "MICRO_BATCH_CHARS", 150)
 
 
 @pytest.fixture(scope="module")
 def config(people: Path) -> DictConfig:
-    return load(["model=tiny", f"data.root={people}", "stages.pretrain.data.questions=1"])
+    return compose(["model=tiny", f"data.root={people}", "stages.pretrain.dataset.question_fraction=1"])
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def corpus(config: DictConfig) -> Corpus:
 
 
 def batches(config: DictConfig, corpus: Corpus, stage: str) -> list[Batch]:
-    return list(data_module(config, config.stages[stage], corpus).train_dataloader())
+    return list(build_datamodule(config, config.stages[stage], corpus).train_dataloader())
 
 
 def gradients(model: GPT, loss: Tensor) -> list[Tensor | None]:
@@ -54,10 +54,10 @@ def test_a_batch_in_parts_is_the_batch(
     torch.manual_seed(0)
     model = build_model(config, len(corpus.vocab)).double()
     model.tok_emb.weight.requires_grad_(not frozen)
-    parts: list[module.Part] = []
+    parts: list[module.MicroBatch] = []
     divide = module._parts
 
-    def noted(*given: Any, **named: Any) -> list[module.Part]:
+    def noted(*given: Any, **named: Any) -> list[module.MicroBatch]:
         parts[:] = divide(*given, **named)
         return parts
 
@@ -65,13 +65,13 @@ def test_a_batch_in_parts_is_the_batch(
     for batch in batches(config, corpus, stage):
         plain = model.loss(batch["inputs"], batch["targets"], PAD, reduction="sum")
         expected = gradients(model, 3 * plain)
-        loss = summed_loss(model, batch, PAD)
+        loss = microbatched_loss_sum(model, batch, PAD)
         assert len(parts) > 1
         assert any(part.shared for part in parts)
         assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
         torch.testing.assert_close(gradients(model, 3 * loss), expected, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
-            assert summed_loss(model, batch, PAD).item() == pytest.approx(plain.item(), rel=1e-6)
+            assert microbatched_loss_sum(model, batch, PAD).item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_is_the_batch(
 def test_rows_of_any_kind(rows: list[str]) -> None:
     """PADs alone, all alike, a single character: nothing is shared that is a target, or is all there is."""
     torch.manual_seed(0)
-    model = build_model(load(["model=tiny"]), 8).double()
+    model = build_model(compose(["model=tiny"]), 8).double()
     width = max(map(len, rows)) + 1
     ids = torch.tensor([["_abcde".index(c) for c in row.ljust(width, "_")] for row in rows])
     inputs, targets = ids[:, :-1], ids[:, 1:]
@@ -88,11 +88,11 @@ def test_rows_of_any_kind(rows: list[str]) -> None:
         inputs=inputs,
         targets=targets,
         key=torch.tensor((0, 0)),
-        targets_total=(targets != PAD).sum(),
+        loss_denominator=(targets != PAD).sum(),
         characters=(inputs != PAD).sum(),
     )
     plain = model.loss(inputs, targets, PAD, reduction="sum")
-    assert summed_loss(model, batch, PAD).item() == pytest.approx(plain.item(), rel=1e-6)
+    assert microbatched_loss_sum(model, batch, PAD).item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 def test_dropout_shares_nothing_but_pads(config: DictConfig, corpus: Corpus) -> None:

@@ -23,7 +23,7 @@ MUON: Make = partial(
     lr=LR,
     betas=BETAS,
     weight_decay=DECAY,
-    matrix_lr=MATRIX_LR,
+    matrix_lr_multiplier=MATRIX_LR,
     momentum=MOMENTUM,
     precision="32-true",
 )
@@ -310,7 +310,7 @@ def test_the_scaled_loss_of_float16(make: Make) -> None:
         torch.testing.assert_close(model.get_parameter(name), p, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"weight_decay": -1.0}, {"matrix_lr": 0.0}, {"momentum": 1.0}])
+@pytest.mark.parametrize("wrong", [{"weight_decay": -1.0}, {"matrix_lr_multiplier": 0.0}, {"momentum": 1.0}])
 def test_muon_refuses_numbers_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         MUON(model=small(), **wrong)

@@ -77,7 +77,7 @@ def fit(
 
 def digest(folder: Path) -> str:
     """SHA-256 over weights, optimizer, learning rate and position in the data of the newest checkpoint."""
-    state = checkpoint.load(checkpoint.saved_in(folder)[0])
+    state = checkpoint.load(checkpoint.list_checkpoints(folder)[0])
     sha = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -133,7 +133,7 @@ BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
         (),
         ("trainer.accumulate_grad_batches=3",),
         ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
-        ("stages.pretrain.ema=0.9", "stages.finetune.ema=0.9"),
+        ("stages.pretrain.ema_decay=0.9", "stages.finetune.ema_decay=0.9"),
         ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
     ],
     ids=["plain", "accumulate", "workers", "ema", "limited"],
@@ -149,7 +149,7 @@ def test_stopped_after_every_step(
     config = configure(f"attention={attention}", "model.dropout=0.1", "checkpoint.every_n_steps=1", *extra)
     whole = tmp_path / "whole"
     fit(config, stage, whole, monkeypatch)
-    steps = checkpoint.step_of(checkpoint.saved_in(whole)[0])
+    steps = checkpoint.parse_step(checkpoint.list_checkpoints(whole)[0])
     assert steps is not None
     assert steps > 1
     assert [step for step, _ in curves(whole)[f"{stage}/loss"]] == list(range(steps))
@@ -212,7 +212,7 @@ def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
 ) -> None:
     """Nothing is trained, and so nothing saved: the run needs it in its own folder."""
     fit(configure(), "finetune", tmp_path / "one", monkeypatch)
-    file = checkpoint.saved_in(tmp_path / "one")[0]
+    file = checkpoint.list_checkpoints(tmp_path / "one")[0]
     config = configure(f"resume={file}")
     for _ in range(2):  # started again, it is finished
         stages.fit_stage(
@@ -233,7 +233,7 @@ def test_another_next_batch_is_refused(
 
     with pytest.raises(Stop):
         fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
-    other = configure("checkpoint.every_n_steps=1", "stages.pretrain.pool=1")
+    other = configure("checkpoint.every_n_steps=1", "stages.pretrain.length_bucket=1")
     with pytest.raises(CheckpointError, match="was not the next one when the checkpoint was saved"):
         fit(other, "pretrain", tmp_path / "run", monkeypatch)
 

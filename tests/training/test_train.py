@@ -224,7 +224,7 @@ def test_mixed_precision_is_a_flag(finished: Path, people: Path, tmp_path: Path)
     rough = losses(run / "pretrain", "pretrain/loss")
     assert rough != exact
     assert rough == pytest.approx(exact, abs=0.05)
-    state = checkpoint.load(checkpoint.saved_in(run / "finetune")[0])["state_dict"]
+    state = checkpoint.load(checkpoint.list_checkpoints(run / "finetune")[0])["state_dict"]
     assert {str(value.dtype) for value in state.values()} == {"torch.float32"}
     assert metrics(run)["dev"]["total"] == 8
 

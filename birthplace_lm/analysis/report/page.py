@@ -25,7 +25,7 @@ from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.data.corpora.corpus import REPOSITORY
 from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
 from birthplace_lm.errors import BirthplaceError, InputError
-from birthplace_lm.runs.atomic_files import write_text
+from birthplace_lm.runs.atomic_files import atomic_write_text
 
 Curve = list[tuple[float, float]]  # characters read, value
 
@@ -110,7 +110,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
 <body>{"".join(parts)}<script>{SORT}</script></body></html>
 """
     try:
-        write_text(out, page)
+        atomic_write_text(out, page)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
 
@@ -226,7 +226,7 @@ def _errors(runs: Sequence[Run]) -> str:
         some = "; ".join(
             f"{who}: {said}, was {gold}" for who, said, gold in wrong[:: max(1, len(wrong) // 3)][:3]
         )
-        names = [run.named("names.attention"), run.named("names.pretrain"), run.named("seed")]
+        names = [run.named("labels.attention"), run.named("labels.pretrain"), run.named("seed")]
         table.append([*names, ", ".join(f"{said} {n}" for said, n in often), some])
     return _picture(figure) + _table(table) + missing
 

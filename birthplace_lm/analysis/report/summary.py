@@ -16,10 +16,10 @@ import yaml
 
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.directory import TRAINER_WITHOUT_EFFECT, WITHOUT_EFFECT, is_locked
+from birthplace_lm.runs.directory import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH, is_locked
 
-NAMES = {"names.attention": "attention", "names.pretrain": "pretraining", "names.data": "data"}
-WITHOUT_INTEREST = {*WITHOUT_EFFECT, *(f"trainer.{key}" for key in TRAINER_WITHOUT_EFFECT), "seed"}
+NAMES = {"labels.attention": "attention", "labels.pretrain": "pretraining", "labels.data": "data"}
+WITHOUT_INTEREST = {*EXCLUDED_FROM_HASH, *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH), "seed"}
 HINT = "Intervals are 95 % (Wilson), from the number of names alone; seeds differ by more."
 
 
@@ -188,7 +188,7 @@ def labels(runs: Sequence[Run]) -> dict[Run, str]:
         for run, parts in found.items():
             if count < len(runs) and (key in NAMES or run.named(key) != usual):
                 parts.append(run.named(key) if key in NAMES else f"{name}={run.named(key)}")
-    always = ("names.attention", "names.pretrain")
+    always = ("labels.attention", "labels.pretrain")
     return {run: ", ".join(parts or [run.named(key) for key in always]) for run, parts in found.items()}
 
 

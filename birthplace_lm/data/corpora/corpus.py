@@ -10,7 +10,7 @@ from birthplace_lm.data.corpora.qa_files import (
     Documents,
     Question,
     Questions,
-    ask,
+    birthplace_question,
     check_lengths,
     check_overlap,
     majority_answer,
@@ -31,7 +31,7 @@ class DataSettings(Protocol):
     train: str
     dev: str
     test: str | None
-    holdout: int
+    holdout_size: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Corpus:
         return majority_answer(self.train)[0]
 
 
-def root_of(data: DataSettings) -> Path:
+def data_root(data: DataSettings) -> Path:
     """The folder of the files; the embedded corpus where no other is named."""
     return REPOSITORY / "data" / "biographies" if data.root is None else Path(os.path.expanduser(data.root))
 
@@ -86,19 +86,19 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     Raises:
         InputError: with file and line, for whatever training or scoring could not use.
     """
-    root = root_of(data)
+    root = data_root(data)
     if not root.is_dir():
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
     documents = read_documents(root / data.corpus, "data.corpus")
     train = read_questions(root / data.train, key="data.train")
     dev = read_questions(root / data.dev, key="data.dev")
     test = read_questions(root / data.test, "optional", "data.test") if data.test else None
-    vocab = CharVocab.from_text(documents.text + ask(""))
+    vocab = CharVocab.from_text(documents.text + birthplace_question(""))
     for questions in (train, dev):
         check_lengths(questions, vocab, block_size)
     if test is not None:
         check_lengths(test, None, block_size)
-    train, holdout = _hold_out(train, data.holdout)
+    train, holdout = _hold_out(train, data.holdout_size)
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (
         f"{len(documents.text)} characters, {len(vocab)} symbols; {len(documents.lines)} documents,"
@@ -116,7 +116,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     )
 
 
-def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Check that what was trained on is what is there now.
 
     Args:
@@ -140,7 +140,7 @@ def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
     rows = train.rows
     if not 0 < count < len(rows):
         raise InputError(
-            f"data.holdout={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
+            f"data.holdout_size={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
         )
     aside = {i * len(rows) // count for i in range(count)}
     kept = [row for i, row in enumerate(rows) if i not in aside]

@@ -211,14 +211,14 @@ def majority_answer(train: Questions) -> tuple[str, int]:
     return counts.most_common(1)[0]
 
 
-def person(question: str) -> str:
+def name_from_question(question: str) -> str:
     """Gives NAME of "Where was NAME born?", and any other question as it is."""
     match = _QUESTION.fullmatch(question)
     return match[1] if match else question
 
 
-def ask(name: str) -> str:
-    """Gives the question about a name: the inverse of `person`."""
+def birthplace_question(name: str) -> str:
+    """Gives the question about a name: the inverse of `name_from_question`."""
     return f"Where was {name} born?"
 
 

@@ -22,7 +22,9 @@ Likely = tuple[list[list[Span]], list[list[float]]]
 
 
 @lru_cache(maxsize=2)  # a run asks twice: when it checks its configuration and when it trains
-def likely_answers(documents: tuple[str, ...], people: tuple[str, ...], places: tuple[str, ...]) -> Likely:
+def score_answer_spans(
+    documents: tuple[str, ...], people: tuple[str, ...], places: tuple[str, ...]
+) -> Likely:
     """For every document the spans that may be the answer, and how likely each is.
 
     Candidates are the capitalised words after the title and the places of the train answers. They compete in

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.masking.answer_likelihood import TITLE, likely_answers
-from birthplace_lm.data.sources import below
+from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
+from birthplace_lm.data.sources import randint_below
 from birthplace_lm.errors import InputError
 
 SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
@@ -28,7 +28,7 @@ class Spans(NamedTuple):
     right: Tensor
 
 
-class SpanChooser(Protocol):
+class SpanSampler(Protocol):
     """Draws one span per document, for all documents at once.
 
     `rank` counts the spans that have been drawn for the same row.
@@ -58,8 +58,8 @@ class RandomSpans:
     def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
         shown = torch.randint(4, self.longest + 1, self.lengths.shape, generator=generator)
         shown = torch.minimum(shown, self.lengths)
-        masked = 1 + below((shown // 2 - 1).clamp(min=1), generator)
-        start = below(shown - masked + 1, generator)
+        masked = 1 + randint_below((shown // 2 - 1).clamp(min=1), generator)
+        start = randint_below(shown - masked + 1, generator)
         zero = torch.zeros_like(start)
         return Spans(zero, zero, start, start + masked, shown)
 
@@ -68,8 +68,8 @@ class SalientSpans:
     """Mask what is worth knowing: the likely answer, or a capitalised or numeric span.
 
     The title, which names the person, stays in front, unless it fills half of the block. Around the masked
-    span the document is shown for a random distance, u ** `context_power` of what there is room for: mostly
-    none, so that the name alone has to bring the answer to mind.
+    span the document is shown for a random distance, u ** `context_exponent` of what there is room for:
+    mostly none, so that the name alone has to bring the answer to mind.
 
     Which words of a document may be the answer, and how likely, the train questions show; see `likely`.
 
@@ -77,13 +77,13 @@ class SalientSpans:
         documents: the corpus, a string a document.
         people, places: of the train questions.
         block_size: characters of the longest sequence.
-        answers: how often a likely answer is masked where the document has one; of a row with several spans
-            the first.
+        answer_probability: how often a likely answer is masked where the document has one; of a row with
+            several spans the first.
         sharpness: it is drawn by its probability to this power; more prefers the likeliest.
-        context_power: larger shows less; 0 shows all that fits.
+        context_exponent: larger shows less; 0 shows all that fits.
 
     Raises:
-        InputError: `answers`, `sharpness` or `context_power` is out of range.
+        InputError: `answer_probability`, `sharpness` or `context_exponent` is out of range.
 
     Source: salient spans, REALM, arXiv:2002.08909; learning which spans to mask, arXiv:2012.15856.
     """
@@ -94,26 +94,26 @@ class SalientSpans:
         people: Sequence[str],
         places: Sequence[str],
         block_size: int,
-        answers: float,
+        answer_probability: float,
         sharpness: float,
-        context_power: float,
+        context_exponent: float,
     ) -> None:
-        key = "stages.pretrain.data.spans"
-        if not 0 <= answers <= 1:
-            raise InputError(f"{key}.answers={answers}: must be from 0 to 1")
-        for name, power in (("sharpness", sharpness), ("context_power", context_power)):
+        key = "stages.pretrain.dataset.spans"
+        if not 0 <= answer_probability <= 1:
+            raise InputError(f"{key}.answer_probability={answer_probability}: must be from 0 to 1")
+        for name, power in (("sharpness", sharpness), ("context_exponent", context_exponent)):
             if not 0 <= power < float("inf"):
                 raise InputError(f"{key}.{name}={power}: must be 0 or more")
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
-        self.answers = answers
-        self.context_power = context_power
+        self.answer_probability = answer_probability
+        self.context_exponent = context_exponent
         room = block_size - 4  # three MASKs and at least one character of title or context
         titles = [match.end() if (match := TITLE.match(d)) else 0 for d in documents]
         heads = [title if title <= room // 2 else 0 for title in titles]
         self.heads = torch.tensor(heads)
         lines = [(d, head, min(room - head, room // 2)) for d, head in zip(documents, heads, strict=True)]
-        likely, odds = likely_answers(tuple(documents), tuple(people), tuple(places))
+        likely, odds = score_answer_spans(tuple(documents), tuple(people), tuple(places))
         fits = [
             [end - start <= line[2] for start, end in spans]
             for spans, line in zip(likely, lines, strict=True)
@@ -128,7 +128,7 @@ class SalientSpans:
     def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
         likely_start, likely_end = self.likely.draw(generator)
         other_start, other_end = self.other.draw(generator)
-        answers = self.answers if rank == 0 else 0.0
+        answers = self.answer_probability if rank == 0 else 0.0
         take = (torch.rand(self.lengths.shape, generator=generator) < answers) & (self.likely.counts > 0)
         start, end = torch.where(take, likely_start, other_start), torch.where(take, likely_end, other_end)
         head = torch.minimum(self.heads, start)
@@ -139,7 +139,7 @@ class SalientSpans:
         return Spans(head, left, start, end, right)
 
     def _shown(self, most: Tensor, generator: torch.Generator) -> Tensor:
-        share = torch.rand(most.shape, generator=generator) ** self.context_power
+        share = torch.rand(most.shape, generator=generator) ** self.context_exponent
         return (share * (most + 1)).long().clamp(max=most)
 
 

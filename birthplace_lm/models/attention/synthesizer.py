@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import Dropout
-from birthplace_lm.models.kv_cache import LayerCache
-from birthplace_lm.models.sdpa import attend
+from birthplace_lm.models.kv_cache import LayerKVCache
+from birthplace_lm.models.sdpa import scaled_dot_product_attention
 
 
 class SynthesizerAttention(nn.Module):
@@ -36,7 +36,7 @@ class SynthesizerAttention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
         self.resid_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
         h = self._heads(F.relu(self.w1(x)))  # (B, H, T, D)
         v = self._heads(self.value(x))  # (B, H, T, D)
         if cache is None:
@@ -51,7 +51,7 @@ class SynthesizerAttention(nn.Module):
         batch, heads, _, depth = h.shape
         columns = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
         columns = F.pad(columns, (0, 0, 0, v.shape[2] - columns.shape[0]))  # cuts, or adds zero rows
-        y = attend(
+        y = scaled_dot_product_attention(
             F.pad(h, (0, 1), value=1.0),
             columns.to(h.dtype).expand(batch, heads, -1, -1),
             F.pad(v, (0, 1)),  # the kernel wants the same depth everywhere

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from birthplace_lm.models.dropout import Dropout
-from birthplace_lm.models.kv_cache import LayerCache
-from birthplace_lm.models.sdpa import attend
+from birthplace_lm.models.kv_cache import LayerKVCache
+from birthplace_lm.models.sdpa import scaled_dot_product_attention
 
 
 class VanillaAttention(nn.Module):
@@ -23,14 +23,14 @@ class VanillaAttention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
         self.resid_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
         q = self._heads(self.query(x))  # (B, H, T, D)
         k = self._heads(self.key(x))  # (B, H, T, D)
         v = self._heads(self.value(x))  # (B, H, T, D)
         mask = None
         if cache is not None:
             k, v, mask = cache.store("key", k), cache.store("value", v), cache.mask
-        y = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
+        y = scaled_dot_product_attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_drop(self.proj(y))
 

@@ -11,13 +11,13 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from birthplace_lm.data.corpora.corpus import check_unchanged
+from birthplace_lm.data.corpora.corpus import check_data_hashes
 from birthplace_lm.data.vocab import MASK
-from birthplace_lm.errors import NumericError, Stopped
+from birthplace_lm.errors import Interrupted, NonFiniteError
 from birthplace_lm.inference.attention_maps import attention_picture
 from birthplace_lm.inference.decoding import attention_weights
 from birthplace_lm.runs import checkpoint, signals
-from birthplace_lm.training.distributed.dtensor import whole
+from birthplace_lm.training.distributed.dtensor import full_tensor
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class StepLimit(L.Callback):
         self.on_train_start(trainer, pl_module)
 
 
-class Checkpoints(L.Callback):
+class CheckpointCallback(L.Callback):
     """Saves after optimizer steps and when the stage ends, keeps the newest few, and heeds signals.
 
     Within a window of accumulated batches nothing is saved: the gradients so far are not in a checkpoint. A
@@ -46,7 +46,7 @@ class Checkpoints(L.Callback):
 
     Args:
         directory: of the stage.
-        every_n_steps, keep: see the configuration.
+        every_n_steps, keep_last: see the configuration.
         content: what goes into every checkpoint as `birthplace_lm`.
         resumed: the checkpoint that this run goes on from, which stays.
     """
@@ -55,13 +55,13 @@ class Checkpoints(L.Callback):
         self,
         directory: Path,
         every_n_steps: int,
-        keep: int,
+        keep_last: int,
         content: Mapping[str, Any],
         resumed: Path | None,
     ) -> None:
         self.directory = directory
         self.every_n_steps = every_n_steps
-        self.keep = keep
+        self.keep_last = keep_last
         self.content = content
         self.resumed = resumed
         self._step = self._saved_step = -1
@@ -71,7 +71,7 @@ class Checkpoints(L.Callback):
         checkpoint["birthplace_lm"] = {**self.content, "environment": _environment(trainer)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        check_unchanged(checkpoint["birthplace_lm"]["data"], self.content["data"])
+        check_data_hashes(checkpoint["birthplace_lm"]["data"], self.content["data"])
         before, now = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
         changed = [
             f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]
@@ -81,7 +81,9 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if self.resumed is not None and self.resumed == checkpoint.path_of(self.directory, self._step):
+        if self.resumed is not None and self.resumed == checkpoint.checkpoint_path(
+            self.directory, self._step
+        ):
             self._saved_step = self._step
 
     def on_train_batch_end(
@@ -113,7 +115,7 @@ class Checkpoints(L.Callback):
             return
         self._save(trainer)
         if self._signal:
-            raise Stopped(self._signal, f"after step {self._step} of {self.content['stage']}")
+            raise Interrupted(self._signal, f"after step {self._step} of {self.content['stage']}")
 
     def _save(self, trainer: L.Trainer) -> None:
         self._due = False
@@ -122,17 +124,17 @@ class Checkpoints(L.Callback):
         _check_finite(trainer)
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
             trainer.logger.experiment.flush()  # what is after the checkpoint is written again, before it not
-        trainer.save_checkpoint(checkpoint.path_of(self.directory, trainer.global_step))
+        trainer.save_checkpoint(checkpoint.checkpoint_path(self.directory, trainer.global_step))
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for old in checkpoint.saved_in(self.directory)[self.keep :]:
+            for old in checkpoint.list_checkpoints(self.directory)[self.keep_last :]:
                 if old != self.resumed:
                     trainer.strategy.checkpoint_io.remove_checkpoint(old)
 
 
 def _agreed_signal(trainer: L.Trainer) -> int:
     """The signal that any of the processes has received, the same in all of them; 0 if none has."""
-    number = signals.received() or 0
+    number = signals.pending_signal() or 0
     if trainer.world_size == 1:
         return number
     found = torch.tensor(number, device=trainer.strategy.root_device)
@@ -141,8 +143,8 @@ def _agreed_signal(trainer: L.Trainer) -> int:
 
 def _check_finite(trainer: L.Trainer) -> None:
     for name, weight in trainer.lightning_module.named_parameters():
-        if not torch.isfinite(whole(weight)).all():
-            raise NumericError(
+        if not torch.isfinite(full_tensor(weight)).all():
+            raise NonFiniteError(
                 f"{name} is not finite after step {trainer.global_step}; no checkpoint was saved"
             )
 

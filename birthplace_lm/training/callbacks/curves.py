@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 CURVES = ("loss", "val_loss", "exact_match")  # that are shown over their cost too
 
 
-class Meter(L.Callback):
+class TrainingCurves(L.Callback):
     """Counts what a stage has cost, over all its interruptions, and writes the training curves.
 
     Under the name of the stage, for every optimizer step that is logged: `loss` (the mean over its batches),

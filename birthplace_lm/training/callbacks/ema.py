@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class WeightAverage(L.Callback):
+class EMA(L.Callback):
     """Validates with an exponential moving average of the weights, and ends the stage with it.
 
     Args:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from birthplace_lm.models.gpt import GPT
 
 
-class FullySharded(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """Every process holds a part of each weight, its gradient and its optimizer state.
 
     A checkpoint is one file, as from one process: it can be asked, exported and started from alike.
@@ -26,9 +26,9 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
-def strategy(name: str) -> Any:
+def resolve_strategy(name: str) -> Any:
     """`trainer.strategy` as Lightning's Trainer takes it."""
-    return FullySharded() if name == "fsdp2" else name
+    return FSDP2Strategy() if name == "fsdp2" else name
 
 
 def shard(model: GPT, mesh: DeviceMesh) -> None:
@@ -45,25 +45,25 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Have all the weights in every process, to call the model as often as each needs to."""
-    gather(model)
+    unshard(model)
     try:
         yield
     finally:
-        scatter(model)
+        reshard(model)
 
 
-def gather(model: nn.Module) -> None:
-    """Begin what `gathered` does."""
+def unshard(model: nn.Module) -> None:
+    """Begin what `unsharded` does."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
 
 
-def scatter(model: nn.Module) -> None:
-    """End what `gathered` does."""
+def reshard(model: nn.Module) -> None:
+    """End what `unsharded` does."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_reshard_after_forward(part is not model, recurse=False)

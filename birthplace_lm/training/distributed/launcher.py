@@ -25,9 +25,9 @@ from birthplace_lm.errors import (
     BirthplaceError,
     CheckpointError,
     InputError,
-    NumericError,
-    Stopped,
-    UnexpectedError,
+    InternalError,
+    Interrupted,
+    NonFiniteError,
 )
 from birthplace_lm.runs import signals
 
@@ -120,7 +120,7 @@ def _wait(children: list[subprocess.Popen[str]]) -> list[int]:
     passed_on = False
     failed_at: float | None = None
     while None in (codes := [child.poll() for child in children]):
-        number = signals.received()
+        number = signals.pending_signal()
         if number is not None and not passed_on:
             passed_on = True
             for child in children:
@@ -135,20 +135,20 @@ def _wait(children: list[subprocess.Popen[str]]) -> list[int]:
 
 def _error(codes: list[int], said: list[str], stage: str) -> BirthplaceError | None:
     """What to say about the processes: the cause rather than what the others made of it."""
-    kinds: dict[int, type[BirthplaceError]] = {2: InputError, 3: NumericError, 4: CheckpointError}
+    kinds: dict[int, type[BirthplaceError]] = {2: InputError, 3: NonFiniteError, 4: CheckpointError}
     for rank, code in enumerate(codes):
         if code in kinds:
             return kinds[code](_last_line(said[rank]).removeprefix("error: "))
     for code in codes:
         if code > 128:
-            return Stopped(code - 128, f"in {stage}")
+            return Interrupted(code - 128, f"in {stage}")
     ended = [(rank, code) for rank, code in enumerate(codes) if code]
     for rank, code in ended:
         if -code in (*signals.HANDLED, signal.SIGKILL):
-            return Stopped(-code, f"in process {rank} of {stage}")
+            return Interrupted(-code, f"in process {rank} of {stage}")
     for rank, code in ended:
         how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return UnexpectedError(f"{stage}: process {rank} {how}: {_last_line(said[rank])}; log.txt has more")
+        return InternalError(f"{stage}: process {rank} {how}: {_last_line(said[rank])}; log.txt has more")
     return None
 
 

@@ -11,7 +11,7 @@ _SET = ("TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
 _processes = 0  # that it has started, of which the first goes on
 
 
-def is_first() -> bool:
+def claim_rank_zero() -> bool:
     """Whether this process has something to do. The first starts the others anew for every stage, as always:
     so every stage begins with a new group of processes, and a job's own configuration.
     """
@@ -25,7 +25,7 @@ def is_first() -> bool:
     return first
 
 
-def check(config: DictConfig) -> None:
+def check_world_size(config: DictConfig) -> None:
     """Check that the configuration is for as many processes as there are.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from birthplace_lm.config.schema import Data
-from birthplace_lm.data.corpora.corpus import Corpus, check_unchanged, read_corpus, root_of
+from birthplace_lm.data.corpora.corpus import Corpus, check_data_hashes, data_root, read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
@@ -67,7 +67,7 @@ def test_the_corpus_of_the_course() -> None:
         "dev": "birth_dev.tsv",
         "test": "birth_test_inputs.tsv",
     }
-    corpus = read(COURSE_DATA, **files, holdout=200)
+    corpus = read(COURSE_DATA, **files, holdout_size=200)
     assert corpus.notes[0].startswith("418352 characters, 256 symbols")
     assert corpus.majority == "London"
     test = corpus.test
@@ -85,7 +85,7 @@ def test_the_corpus_of_the_course() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7, 30, 140, 209])
 def test_holdout_is_spread_over_the_train_questions(count: int) -> None:
     everything = read(None).train.rows
-    corpus = read(None, holdout=count)
+    corpus = read(None, holdout_size=count)
     assert len(corpus.holdout) == count
     assert sorted([*corpus.train.rows, *corpus.holdout], key=lambda row: row.line) == everything
     assert corpus.train.rows == [row for row in everything if row not in corpus.holdout]
@@ -93,13 +93,13 @@ def test_holdout_is_spread_over_the_train_questions(count: int) -> None:
     gaps = [after - before for before, after in pairwise([*lines, 211])]
     assert all(210 // count <= gap <= 210 // count + 1 for gap in gaps)
     assert corpus.majority == Counter(row.place for row in corpus.train.rows).most_common(1)[0][0]
-    assert corpus.holdout == read(None, holdout=count).holdout
+    assert corpus.holdout == read(None, holdout_size=count).holdout
 
 
 @pytest.mark.parametrize("count", [-1, 210, 10**6])
 def test_holdout_out_of_range(count: int) -> None:
-    with pytest.raises(InputError, match=f"data.holdout={count}: from 0 to 209"):
-        read(None, holdout=count)
+    with pytest.raises(InputError, match=f"data.holdout_size={count}: from 0 to 209"):
+        read(None, holdout_size=count)
 
 
 @pytest.mark.parametrize("root", ["nowhere", "train.tsv", "~no such user/data", "\0"])
@@ -112,7 +112,7 @@ def test_missing_root(folder: Path, root: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_root_may_begin_with_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert root_of(Data(root=f"~/{folder.name}")) == folder
+    assert data_root(Data(root=f"~/{folder.name}")) == folder
     assert len(read(f"~/{folder.name}").train.rows) == 1
 
 
@@ -164,6 +164,6 @@ def test_notes_and_warnings_name_their_file_once(folder: Path) -> None:
 
 
 def test_names_the_file_that_has_changed() -> None:
-    check_unchanged({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "bb"})
+    check_data_hashes({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "bb"})
     with pytest.raises(CheckpointError, match=r"data.train: .* was bb and is cc"):
-        check_unchanged({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "cc"})
+        check_data_hashes({"corpus": "aa", "train": "bb"}, {"corpus": "aa", "train": "cc"})

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora.corpus import REPOSITORY
-from birthplace_lm.data.corpora.qa_files import person, read_documents, read_questions
-from birthplace_lm.data.masking.answer_likelihood import likely_answers
+from birthplace_lm.data.corpora.qa_files import name_from_question, read_documents, read_questions
+from birthplace_lm.data.masking.answer_likelihood import score_answer_spans
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 TEACHERS = tuple(f"Ada {c}mith. She died in Oslo, but was born in Rome ." for c in "BCDFGHJKLMNPQRSTVWXZ")
@@ -21,7 +21,7 @@ def shown(document: str, answers: int = 20) -> dict[str, float]:
     """How likely each candidate of a line about somebody else is, with so many teachers; the likeliest 1."""
     documents = (*TEACHERS, document)
     places = ("Rome",) * answers + ("Oslo",)
-    spans, odds = likely_answers(documents, (*PEOPLE[:answers], "Cy"), places)
+    spans, odds = score_answer_spans(documents, (*PEOPLE[:answers], "Cy"), places)
     return {document[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
 
 
@@ -41,7 +41,7 @@ def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
 
 
 def test_whose_answer_is_known_keeps_it_alone() -> None:
-    spans, odds = likely_answers((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
+    spans, odds = score_answer_spans((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
     assert [TEACHERS[0][s:e] for s, e in spans[0]] == ["She", "Oslo", "Rome"]
     assert odds == [[0, 1, 0]]
 
@@ -55,7 +55,7 @@ lines = st.lists(words, min_size=1, max_size=12).map(" ".join) | st.text(min_siz
 @given(st.lists(lines, max_size=6), st.lists(st.sampled_from(["Rome", "Washington, D.C.", "東京", "", "x"])))
 @settings(deadline=None, max_examples=60)
 def test_candidates_are_parts_of_their_lines(documents: list[str], places: list[str]) -> None:
-    spans, odds = likely_answers(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
+    spans, odds = score_answer_spans(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
     assert len(spans) == len(odds) == len(documents)
     for document, choices, row in zip(documents, spans, odds, strict=True):
         assert all(0 <= start < end <= len(document) for start, end in choices)
@@ -85,18 +85,21 @@ def test_right_about_people_it_was_not_taught_about(
     documents = tuple(read_documents(root / corpus).lines)
     rows = [row for row in read_questions(root / train, "required").rows if row.place]
     asked, taught = rows[::5], [row for i, row in enumerate(rows) if i % 5]
-    people, places = tuple(person(r.question) for r in taught), tuple(r.place or "" for r in taught)
+    people, places = (
+        tuple(name_from_question(r.question) for r in taught),
+        tuple(r.place or "" for r in taught),
+    )
     found = []
     threads = torch.get_num_threads()
     for number in (1, 2):
         torch.set_num_threads(number)
-        likely_answers.cache_clear()
-        found.append(likely_answers(documents, people, places))
+        score_answer_spans.cache_clear()
+        found.append(score_answer_spans(documents, people, places))
     torch.set_num_threads(threads)
     assert found[0] == found[1]
     right = 0
     for row in asked:
-        title = f"{person(row.question)}. "
+        title = f"{name_from_question(row.question)}. "
         line = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
         if line is not None and found[0][0][line]:
             best = max(zip(found[0][1][line], found[0][0][line], strict=True))[1]

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora.corpus import REPOSITORY
-from birthplace_lm.data.corpora.qa_files import person, read_documents, read_questions
+from birthplace_lm.data.corpora.qa_files import name_from_question, read_documents, read_questions
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans
 from birthplace_lm.errors import InputError
 
@@ -30,12 +30,12 @@ def salient(
     places: list[str],
     block_size: int = 128,
     answers: float = 1.0,
-    context_power: float = 6.0,
+    context_exponent: float = 6.0,
     people: list[str] | None = None,
     sharpness: float = 1.0,
 ) -> SalientSpans:
     return SalientSpans(
-        documents, people or [""] * len(places), places, block_size, answers, sharpness, context_power
+        documents, people or [""] * len(places), places, block_size, answers, sharpness, context_exponent
     )
 
 
@@ -115,7 +115,7 @@ weird_places = st.lists(
     places=weird_places,
     block_size=st.integers(8, 128),
     answers=st.sampled_from([0.0, 0.5, 1.0]),
-    context_power=st.sampled_from([0.0, 0.5, 6.0]),
+    context_exponent=st.sampled_from([0.0, 0.5, 6.0]),
     seed=st.integers(0, 99),
 )
 @example(["Ab. "], [], 128, 1.0, 0.0, 0)  # nothing after the title
@@ -125,11 +125,11 @@ def test_salient_spans_fit_whatever_the_documents(
     places: list[str],
     block_size: int,
     answers: float,
-    context_power: float,
+    context_exponent: float,
     seed: int,
 ) -> None:
     """Bug: without places, or with an empty one, the empty string was taken for a place."""
-    spans = salient(documents, places, block_size, answers, context_power)
+    spans = salient(documents, places, block_size, answers, context_exponent)
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.draw(draws)), documents, block_size)
@@ -187,9 +187,9 @@ def test_how_often_a_likely_answer_is_masked() -> None:
     assert likely - {"D", "C"} <= set(drawn(text, {}, places)) <= likely | {"D", "C"}
     # "ée" is no capitalised span (bug), "12.5" is a number
     others = {"Rome Romero", "Ebel", "12.5", "Oslo St", "John's Washington", "D", "C"}
-    assert set(drawn(text, {"answers": 0.0}, places)) == others
+    assert set(drawn(text, {"answer_probability": 0.0}, places)) == others
     text = "Ada Smith. rome, 12.5 or oslo ."
-    assert drawn(text, {"answers": 0.25}, ["rome"], draws=4000)["rome"] / 4000 == pytest.approx(
+    assert drawn(text, {"answer_probability": 0.25}, ["rome"], draws=4000)["rome"] / 4000 == pytest.approx(
         0.25, abs=0.035
     )
 
@@ -230,15 +230,15 @@ def test_a_larger_context_power_shows_less() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("answers", 1.5),
-        ("answers", -0.1),
+        ("answer_probability", 1.5),
+        ("answer_probability", -0.1),
         ("sharpness", -1.0),
-        ("context_power", -1.0),
-        ("context_power", 1e999),
+        ("context_exponent", -1.0),
+        ("context_exponent", 1e999),
     ],
 )
 def test_settings_out_of_range(key: str, value: float) -> None:
-    """Bug: a negative context_power gave spans outside their documents."""
+    """Bug: a negative context_exponent gave spans outside their documents."""
     with pytest.raises(InputError, match=rf"spans\.{key}={re.escape(str(value))}: must be"):
         salient([BODY], ["Rome"], **cast(dict[str, Any], {key: value}))
 
@@ -264,7 +264,7 @@ def test_the_title_is_the_person_of_the_question(
     rows = [row for name in questions for row in read_questions(root / name, "optional").rows]
     heads = salient(documents, ["Rome"], 256, 0.0).heads.tolist()
     titles = [document[:head] for document, head in zip(documents, heads, strict=True)]
-    people = [person(row.question) for row in rows]
+    people = [name_from_question(row.question) for row in rows]
     assert [p for p, title in zip(people, titles, strict=True) if title != f"{p}. "] == without
 
 
