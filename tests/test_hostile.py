@@ -260,7 +260,7 @@ TARGETS = [
     "birthplace_lm.runs.atomic_files.os.system",
     "birthplace_lm.runs.checkpoint.torch.load",
     "birthplace_lm.runs.checkpoint.load",
-    "birthplace_lm.training.callbacks.checkpoint_io.VerifiedCheckpointIO",
+    "birthplace_lm.training.callbacks.checkpointing.VerifiedCheckpointIO",
     "birthplace_lm.training.distributed.launcher.fit_in_processes",
     "birthplace_lm.cli.commands.main",
     "birthplace_lm.analysis.report.summary.draw",

@@ -22,16 +22,12 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.directory import config_hash, hashed_config
 from birthplace_lm.training.allocator import disable_malloc_trim
-from birthplace_lm.training.callbacks.checkpoint_io import VerifiedCheckpointIO
-from birthplace_lm.training.callbacks.checkpointing import (
-    AttentionMaps,
-    CheckpointCallback,
-    SampleAnswers,
-    StepLimit,
-)
+from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.curves import TrainingCurves
 from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.progress import progress
+from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
+from birthplace_lm.training.callbacks.step_limit import StepLimit
 from birthplace_lm.training.distributed.fsdp import resolve_strategy
 from birthplace_lm.training.distributed.launcher import fit_in_processes
 from birthplace_lm.training.lightning_module import LanguageModelModule

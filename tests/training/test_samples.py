@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from birthplace_lm.training.callbacks.checkpointing import _cell
+from birthplace_lm.training.callbacks.samples import _cell
 
 
 @given(st.text(alphabet="aé1 |*_`<>&#\\[]()!~-.\n", max_size=20))

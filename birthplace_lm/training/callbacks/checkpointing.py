@@ -1,7 +1,6 @@
-"""What happens around training: saving, stopping, sample answers."""
+"""Checkpoints: the callback that saves them and stops on signals, and Lightning's way to files."""
 
 import logging
-import re
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
@@ -10,31 +9,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes
-from birthplace_lm.data.vocab import MASK
 from birthplace_lm.errors import Interrupted, NonFiniteError
-from birthplace_lm.inference.attention_maps import attention_picture
-from birthplace_lm.inference.decoding import attention_weights
-from birthplace_lm.runs import checkpoint, signals
+from birthplace_lm.runs import checkpoint as checkpoint_files
+from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed.dtensor import full_tensor
 
 log = logging.getLogger(__name__)
-
-
-class StepLimit(L.Callback):
-    """Ends a stage after its `max_steps`. With a limit of its own Lightning counts the epoch that a run is
-    resumed at the end of twice, and leaves one out.
-    """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if 0 <= pl_module.max_steps <= trainer.global_step:
-            trainer.should_stop = True
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.on_train_start(trainer, pl_module)
 
 
 class CheckpointCallback(L.Callback):
@@ -81,7 +64,7 @@ class CheckpointCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if self.resumed is not None and self.resumed == checkpoint.checkpoint_path(
+        if self.resumed is not None and self.resumed == checkpoint_files.checkpoint_path(
             self.directory, self._step
         ):
             self._saved_step = self._step
@@ -124,10 +107,10 @@ class CheckpointCallback(L.Callback):
         _check_finite(trainer)
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
             trainer.logger.experiment.flush()  # what is after the checkpoint is written again, before it not
-        trainer.save_checkpoint(checkpoint.checkpoint_path(self.directory, trainer.global_step))
+        trainer.save_checkpoint(checkpoint_files.checkpoint_path(self.directory, trainer.global_step))
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for old in checkpoint.list_checkpoints(self.directory)[self.keep_last :]:
+            for old in checkpoint_files.list_checkpoints(self.directory)[self.keep_last :]:
                 if old != self.resumed:
                     trainer.strategy.checkpoint_io.remove_checkpoint(old)
 
@@ -162,71 +145,19 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-class SampleAnswers(L.Callback):
-    """A table of the same questions after every validation: what the model says, and what is true."""
+class VerifiedCheckpointIO(CheckpointIO):
+    """Whole checkpoints, verified before they are believed; see `checkpoint`."""
 
-    def __init__(self, stage: str, count: int = 10) -> None:
-        self.stage = stage
-        self.count = count
-        self._rows: list[str] = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        if dataloader_idx == 1 and batch_idx == 0:
-            self._rows = [
-                f"| {_cell(question)} | {_cell(answer.text)} | {_cell(place)}"
-                f" | {'yes' if answer.text == place else ''} | {answer.log_probability:.2f} |"
-                for (question, place), answer in zip(batch[: self.count], outputs[: self.count], strict=True)
-            ]
+        checkpoint_files.save(checkpoint, Path(path))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger) and self._rows and not trainer.sanity_checking:
-            head = "| question | answer | gold | right | log-probability (nats) |\n|" + " --- |" * 5 + "\n"
-            logger.experiment.add_text(
-                f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1
-            )
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Nothing but data is ever unpickled."""
+        return checkpoint_files.load(Path(path), map_location)
 
-
-class AttentionMaps(L.Callback):
-    """What every head looks at while the model reads the first questions and its own answers to them."""
-
-    def __init__(self, stage: str, count: int = 2) -> None:
-        self.stage = stage
-        self.count = count
-        self._texts: list[str] = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 1 and batch_idx == 0:
-            asked = zip(batch[: self.count], outputs[: self.count], strict=True)
-            self._texts = [f"{question}{MASK}{answer.text}{MASK}" for (question, _), answer in asked]
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
-            return
-        for number, text in enumerate(self._texts, start=1):
-            read, weights = attention_weights(pl_module.model, pl_module.vocab, text)
-            if weights is not None:
-                picture = attention_picture(weights, read.replace(MASK, "|"))
-                tag = f"{self.stage}/attention/{number}"
-                trainer.logger.experiment.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
-
-
-def _cell(text: str) -> str:
-    """A cell of a Markdown table that shows these very characters; breaks of the line become spaces."""
-    return re.sub(r"[^\w\s.,?'-]|_", lambda found: f"&#{ord(found[0])};", re.sub(r"\s", " ", text))
+    def remove_checkpoint(self, path: str | Path) -> None:
+        checkpoint_files.remove(Path(path))
