@@ -24,7 +24,7 @@ from birthplace_lm.data.datamodule import LoaderConfig, QuestionAnsweringDataMod
 from birthplace_lm.data.masking.spans import SalientSpans
 from birthplace_lm.data.vocab import MASK, PAD
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.directory import hashed_config, pretraining_directory, run_directory
+from birthplace_lm.runs.identity import hashed_config, pretraining_directory, run_directory
 
 SECONDS = 2.0  # the longest that an error may take to show
 BLOCK_SIZE = 128

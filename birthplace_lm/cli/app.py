@@ -17,7 +17,8 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.directory import RunDirectory, check_run_dir, pretraining_directory, run_directory
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.identity import pretraining_directory, run_directory
 from birthplace_lm.training.distributed import torchrun
 
 log = logging.getLogger("birthplace_lm")

@@ -18,7 +18,8 @@ from birthplace_lm.config.compose import resolve_and_validate, to_input_error
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.directory import RunDirectory, check_run_dir, run_directory
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.identity import run_directory
 
 if TYPE_CHECKING:
     from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment

@@ -1,14 +1,11 @@
 """Run directories: named after what determines the result, locked while somebody works in them."""
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,76 +17,10 @@ from birthplace_lm.config.compose import load_saved
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.atomic_files import TEMPORARY, atomic_write_text, remove_temp_files
-
-log = logging.getLogger(__name__)
+from birthplace_lm.runs.identity import first_difference, hashed_config
+from birthplace_lm.runs.lock import run_lock
 
 BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
-# What a run may differ in and still end with the same numbers.
-EXCLUDED_FROM_HASH = (
-    "runs_root",
-    "run_dir",
-    "resume",
-    "overwrite",
-    "dry_run",
-    "traceback",
-    "checkpoint",
-    "precision",  # that of the trainer has it
-)
-TRAINER_EXCLUDED_FROM_HASH = (
-    "enable_progress_bar",
-    "enable_model_summary",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-    "profiler",
-)
-
-
-def hashed_config(config: DictConfig) -> dict[str, Any]:
-    """The part of the configuration that the result depends on."""
-    kept: Any = OmegaConf.to_container(config)
-    for key in EXCLUDED_FROM_HASH:
-        kept.pop(key)
-    for key in TRAINER_EXCLUDED_FROM_HASH:
-        kept["trainer"].pop(key)
-    for name, stage in kept["stages"].items():
-        stage.pop("num_workers")
-        if not stage["enabled"]:
-            kept["stages"][name] = {"enabled": False}
-    if kept["data"]["root"] is not None:
-        kept["data"]["root"] = os.path.realpath(kept["data"]["root"])
-    return kept
-
-
-def pretraining_hashed_config(config: DictConfig) -> dict[str, Any]:
-    """The part that determines the weights after pretraining: finetuning does not."""
-    kept = hashed_config(config)
-    kept["stages"].pop("finetune")
-    return kept
-
-
-def config_hash(kept: Mapping[str, Any]) -> str:
-    """A hash that names an identity."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def run_directory(config: DictConfig) -> Path:
-    """Where a run lives: `run_dir`, or a name made of its identity, so that the same command comes back."""
-    if config.run_dir is not None:
-        return Path(config.run_dir).expanduser()
-    return Path(config.runs_root).expanduser() / _name(config, hashed_config(config))
-
-
-def pretraining_directory(config: DictConfig) -> Path:
-    """Where a pretraining lives, shared by all runs that need the same one."""
-    return (
-        Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_hashed_config(config))
-    )
-
-
-def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
-    digest = config_hash(kept)
-    labels = config.labels
-    return f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-{digest[:8]}"
 
 
 def check_run_dir(path: Path, config: DictConfig) -> None:
@@ -102,7 +33,7 @@ def check_run_dir(path: Path, config: DictConfig) -> None:
     if saved.is_file():
         ours, theirs = hashed_config(config), hashed_config(load_saved(saved))
         if ours != theirs:
-            key = _first_difference(theirs, ours)
+            key = first_difference(theirs, ours)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
     elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BOOTSTRAP_FILES):
         raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
@@ -207,49 +138,6 @@ class RunDirectory:
 
 
 @contextmanager
-def run_lock(directory: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a folder; it is let go when the process ends, however it ends.
-
-    Raises:
-        InputError: another process holds it and `wait` is false.
-        Stopped: a signal has ended the waiting.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a") as file:
-        waited = False
-        while not _lock(file.fileno()):
-            if not wait:
-                raise InputError(f"{directory}: another process is working in it; wait for it")
-            if not waited:
-                log.info("waiting for the process that works in %s", directory)
-            waited = True
-            signals.raise_if_signalled(f"while waiting for {directory}")
-            time.sleep(0.2)
-        yield
-
-
-def is_locked(directory: Path) -> bool:
-    """Whether another process works in a folder; this one must not."""
-    try:
-        with (directory / "lock").open("r+") as file:
-            os.lockf(file.fileno(), os.F_TEST, 0)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _lock(file: int) -> bool:
-    """Try to take the lock of an open file; unlike with flock, forked workers do not hold it on."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-@contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Everything we, Lightning and `warnings` have to say, with times, at the end of a file."""
     handler = _LogFile(path, encoding="utf-8")
@@ -272,11 +160,3 @@ class _LogFile(logging.FileHandler):
         error = sys.exception()
         if isinstance(error, OSError) and threading.current_thread() is threading.main_thread():
             raise OSError(error.errno, error.strerror, self.baseFilename) from error
-
-
-def _first_difference(one: Any, other: Any, key: str = "") -> str:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in sorted({*one, *other}):
-            if one.get(name) != other.get(name):
-                return _first_difference(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
-    return key

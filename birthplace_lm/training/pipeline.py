@@ -14,7 +14,9 @@ from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.inference.evaluate import evaluate, log_hyperparameters, weights_sha256
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.runs import checkpoint, signals
-from birthplace_lm.runs.directory import RunDirectory, pretraining_directory, run_directory, run_lock
+from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.identity import pretraining_directory, run_directory
+from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import StageResult, fit_stage
 

@@ -20,7 +20,7 @@ from birthplace_lm.errors import CheckpointError, InternalError
 from birthplace_lm.models.build import build_model, load_weights
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.atomic_files import atomic_write_text
-from birthplace_lm.runs.directory import config_hash, hashed_config
+from birthplace_lm.runs.identity import config_hash, hashed_config
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.curves import TrainingCurves

@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.directory import (
-    RunDirectory,
-    check_run_dir,
-    pretraining_directory,
-    run_directory,
-    run_lock,
-)
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.identity import pretraining_directory, run_directory
+from birthplace_lm.runs.lock import run_lock
 
 
 @pytest.mark.parametrize(

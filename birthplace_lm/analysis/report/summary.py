@@ -16,7 +16,8 @@ import yaml
 
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.directory import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH, is_locked
+from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
+from birthplace_lm.runs.lock import is_locked
 
 NAMES = {"labels.attention": "attention", "labels.pretrain": "pretraining", "labels.data": "data"}
 WITHOUT_INTEREST = {*EXCLUDED_FROM_HASH, *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH), "seed"}
