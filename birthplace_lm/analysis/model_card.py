@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from birthplace_lm.analysis.report.summary import Score
 from birthplace_lm.analysis.report.tables import markdown_cell
+from birthplace_lm.inference.scores import Score
 
 
 def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], origin: str) -> str:

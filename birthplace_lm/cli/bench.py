@@ -75,7 +75,7 @@ def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: 
     found = _interleave(rates, rounds)
     machine = median(found.pop("machine"))
     first, *_ = found
-    weights = build_model(config, len(corpus.vocab))
+    weights = build_model(config.model, len(corpus.vocab))
     cost = flops_per_character(weights, characters / sum(len(batch["inputs"]) for batch in batches))
     stage, precision = config.stages.pretrain, config.trainer.precision
     lines = [
@@ -143,7 +143,7 @@ class BareLoop:
             self.optimizer.zero_grad()
 
     def _model(self, config: DictConfig, vocab_size: int) -> Any:
-        return build_model(config, vocab_size)
+        return build_model(config.model, vocab_size)
 
     def _loss(self, batch: Batch) -> Tensor:
         return microbatched_loss_sum(self.model, batch, self.pad_id)
@@ -206,7 +206,7 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     )
     questions = [*map(birthplace_question, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
-    model = build_model(config, len(vocab)).eval()
+    model = build_model(config.model, len(vocab)).eval()
     sides: Benchmarks = {
         "500 names": lambda: (
             500 / _seconds(lambda: answer_questions(model, vocab, questions[:500], max_answer_length=LONGEST))
@@ -244,8 +244,8 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     python, train = sys.executable, str(CONF.parent / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        untrained = TrainedModel(build_model(config, len(corpus.vocab)), corpus.vocab)
-        export_model(untrained, config, model, {}, "Made to be measured.")
+        untrained = TrainedModel(build_model(config.model, len(corpus.vocab)), corpus.vocab)
+        export_model(untrained, config, model, card="")
         command = (
             "import sys; from birthplace_lm.cli.commands import main; sys.argv[0] = 'birthplace-lm'; main()"
         )

@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for scripts: one JSON docu
 
 
 @app.command()
-def birthplace_question(
+def ask(
     run: Run,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")],
     as_json: AsJson = False,
@@ -82,8 +82,8 @@ def predict(
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
     from birthplace_lm.inference.language_model import TrainedModel
+    from birthplace_lm.inference.scores import score
     from birthplace_lm.runs.atomic_files import atomic_write_text
-    from birthplace_lm.training.metrics import score
 
     rows = read_questions(questions, "optional", "QUESTIONS").rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
@@ -92,16 +92,22 @@ def predict(
     text = "".join(answer.line + "\n" for answer in answers)
     places = [row.place for row in rows]
     scored = all(place is not None for place in places)
-    result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else {}
+    result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else None
     if output is not None:
         atomic_write_text(output, text)
     if as_json:
-        print(json.dumps({**result, "predictions": text.splitlines()}, ensure_ascii=False, indent=2))
+        print(
+            json.dumps(
+                {**(result.to_dict() if result else {}), "predictions": text.splitlines()},
+                ensure_ascii=False,
+                indent=2,
+            )
+        )
         return
     if output is None:
         sys.stdout.write(text)
-    if scored:
-        line = f"Correct: {result['correct']} out of {result['total']}: {100 * result['exact_match']:.1f}%"
+    if result:
+        line = f"Correct: {result.correct} out of {result.total}: {100 * result.exact_match:.1f}%"
         print(line, file=sys.stderr if output is None else sys.stdout)
 
 
@@ -160,9 +166,17 @@ def export(
 
     Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
     """
-    from birthplace_lm.inference.export import export as export_model
+    from birthplace_lm.analysis.model_card import model_card
+    from birthplace_lm.config.compose import load_saved
+    from birthplace_lm.inference.export import export_model
+    from birthplace_lm.inference.language_model import TrainedModel
+    from birthplace_lm.runs.directory import RunDirectory
 
-    export_model(run, out)
+    trained = TrainedModel.from_run(run)
+    config = load_saved(run / "config.yaml")
+    metrics = RunDirectory(run, config).metrics
+    card = model_card(config, trained.model.num_parameters, metrics, "Trained with birthplace_lm.")
+    export_model(trained, config, out, card)
     print(f"{out}: model.safetensors and what belongs to it; read it with birthplace_lm.load({str(out)!r})")
 
 
@@ -178,11 +192,13 @@ def import_course(
 
     Example: birthplace-lm import-course vanilla.finetune.params model --attention vanilla --corpus wiki.txt
     """
+    from birthplace_lm.analysis.model_card import model_card
     from birthplace_lm.inference.export import export_model
     from birthplace_lm.inference.import_course import read_course_model
 
     trained, config = read_course_model(file, attention, corpus, n_head)
-    export_model(trained, config, out, {}, f"Imported from {file.name}, saved in Stanford's CS224N (2021).")
+    origin = f"Imported from {file.name}, saved in Stanford's CS224N (2021)."
+    export_model(trained, config, out, model_card(config, trained.model.num_parameters, {}, origin))
     print(f"{out}: {trained.model.num_parameters:,} parameters; ask it with birthplace-lm ask {out} NAME")
 
 

@@ -1,8 +1,13 @@
-"""Attention as a picture."""
+"""Attention weights of a text, and their picture."""
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.sdpa import record_attention_weights
 
 CELL = 168  # pixels of a head, at least
 GAP, LEFT, TOP = 6, 64, 40  # between heads, and for what is written beside them
@@ -10,6 +15,20 @@ PAPER, INK, FUTURE = (255, 255, 255), (40, 40, 40), (228, 228, 228)
 # Viridis at seven points, from none to all of the attention.
 _SCALE = [(68, 1, 84), (67, 62, 133), (48, 104, 142), (33, 145, 140), (53, 183, 121), (144, 215, 67)]
 _SCALE += [(253, 231, 37)]
+
+
+@torch.no_grad()
+def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Tensor | None]:
+    """What every head looks at in a text, of which the end is read if it is too long.
+
+    Returns:
+        The text as it is read, and weights (layers, heads, T, T); None if the model's attention records none.
+    """
+    ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
+    with record_attention_weights() as recorded:
+        model(torch.tensor([ids], device=model.tok_emb.weight.device))
+    weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
+    return vocab.decode(ids), weights
 
 
 def attention_picture(weights: Tensor, text: str) -> np.ndarray:

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
-from birthplace_lm.models.sdpa import record_attention_weights
 
 LONGEST_ANSWER = 32
 COMPACT_BELOW = (
@@ -64,20 +62,6 @@ def answer_questions(
             ):
                 answers[index] = Answer(vocab.decode(ids), log_probability)
     return [answers[i] for i in range(len(prompts))]
-
-
-@torch.no_grad()
-def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Tensor | None]:
-    """What every head looks at in a text, of which the end is read if it is too long.
-
-    Returns:
-        The text as it is read, and weights (layers, heads, T, T); None if the model's attention records none.
-    """
-    ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
-    with record_attention_weights() as recorded:
-        model(torch.tensor([ids], device=model.tok_emb.weight.device))
-    weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
-    return vocab.decode(ids), weights
 
 
 def _prompt(vocab: CharVocab, question: str, room: int) -> list[int]:

@@ -50,7 +50,7 @@ def read_course_model(
             f"model.block_size={block_size}", "data.root=.",
         ]
     )  # fmt: skip
-    model = build_model(config, len(vocab))
+    model = build_model(config.model, len(vocab))
     try:
         load_state_dict_checked(model, weights, file)
     except CheckpointError as error:

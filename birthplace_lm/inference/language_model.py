@@ -13,13 +13,10 @@ from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.qa_files import birthplace_question, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.decoding import Answer, answer_questions, attention_weights
-from birthplace_lm.models.build import (
-    build_model,
-    check_state_dict,
-    load_state_dict_checked,
-    model_state_dict,
-)
+from birthplace_lm.inference.attention_maps import attention_weights
+from birthplace_lm.inference.decoding import Answer, answer_questions
+from birthplace_lm.inference.weights import model_state_dict
+from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
 
@@ -55,8 +52,8 @@ class TrainedModel:
         file, symbols, weights = _exported(run) if exported else _newest(run / stage)
         vocab = CharVocab(symbols)
         with torch.device("meta"):  # where sizes that are not those of the weights take no memory
-            check_state_dict(build_model(config, len(vocab)), weights, file)
-        model = build_model(config, len(vocab))
+            check_state_dict(build_model(config.model, len(vocab)), weights, file)
+        model = build_model(config.model, len(vocab))
         load_state_dict_checked(model, weights, file)
         return cls(model, vocab)
 
@@ -73,7 +70,7 @@ class TrainedModel:
         return answer_questions(self.model, self.vocab, questions)
 
     def attention(self, text: str) -> tuple[str, Tensor | None]:
-        """What every head looks at in a text; see `generate.attention_weights`.
+        """What every head looks at in a text; see `attention_maps.attention_weights`.
 
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # (layers, heads, T, T)
         """

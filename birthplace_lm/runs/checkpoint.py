@@ -167,17 +167,6 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
-def state_dict_mismatches(saved: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> list[str]:
-    """How the weights of a checkpoint differ in names and shapes from those of a model."""
-    found = []
-    for key in sorted({*saved, *built}):
-        there = tuple(saved[key].shape) if key in saved else "missing"
-        here = tuple(built[key].shape) if key in built else "missing"
-        if there != here:
-            found.append(f"{key} is {there} there and {here} here")
-    return found
-
-
 def _check_archive(content: bytes) -> None:
     """Check that reading takes no more memory than the file has: torch stores, it does not compress."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -29,9 +29,3 @@ class ExactMatch(Metric):
     def compute(self) -> Tensor:
         """A fraction in [0, 1]; 0 when there was nothing to score."""
         return self.correct.float() / self.total.clamp(min=1)
-
-
-def score(predictions: Sequence[str], places: Sequence[str]) -> dict[str, float | int]:
-    """`correct`, `total` and `exact_match` of predictions against gold places."""
-    correct = sum(p == gold for p, gold in zip(predictions, places, strict=True))
-    return {"correct": correct, "total": len(places), "exact_match": correct / max(1, len(places))}

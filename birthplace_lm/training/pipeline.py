@@ -11,14 +11,16 @@ from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import Corpus, check_data_hashes
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
-from birthplace_lm.inference.evaluate import evaluate, log_hyperparameters, weights_sha256
-from birthplace_lm.models.build import build_model, load_weights
+from birthplace_lm.inference.evaluate import evaluate
+from birthplace_lm.inference.weights import load_weights, weights_sha256
+from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint, signals
 from birthplace_lm.runs.directory import RunDirectory
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import StageResult, fit_stage
+from birthplace_lm.training.tensorboard import log_hyperparameters
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
         check_data_hashes(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
     directory.begin("evaluate")
     assert weights is not None  # the configuration has at least one stage
-    model = build_model(config, len(corpus.vocab))
+    model = build_model(config.model, len(corpus.vocab))
     load_weights(model, weights)
     found, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     metrics = {

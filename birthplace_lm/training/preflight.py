@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.models.build import build_model, load_weights
+from birthplace_lm.inference.weights import load_weights
+from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.distributed.fsdp import resolve_strategy
@@ -52,7 +53,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> None:
         InputError, CheckpointError: what is wrong, and with which key.
     """
     _check_size(config, len(corpus.vocab))
-    model = build_model(config, len(corpus.vocab))
+    model = build_model(config.model, len(corpus.vocab))
     try:
         trainer = probe_trainer(config)
     except InstantiationException as error:
@@ -89,7 +90,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> None:
 def _check_size(config: DictConfig, vocab_size: int) -> None:
     """Check that training fits into memory: weights, gradients and two moments, before any of it is there."""
     with torch.device("meta"):
-        parameters = build_model(config, vocab_size).num_parameters
+        parameters = build_model(config.model, vocab_size).num_parameters
     needed, there = 16 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InputError(

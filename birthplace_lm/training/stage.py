@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import CheckpointError, InternalError
-from birthplace_lm.models.build import build_model, load_weights
+from birthplace_lm.inference.weights import load_weights
+from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.identity import config_hash, hashed_config
@@ -99,7 +100,7 @@ def train_stage(
     L.seed_everything(config.seed, workers=True, verbose=False)
     disable_malloc_trim()
     stage = config.stages[name]
-    model = build_model(config, len(corpus.vocab))
+    model = build_model(config.model, len(corpus.vocab))
     if resume is None and start is not None:
         load_weights(model, start)
     data = build_datamodule(config, stage, corpus)

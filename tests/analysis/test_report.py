@@ -18,7 +18,6 @@ import yaml
 
 from birthplace_lm.analysis.report.page import learning_curve, write_page
 from birthplace_lm.analysis.report.summary import (
-    Score,
     as_csv,
     as_json,
     failures,
@@ -30,6 +29,7 @@ from birthplace_lm.analysis.report.summary import (
 from birthplace_lm.analysis.report.tables import as_markdown, as_text, show
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.errors import InputError
+from birthplace_lm.inference.scores import Score
 
 HOSTILE = "<script>alert(1)</script> | a*b* \x1b[31m\nsecond"
 

@@ -16,7 +16,7 @@ from birthplace_lm.models.build import build_model
 @pytest.mark.parametrize("length", [20, 100])
 def test_the_cost_of_a_character(attention: str, length: int) -> None:
     """Torch's own counter sees every product of a step; it counts all of a causal attention, not half."""
-    model = build_model(compose(["model=gpt_3m", f"attention={attention}"]), vocab_size=256)
+    model = build_model(compose(["model=gpt_3m", f"attention={attention}"]).model, vocab_size=256)
     ids = torch.randint(2, 256, (3, length))
     with FlopCounterMode(display=False) as counter:
         model(ids).sum().backward()
@@ -25,7 +25,7 @@ def test_the_cost_of_a_character(attention: str, length: int) -> None:
 
 
 def test_the_cost_at_the_size_of_the_source() -> None:
-    model = build_model(compose(["model=gpt_3m"]), vocab_size=256)
+    model = build_model(compose(["model=gpt_3m"]).model, vocab_size=256)
     assert flops_per_character(model, 50) == pytest.approx(19.6e6, rel=0.01)
 
 

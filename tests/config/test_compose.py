@@ -39,7 +39,7 @@ def test_every_yaml_composes_and_its_model_builds(option: str) -> None:
     config = compose([option, *root])
     group, _, name = option.partition("=")
     assert config.labels.get(group, name) == name
-    assert build_model(config, vocab_size=256).num_parameters > 0
+    assert build_model(config.model, vocab_size=256).num_parameters > 0
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -89,7 +89,7 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         "dropout": 0.1,
         "learned_positions": True,
     }
-    assert build_model(config, vocab_size=256).num_parameters == count
+    assert build_model(config.model, vocab_size=256).num_parameters == count
     assert config.optimizer == {
         "_target_": "birthplace_lm.training.optimizers.adamw",
         "_partial_": True,

@@ -9,8 +9,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.vocab import MASK, CharVocab
-from birthplace_lm.inference.attention_maps import CELL, FUTURE, attention_picture
-from birthplace_lm.inference.decoding import attention_weights
+from birthplace_lm.inference.attention_maps import CELL, FUTURE, attention_picture, attention_weights
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -43,7 +42,7 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
 def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> None:
     torch.manual_seed(0)
-    model = build_model(compose([f"attention={attention}", "model=tiny"]), len(vocab)).eval()
+    model = build_model(compose([f"attention={attention}", "model=tiny"]).model, len(vocab)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     inputs = []
@@ -62,7 +61,7 @@ def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> 
 
 
 def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
-    model = build_model(compose(["model=tiny"]), len(vocab)).eval()
+    model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
     ids = torch.tensor([vocab.encode(TEXT)])
     alone = model(ids)
     with record_attention_weights() as recorded:

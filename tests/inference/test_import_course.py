@@ -44,7 +44,7 @@ def test_is_imported_with_its_logits(
     attention: str, old_format: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model = build_model(compose([f"attention={attention}", *SIZES]), 40).eval()
+    model = build_model(compose([f"attention={attention}", *SIZES]).model, 40).eval()
     file, out = tmp_path / "a.params", tmp_path / "out"
     torch.save(with_masks(model.state_dict()), file, _use_new_zipfile_serialization=not old_format)
     given = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
@@ -80,7 +80,7 @@ def test_what_cannot_be_imported_is_one_line(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    weights = build_model(compose(SIZES), 40).state_dict()
+    weights = build_model(compose(SIZES).model, 40).state_dict()
     small = tmp_path / "small.txt"
     small.write_text("Ada Bee. abc.\n")
     cases: list[tuple[object, list[object], int, str]] = [

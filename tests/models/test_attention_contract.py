@@ -29,7 +29,7 @@ def composed(name: str, dropout: float = 0.0) -> DictConfig:
 def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:
     """A network none of whose parameters is zero, so that nothing hides behind an initialization."""
     torch.manual_seed(seed)
-    model = build_model(composed(name, dropout), SYMBOLS)
+    model = build_model(composed(name, dropout).model, SYMBOLS)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

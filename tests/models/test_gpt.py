@@ -29,7 +29,7 @@ def small(name: str, **sizes: Any) -> GPT:
 
 def course_model(name: str) -> GPT:
     torch.manual_seed(0)
-    return build_model(compose([f"attention={name}", "model=gpt_3m"]), vocab_size=256)
+    return build_model(compose([f"attention={name}", "model=gpt_3m"]).model, vocab_size=256)
 
 
 def plain_logits(w: dict[str, Tensor], ids: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
 from birthplace_lm.cli import app
 from birthplace_lm.errors import BirthplaceError, CheckpointError
 from birthplace_lm.inference.language_model import TrainedModel
-from birthplace_lm.models.build import build_model, load_weights
+from birthplace_lm.inference.weights import load_weights
+from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training import pipeline
 from birthplace_lm.training.stage import STAGE_RESULT
@@ -371,7 +372,7 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
         assert "\n" not in said
         return False
     last = checkpoint.list_checkpoints(folder)[0]
-    model = build_model(config, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
+    model = build_model(config.model, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
     load_weights(model, last)
     return True
 

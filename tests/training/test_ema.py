@@ -10,7 +10,7 @@ from stage import fit
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
-from birthplace_lm.models.build import model_state_dict
+from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.runs import checkpoint
 
 

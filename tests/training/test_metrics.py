@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from birthplace_lm.training.metrics import ExactMatch, score
+from birthplace_lm.inference.scores import score
+from birthplace_lm.training.metrics import ExactMatch
 
 PREDICTIONS = ["Paris", "paris", "Paris.", " Paris", "Paris ", "", "", "Rome", "Zürich", "Zürich"]
 PLACES = ["Paris", "Paris", "Paris", "Paris", "Paris", "", "Rome", "Paris", "Zürich", "Zu\u0308rich"]
@@ -13,7 +14,7 @@ RIGHT = 3  # case, punctuation, blanks and code points all count
 
 
 def test_to_the_letter() -> None:
-    assert score(PREDICTIONS, PLACES) == {"correct": RIGHT, "total": 10, "exact_match": 0.3}
+    assert score(PREDICTIONS, PLACES).to_dict() == {"correct": RIGHT, "total": 10, "exact_match": 0.3}
     metric = ExactMatch()
     assert metric(PREDICTIONS, PLACES).item() == pytest.approx(0.3)
 
@@ -21,14 +22,14 @@ def test_to_the_letter() -> None:
 def test_the_courses_figure() -> None:
     places = [f"place {i}" for i in range(500)]
     predictions = [place if i < 153 else "London" for i, place in enumerate(places)]
-    assert score(predictions, places)["exact_match"] == 0.306
+    assert score(predictions, places).exact_match == 0.306
 
 
 def test_accumulates_over_batches_of_any_size_and_resets() -> None:
     metric = ExactMatch()
     for batch in (slice(0, 1), slice(1, 8), slice(8, 8), slice(8, 10)):
         metric.update(PREDICTIONS[batch], PLACES[batch])
-    assert metric.compute().item() == pytest.approx(score(PREDICTIONS, PLACES)["exact_match"])
+    assert metric.compute().item() == pytest.approx(score(PREDICTIONS, PLACES).exact_match)
     assert (metric.correct.item(), metric.total.item()) == (RIGHT, 10)
     metric.reset()
     metric.update(["a"], ["b"])
@@ -59,7 +60,7 @@ def test_processes_add_up() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_to_score_is_zero() -> None:
-    assert score([], []) == {"correct": 0, "total": 0, "exact_match": 0.0}
+    assert score([], []).to_dict() == {"correct": 0, "total": 0, "exact_match": 0.0}
     assert ExactMatch().compute() == 0
 
 

@@ -52,7 +52,7 @@ def test_a_batch_in_parts_is_the_batch(
 ) -> None:
     """Loss and every gradient; the plain way reads all rows at once, PAD and all."""
     torch.manual_seed(0)
-    model = build_model(config, len(corpus.vocab)).double()
+    model = build_model(config.model, len(corpus.vocab)).double()
     model.tok_emb.weight.requires_grad_(not frozen)
     parts: list[module.MicroBatch] = []
     divide = module._parts
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_is_the_batch(
 def test_rows_of_any_kind(rows: list[str]) -> None:
     """PADs alone, all alike, a single character: nothing is shared that is a target, or is all there is."""
     torch.manual_seed(0)
-    model = build_model(compose(["model=tiny"]), 8).double()
+    model = build_model(compose(["model=tiny"]).model, 8).double()
     width = max(map(len, rows)) + 1
     ids = torch.tensor([["_abcde".index(c) for c in row.ljust(width, "_")] for row in rows])
     inputs, targets = ids[:, :-1], ids[:, 1:]

@@ -155,7 +155,7 @@ def _dots(runs: Sequence[Run]) -> Any:
             low, high = run.dev.interval
             y = line + 0.12 * (number - (len(alike) - 1) / 2)
             axes.plot([low, high], [y, y], color="#4477aa", linewidth=1.5, alpha=0.5)
-            axes.plot(run.dev.share, y, "o", color="#4477aa", markersize=5)
+            axes.plot(run.dev.exact_match, y, "o", color="#4477aa", markersize=5)
     _majority(axes.axvline, runs)
     axes.set(xlim=(0, 1), xlabel="exact match on dev", yticks=range(len(found)))
     axes.set_yticklabels([named[first] for first, *_ in found.values()])
@@ -193,7 +193,7 @@ def _curves(runs: Sequence[Run], name: str, title: str) -> Any:
 
 
 def _majority(line: Any, runs: Sequence[Run]) -> None:
-    best = max((run.majority.share for run in runs if run.majority), default=0.0)
+    best = max((run.majority.exact_match for run in runs if run.majority), default=0.0)
     line(best, color="gray", linestyle="--", linewidth=1, label="majority answer")
 
 

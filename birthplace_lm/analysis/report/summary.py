@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,35 +15,13 @@ import yaml
 
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.errors import InputError
+from birthplace_lm.inference.scores import Score
 from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
 from birthplace_lm.runs.lock import is_locked
 
 NAMES = {"labels.attention": "attention", "labels.pretrain": "pretraining", "labels.data": "data"}
 WITHOUT_INTEREST = {*EXCLUDED_FROM_HASH, *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH), "seed"}
 HINT = "Intervals are 95 % (Wilson), from the number of names alone; seeds differ by more."
-
-
-@dataclass(frozen=True)
-class Score:
-    """Right answers of a run or of several."""
-
-    correct: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share."""
-        z, n, p = 1.959964, self.total, self.share
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.correct}/{self.total} = {self.share:.1%} ({low:.1%} to {high:.1%})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +179,7 @@ def table_of_runs(runs: Sequence[Run]) -> Table:
         "parameters": lambda run: "" if run.parameters is None else f"{run.parameters:,}",
         "dev exact match": lambda run: str(run.dev or ""),
         "held-out exact match": lambda run: str(run.holdout or ""),
-        "majority": lambda run: f"{run.majority.share:.1%}" if run.majority else "",
+        "majority": lambda run: f"{run.majority.exact_match:.1%}" if run.majority else "",
         "loss": lambda run: "" if run.loss is None else f"{run.loss:.3f}",
         "million characters": lambda run: "" if run.characters is None else f"{run.characters / 1e6:.2f}",
         "minutes": lambda run: "" if run.seconds is None else f"{run.seconds / 60:.1f}",
@@ -237,10 +214,10 @@ def table_of_seeds(runs: Sequence[Run]) -> Table:
     table = [head]
     for key, alike in groups(runs, shown).items():
         scores = [run.dev for run in alike if run.dev is not None]
-        shares = [score.share for score in scores]
+        shares = [score.exact_match for score in scores]
         together = Score(sum(score.correct for score in scores), sum(score.total for score in scores))
         spread = f"{100 * stdev(shares):.1f} points" if len(shares) > 1 else ""
-        majority = f"{alike[0].majority.share:.1%}" if alike[0].majority else ""
+        majority = f"{alike[0].majority.exact_match:.1%}" if alike[0].majority else ""
         table.append([*key, str(len(shares)), f"{fmean(shares):.1%}", spread, str(together), majority])
     return table
 
@@ -281,11 +258,11 @@ def record(run: Run, shown: Mapping[str, str]) -> dict[str, Any]:
         "parameters": run.parameters,
         "correct": run.dev and run.dev.correct,
         "total": run.dev and run.dev.total,
-        "exact_match": run.dev and run.dev.share,
+        "exact_match": run.dev and run.dev.exact_match,
         "low": run.dev and run.dev.interval[0],
         "high": run.dev and run.dev.interval[1],
-        "holdout_exact_match": run.holdout and run.holdout.share,
-        "majority": run.majority and run.majority.share,
+        "holdout_exact_match": run.holdout and run.holdout.exact_match,
+        "majority": run.majority and run.majority.exact_match,
         "loss": run.loss,
         "characters": run.characters,
         "seconds": run.seconds,

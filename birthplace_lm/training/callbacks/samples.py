@@ -7,8 +7,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from birthplace_lm.data.vocab import MASK
-from birthplace_lm.inference.attention_maps import attention_picture
-from birthplace_lm.inference.decoding import attention_weights
+from birthplace_lm.inference.attention_maps import attention_picture, attention_weights
 
 
 class SampleAnswers(L.Callback):

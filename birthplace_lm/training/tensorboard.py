@@ -1,0 +1,62 @@
+"""TensorBoard's HParams tab."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+
+HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
+
+
+def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:
+    """Fill TensorBoard's HParams tab: what was chosen, with what came out."""
+    stages = config.stages
+    chosen = {
+        **config.labels,
+        "seed": config.seed,
+        "parameters": metrics["parameters"],
+        **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
+        "precision": config.trainer.precision,
+        **_plain("optimizer", config.optimizer),
+    }
+    for name, stage in stages.items():
+        chosen |= {
+            f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
+            for key in ("max_epochs", "batch_size", "learning_rate", "ema_decay")
+        }
+        if stage.enabled:
+            chosen |= {
+                k: v for k, v in _plain(f"{name}.dataset", stage.dataset).items() if k != f"{name}.dataset"
+            }
+    spent = [metrics["stages"][name] for name in stages]
+    reached = {
+        **{
+            f"final/{split}_exact_match": metrics[split]["exact_match"]
+            for split in ("dev", "holdout")
+            if split in metrics
+        },
+        "final/loss": next((stage["loss"] for stage in reversed(spent) if stage["steps"]), 0.0),
+        "final/million_characters": sum(stage["characters"] for stage in spent) / 1e6,
+        "final/seconds": sum(stage["seconds"] for stage in spent),
+    }
+    for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
+        before.unlink()
+    logger = TensorBoardLogger(
+        folder, name="", version="", default_hp_metric=False, filename_suffix=HYPERPARAMETERS
+    )
+    logger.log_hyperparams(chosen, reached)
+    logger.finalize("success")
+
+
+def _plain(key: str, node: Any) -> dict[str, bool | int | float | str]:
+    """What a factory is given: a column for each number or word, and one for the factory."""
+    if not isinstance(node, DictConfig):
+        return {key: node} if isinstance(node, bool | int | float | str) else {}
+    found: dict[str, bool | int | float | str] = {}
+    for name, inner in node.items():
+        if name == "_target_":
+            found[key] = str(inner).rpartition(".")[2]
+        elif name != "_partial_":
+            found |= _plain(f"{key}.{name!s}", inner)
+    return found
