@@ -3,7 +3,7 @@
 import logging
 import sys
 import threading
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from birthplace_lm.cli import sweep
-from birthplace_lm.config import precision as devices
-from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.cli import session, sweep
+from birthplace_lm.cli.gpu_slots import claim_gpu
+from birthplace_lm.config.compose import resolve_and_validate, to_input_error
 from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
 from birthplace_lm.training.distributed import torchrun
 
 log = logging.getLogger("birthplace_lm")
-_failures: list[BirthplaceError] = []  # what went wrong in this process
 
 
 def run(config: DictConfig) -> float | None:
@@ -31,11 +30,12 @@ def run(config: DictConfig) -> float | None:
     Raises:
         BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
     """
+    state = session.current()
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         if config.trainer.devices == 1:
-            devices.claim_gpu()
-    if _failures and signals.pending_signal() is not None:
+            state.gpu_lock = claim_gpu()
+    if state.errors and signals.pending_signal() is not None:
         return None  # said already: Hydra starts the other jobs of a sweep nevertheless
     _log_to_console()
     try:
@@ -44,46 +44,40 @@ def run(config: DictConfig) -> float | None:
         known = error
         if not isinstance(known, BirthplaceError):
             known = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
-        report_error(known, show_traceback=bool(config.get("traceback")))
+        state.report_error(known, show_traceback=bool(config.get("traceback")))
         hydra = HydraConfig.get()
-        if hydra.mode == RunMode.MULTIRUN and not sweep.record_failure(hydra.job.num, known):
+        if hydra.mode == RunMode.MULTIRUN and not state.record_job_failure(hydra.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
 
 
-def report_error(error: BirthplaceError, show_traceback: bool = False) -> None:
-    """Say what went wrong in one line; `exit_code` will tell."""
-    if show_traceback:
-        traceback.print_exc()
-    # In one piece: beside it others say how they ended.
-    sys.stderr.write(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}\n")
-    record_error(error)
+def main(job: Callable[[], object]) -> int:
+    """Run the job or the sweep that `job` starts through Hydra. Returns the exit code."""
+    state = session.current()
+    first, state.torchrun_processes = torchrun.claim_rank_zero()
+    if not first:
+        return 0
+    try:
+        job()
+    except BirthplaceError as error:  # of a job in another process
+        state.report_error(error) if state.jobs_log_to_files else state.record_error(error)
+    except sweep.SweepRejected as rejected:
+        state.report_error(rejected.error)
+    except PermissionError as error:  # the folder of a sweep
+        state.report_error(CheckpointError(f"{error.filename}: {error.strerror}"))
+    except Exception as error:  # Hydra's, before a job begins: a job reports its own errors
+        state.report_error(to_input_error(error))
+    if state.jobs:
+        from birthplace_lm.analysis.report.tables import show  # a single run does not pay for the import
 
-
-def record_error(error: BirthplaceError) -> None:
-    """Count what has been said already."""
-    if error not in _failures:
-        _failures.append(error)
-
-
-def exit_code() -> int:
-    """Close a sweep with the table of its jobs, and give the exit code."""
-    if not sweep.jobs:
-        return _failures[0].exit_code if _failures else 0
-    from birthplace_lm.analysis.report.tables import (
-        show,  # a tenth of a second, and a single run has no table
-    )
-
-    show(sweep.table())
-    if (number := signals.pending_signal()) and not all(job.directory.finished for job in sweep.jobs):
-        return 128 + number
-    return 1 if _failures else 0
+        show(sweep.table(state.jobs))
+    return state.exit_code()
 
 
 def _run(config: DictConfig) -> float | None:
     signals.raise_if_signalled("before it began")
     config = resolve_and_validate(config)
-    torchrun.check_world_size(config)
+    torchrun.check_world_size(config, session.current().torchrun_processes)
     path = run_directory(config)
     check_run_dir(path, config)
     _check_checkpoint_paths(config)

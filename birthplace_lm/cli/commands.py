@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from birthplace_lm.data.corpora.qa_files import birthplace_question as question_about
-from birthplace_lm.data.corpora.qa_files import normalise, read_questions
+from birthplace_lm.data.corpora.qa_files import birthplace_question, normalise, read_questions
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 
 app = typer.Typer(
@@ -58,7 +57,7 @@ def ask(
         _, dropped = model.vocab.encode_known(normalise(name))
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
-    answers = model.answer_questions([question_about(normalise(name)) for name in names])
+    answers = model.answer_questions([birthplace_question(normalise(name)) for name in names])
     if as_json:
         keys = ("name", "answer", "log_probability")
         found = zip(names, (a.text for a in answers), (a.log_probability for a in answers), strict=True)

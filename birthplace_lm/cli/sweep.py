@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate, to_input_error
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
@@ -49,29 +51,25 @@ class SweepRejected(BaseException):
         self.error = error
 
 
-jobs: list[Job] = []  # of the sweep that this process is
-jobs_log_to_files = False  # whether what its jobs say goes to files
-
-
 class ValidateSweep(Callback):
     """Composes and checks every job of a sweep over lists, data included, before the first is started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return  # others find their jobs one by one
+        state = session.current()
         loader = GlobalHydra.instance().config_loader()
         seen: set[str] = set()
         for number, overrides in enumerate(_expand(config, loader)):
             try:
-                jobs.append(_checked_job(config, loader, number, overrides, seen))
+                state.jobs.append(_checked_job(config, loader, number, overrides, seen))
             except Exception as error:
                 known = error if isinstance(error, BirthplaceError) else to_input_error(error)
-                jobs.clear()
+                state.jobs.clear()
                 raise SweepRejected(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
-        global jobs_log_to_files
-        jobs_log_to_files = "submitit" in config.hydra.launcher._target_
+        state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
-            threading.Thread(target=_pass_on_signals, daemon=True).start()
+            threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
 
 
 def _in_other_processes(launcher: str) -> bool:
@@ -79,7 +77,7 @@ def _in_other_processes(launcher: str) -> bool:
     return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
 
 
-def _pass_on_signals() -> None:
+def _pass_on_signals(jobs: Sequence[Job]) -> None:
     """Stop the jobs too, each once, as long as any begins; as SIGTERM, for a second SIGINT would kill."""
     stopped: set[int] = set()
     while True:
@@ -128,14 +126,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     return Job(overrides, directory, finished, directory.written)
 
 
-def record_failure(number: int, error: BirthplaceError) -> bool:
-    """Remember why a job failed, for the table; whether this process keeps one."""
-    if number < len(jobs):
-        jobs[number].failure = error
-    return number < len(jobs)
-
-
-def table() -> "Table":
+def table(jobs: Sequence[Job]) -> "Table":
     """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]

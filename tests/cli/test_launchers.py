@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from program import TRAIN, leftovers, outcome
 
-from birthplace_lm.config import precision as devices
+from birthplace_lm.cli.gpu_slots import claim_gpu
 
 LAUNCHERS = ["basic", "joblib", "submitit_local"]
 
@@ -134,7 +134,8 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
 
 def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
     """Four processes and three GPUs: one GPU has two of them."""
-    take = "from birthplace_lm.config.precision import take_gpu; print(take_gpu(), flush=True); input()"
+    take = "import os; from birthplace_lm.cli.gpu_slots import claim_gpu; lock = claim_gpu()\n"
+    take += "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,2,5"}
     jobs = [
         subprocess.Popen(
@@ -155,4 +156,4 @@ def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
 
 def test_one_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert devices.claim_gpu() is None
+    assert claim_gpu() is None

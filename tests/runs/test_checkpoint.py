@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
 
-from birthplace_lm.cli import app
+from birthplace_lm.cli import app, session
 from birthplace_lm.errors import BirthplaceError, CheckpointError
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.inference.weights import load_weights
@@ -546,10 +546,10 @@ def test_a_checkpoint_that_cannot_be_meant(
     path = tmp_path / "mine.ckpt"
     make_another(name, path, stage, people)
     monkeypatch.setattr(app, "_log_to_console", lambda: None)
-    monkeypatch.setattr(app, "_failures", [])
+    session.current.cache_clear()
     runs = tmp_path / "new"
     app.run(quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}"))
-    assert app.exit_code() == 4
+    assert session.current().exit_code() == 4
     shown = capsys.readouterr().err
     symbols = len(checkpoint.load(checkpoint.checkpoint_path(stage, 6))["birthplace_lm"]["vocab"])
     size = str(path.stat().st_size) if path.exists() else ""

@@ -24,7 +24,7 @@ from program import Program
 from stage import digest, fit, forked, orphans, quick, run
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from birthplace_lm.cli import app
+from birthplace_lm.cli import app, session
 from birthplace_lm.errors import CheckpointError, NonFiniteError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import atomic_files as files
@@ -286,7 +286,7 @@ def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
         threading.excepthook = threading.__excepthook__  # which pytest has replaced
         RecordWriter.write = refuse
         app.run(config)
-        code = app.exit_code()
+        code = session.current().exit_code()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
