@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from birthplace_lm.config.compose import CONF, compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
-from birthplace_lm.data.corpora.qa_files import birthplace_question, name_from_question
+from birthplace_lm.data.questions import birthplace_question, name_from_question
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from birthplace_lm.data.corpora.qa_files import birthplace_question, normalise, read_questions
+from birthplace_lm.data.corpora.qa_files import read_questions
+from birthplace_lm.data.questions import birthplace_question, normalise
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 
 app = typer.Typer(

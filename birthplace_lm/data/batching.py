@@ -7,16 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from birthplace_lm.data.randomness import generator_for
 from birthplace_lm.data.sequences import PAD_OFFSET, Batch, PieceTable
 from birthplace_lm.data.sources import ExampleSource
 
 Key = tuple[int, int]  # epoch, index of the batch within it
-
-
-def generator_for(*key: int | str) -> torch.Generator:
-    """A generator whose stream depends on the key alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class EpochBatchDataset(Dataset[Batch]):

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.corpora.qa_files import Question, name_from_question
+from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.data.masking.spans import SpanSampler
 from birthplace_lm.data.question_answering import QuestionAnswering, ascii_only
+from birthplace_lm.data.questions import name_from_question
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption

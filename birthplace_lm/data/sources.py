@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 
+from birthplace_lm.data.randomness import randint_below
 from birthplace_lm.data.sequences import MAX_SHIFT, PAD_OFFSET, PieceTable
 from birthplace_lm.errors import InputError
 
@@ -72,9 +73,3 @@ class LeftPadded:
             lengths=torch.cat((pads, rows.lengths), dim=1),
             loss_start=rows.loss_start.clamp(min=1) + pads[:, 0],
         )
-
-
-def randint_below(limit: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Uniform integers from 0 to limit - 1, elementwise."""
-    draw = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
-    return (draw * limit).long().clamp(max=limit - 1)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from birthplace_lm.config.compose import load_saved
-from birthplace_lm.data.corpora.qa_files import birthplace_question, normalise
+from birthplace_lm.data.questions import birthplace_question, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights

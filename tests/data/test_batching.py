@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler, generator_for
+from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
 from birthplace_lm.data.masking.spans import RandomSpans
 from birthplace_lm.data.question_answering import QuestionAnswering
+from birthplace_lm.data.randomness import generator_for
 from birthplace_lm.data.sequences import Batch, EncodedText
 from birthplace_lm.data.sources import LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from birthplace_lm.data.randomness import randint_below
 from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText, PieceTable
-from birthplace_lm.data.sources import LeftPadded, Subsample, randint_below
+from birthplace_lm.data.sources import LeftPadded, Subsample
 from birthplace_lm.data.vocab import PAD, CharVocab
 from birthplace_lm.errors import InputError
 

@@ -22,7 +22,7 @@ from birthplace_lm.analysis.report.summary import (
     varying,
 )
 from birthplace_lm.analysis.report.tables import Table, plain
-from birthplace_lm.data.corpora.corpus import REPOSITORY
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs.atomic_files import atomic_write_text
@@ -234,7 +234,7 @@ def _errors(runs: Sequence[Run]) -> str:
 def _kinds(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
     """How many answers are of which kind; and of the wrong ones question, answer, place."""
     given = run.config["data.root"]
-    root = REPOSITORY / "data" / "biographies" if given is None else Path(given).expanduser()
+    root = embedded_corpus_dir() if given is None else Path(given).expanduser()
     train = read_questions(root / run.config["data.train"], key="data.train")
     dev = read_questions(root / run.config["data.dev"], key="data.dev").rows
     said = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]

@@ -10,17 +10,15 @@ from birthplace_lm.data.corpora.qa_files import (
     Documents,
     Question,
     Questions,
-    birthplace_question,
     check_lengths,
     check_overlap,
     majority_answer,
     read_documents,
     read_questions,
 )
+from birthplace_lm.data.questions import birthplace_question
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
-
-REPOSITORY = Path(__file__).parents[3]
 
 
 class DataSettings(Protocol):
@@ -75,9 +73,16 @@ class Corpus:
         return majority_answer(self.train)[0]
 
 
+def embedded_corpus_dir() -> Path:
+    """The embedded corpus: package data of an installed wheel, `data/biographies` of a checkout."""
+    package = Path(__file__).parents[2]
+    packaged = package / "embedded" / "biographies"
+    return packaged if packaged.is_dir() else package.parent / "data" / "biographies"
+
+
 def data_root(data: DataSettings) -> Path:
     """The folder of the files; the embedded corpus where no other is named."""
-    return REPOSITORY / "data" / "biographies" if data.root is None else Path(os.path.expanduser(data.root))
+    return embedded_corpus_dir() if data.root is None else Path(os.path.expanduser(data.root))
 
 
 def read_corpus(data: DataSettings, block_size: int) -> Corpus:

@@ -1,25 +1,18 @@
 """Reader of the course's files: one document per line, and one question and birthplace per line."""
 
-import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from birthplace_lm.data.corpora.text_file import TextFile
+from birthplace_lm.data.questions import INVISIBLE, ZERO_WIDTH
 from birthplace_lm.data.vocab import CharVocab, describe
 from birthplace_lm.errors import InputError
 
 MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
 MAX_WARNINGS = 10
 RECORD = "'Where was NAME born?<TAB>PLACE'"
-
-_QUESTION = re.compile(r"Where was (.+) born\?", re.DOTALL)
-_ZERO_WIDTH = dict.fromkeys([0x200B, 0x2060, 0xFEFF])
-# Direction marks and soft hyphens are characters of the course's corpus and stay there. In a question they
-# come from copy and paste, and a place that ends in one could never be answered.
-_INVISIBLE = _ZERO_WIDTH | dict.fromkeys([0x00AD, 0x200E, 0x200F])
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
     kept: list[tuple[str, int, int]] = []
     row = 0
     for number, raw in file.lines():
-        line = file.tidy(raw, number, _ZERO_WIDTH)
+        line = file.tidy(raw, number, ZERO_WIDTH)
         if not line:
             file.counts["blank lines skipped"] += 1
             continue
@@ -142,7 +135,7 @@ def read_questions(
     file = TextFile(path, key)
     rows: list[Question] = []
     for number, raw in file.lines():
-        match [file.tidy(field, number, _INVISIBLE) for field in raw.split("\t")]:
+        match [file.tidy(field, number, INVISIBLE) for field in raw.split("\t")]:
             case [""]:
                 file.counts["blank lines skipped"] += 1
             case ["", _]:
@@ -209,22 +202,6 @@ def majority_answer(train: Questions) -> tuple[str, int]:
     if not counts:
         raise InputError(f"{train.path}: no answers; expected {RECORD}")
     return counts.most_common(1)[0]
-
-
-def name_from_question(question: str) -> str:
-    """Gives NAME of "Where was NAME born?", and any other question as it is."""
-    match = _QUESTION.fullmatch(question)
-    return match[1] if match else question
-
-
-def birthplace_question(name: str) -> str:
-    """Gives the question about a name: the inverse of `name_from_question`."""
-    return f"Where was {name} born?"
-
-
-def normalise(text: str) -> str:
-    """Tidies a question, place or typed name as the reader does: NFC, nothing invisible, no outer spaces."""
-    return unicodedata.normalize("NFC", text.translate(_INVISIBLE)).strip()
 
 
 def _repetitions(path: Path, rows: list[Question]) -> tuple[int, list[str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
-from birthplace_lm.data.sources import randint_below
+from birthplace_lm.data.randomness import randint_below
 from birthplace_lm.errors import InputError
 
 SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")

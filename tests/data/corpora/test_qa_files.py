@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora import qa_files as course
 from birthplace_lm.data.corpora.qa_files import Question, Questions, read_documents, read_questions
+from birthplace_lm.data.questions import birthplace_question, name_from_question, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import InputError
 
@@ -226,17 +227,17 @@ def test_majority_answer_prefers_the_first_of_equals(tmp_path: Path) -> None:
 
 @given(st.text(min_size=1))
 def test_person_inverts_ask(name: str) -> None:
-    assert course.name_from_question(course.birthplace_question(name)) == name
+    assert name_from_question(birthplace_question(name)) == name
 
 
 @pytest.mark.parametrize("question", ["Where was born?", "Where was  born", "Who was Ada?"])
 def test_person_of_another_question_is_the_question(question: str) -> None:
-    assert course.name_from_question(question) == question
+    assert name_from_question(question) == question
 
 
 def test_normalise_is_what_the_reader_does(tmp_path: Path) -> None:
     typed = " \ufeffZoe\u0308\u00ad\u200f "
-    assert course.normalise(typed) == "Zoë"
+    assert normalise(typed) == "Zoë"
     assert questions(tmp_path, "A\tB\n" + typed).rows[1].question == "Zoë"
 
 
@@ -282,4 +283,4 @@ def test_numbers_of_the_real_questions() -> None:
     vocab = CharVocab.from_text(documents.text)
     for read in (train, dev, test):
         course.check_lengths(read, vocab, block_size=128)
-    assert course.name_from_question(dev.rows[0].question) in documents.lines[2000]
+    assert name_from_question(dev.rows[0].question) in documents.lines[2000]

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.corpora.corpus import REPOSITORY
-from birthplace_lm.data.corpora.qa_files import name_from_question, read_documents, read_questions
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
+from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.masking.answer_likelihood import score_answer_spans
+from birthplace_lm.data.questions import name_from_question
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 TEACHERS = tuple(f"Ada {c}mith. She died in Oslo, but was born in Rome ." for c in "BCDFGHJKLMNPQRSTVWXZ")
@@ -67,7 +68,7 @@ def test_candidates_are_parts_of_their_lines(documents: list[str], places: list[
 @pytest.mark.parametrize(
     ("root", "corpus", "train", "at_least"),
     [
-        (REPOSITORY / "data" / "biographies", "corpus.txt", "train.tsv", 0.9),
+        (embedded_corpus_dir(), "corpus.txt", "train.tsv", 0.9),
         pytest.param(
             Path(COURSE_DATA),
             "wiki.txt",

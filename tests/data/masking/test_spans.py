@@ -11,9 +11,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.corpora.corpus import REPOSITORY
-from birthplace_lm.data.corpora.qa_files import name_from_question, read_documents, read_questions
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
+from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans
+from birthplace_lm.data.questions import name_from_question
 from birthplace_lm.errors import InputError
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
@@ -29,13 +30,19 @@ def salient(
     documents: list[str],
     places: list[str],
     block_size: int = 128,
-    answers: float = 1.0,
+    answer_probability: float = 1.0,
     context_exponent: float = 6.0,
     people: list[str] | None = None,
     sharpness: float = 1.0,
 ) -> SalientSpans:
     return SalientSpans(
-        documents, people or [""] * len(places), places, block_size, answers, sharpness, context_exponent
+        documents,
+        people or [""] * len(places),
+        places,
+        block_size,
+        answer_probability,
+        sharpness,
+        context_exponent,
     )
 
 
@@ -114,7 +121,7 @@ weird_places = st.lists(
     documents=st.lists(weird_documents, min_size=1, max_size=8),
     places=weird_places,
     block_size=st.integers(8, 128),
-    answers=st.sampled_from([0.0, 0.5, 1.0]),
+    answer_probability=st.sampled_from([0.0, 0.5, 1.0]),
     context_exponent=st.sampled_from([0.0, 0.5, 6.0]),
     seed=st.integers(0, 99),
 )
@@ -124,12 +131,12 @@ def test_salient_spans_fit_whatever_the_documents(
     documents: list[str],
     places: list[str],
     block_size: int,
-    answers: float,
+    answer_probability: float,
     context_exponent: float,
     seed: int,
 ) -> None:
     """Bug: without places, or with an empty one, the empty string was taken for a place."""
-    spans = salient(documents, places, block_size, answers, context_exponent)
+    spans = salient(documents, places, block_size, answer_probability, context_exponent)
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.draw(draws)), documents, block_size)
@@ -246,7 +253,7 @@ def test_settings_out_of_range(key: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("root", "corpus", "questions", "without"),
     [
-        (REPOSITORY / "data" / "biographies", "corpus.txt", ["train.tsv", "dev.tsv", "test.tsv"], []),
+        (embedded_corpus_dir(), "corpus.txt", ["train.tsv", "dev.tsv", "test.tsv"], []),
         pytest.param(
             Path(COURSE_DATA),
             "wiki.txt",
