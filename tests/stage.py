@@ -19,8 +19,26 @@ from tensorboard.summary.writer import event_file_writer
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.metrics import RunMetrics, Score, StageResult
 from birthplace_lm.training import pipeline
 from birthplace_lm.training import stage as stages
+
+METRICS = RunMetrics(
+    attention="vanilla",
+    pretrain="none",
+    data="biographies",
+    seed=0,
+    data_sha256={"train": "ab"},
+    weights_sha256="cd",
+    vocab_size=60,
+    parameters=1000,
+    dev=Score(3, 8),
+    majority_answer="Lisbon",
+    baseline=Score(2, 8),
+    stages={"pretrain": StageResult(), "finetune": StageResult(6, 2, 900, 1.5, 0.25)},
+    questions=8,
+    evaluate_seconds=0.5,
+)
 
 
 def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
@@ -61,9 +79,9 @@ def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) ->
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """The whole pipeline."""
+    """The whole pipeline; the content of metrics.json."""
     with without_waiting():
-        return pipeline.run(config, read_corpus(config.data, config.model.block_size))
+        return pipeline.run(config, read_corpus(config.data, config.model.block_size)).to_dict()
 
 
 def digest(folder: Path) -> str:

@@ -1,20 +1,16 @@
 """What a model is, for those whom it is given to."""
 
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
-
 from omegaconf import DictConfig
 
 from birthplace_lm.analysis.report.tables import markdown_cell
-from birthplace_lm.inference.scores import Score
+from birthplace_lm.runs.metrics import RunMetrics
 
 
-def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], origin: str) -> str:
+def model_card(config: DictConfig, parameters: int, metrics: RunMetrics | None, origin: str) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
-        metrics: those of the run; empty if there are none.
+        metrics: those of the run; None if there are none.
         origin: where the weights come from, a sentence.
     """
     model, labels = config.model, config.labels
@@ -24,16 +20,14 @@ def model_card(config: DictConfig, parameters: int, metrics: Mapping[str, Any], 
         "longest text": f"{model.block_size} characters",
         "parameters": f"{parameters:,}",
     }
-    with suppress(KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # a run without any
-        dev, majority = (Score(metrics[key]["correct"], metrics[key]["total"]) for key in ("dev", "baseline"))
-        characters = sum(stage.get("characters", 0) for stage in metrics["stages"].values())
+    if metrics is not None:
         rows |= {
             "pretraining": labels.pretrain,
             "data": labels.data,
             "seed": str(config.seed),
-            "characters read": f"{characters:,}",
-            "exact match on dev": str(dev),
-            "always the most frequent train answer": str(majority),
+            "characters read": f"{metrics.characters:,}",
+            "exact match on dev": str(metrics.dev),
+            "always the most frequent train answer": str(metrics.baseline),
         }
     table = "\n".join(f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items())
     return f"""---

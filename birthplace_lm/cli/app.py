@@ -19,6 +19,7 @@ from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
+from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import torchrun
 
 log = logging.getLogger("birthplace_lm")
@@ -83,13 +84,13 @@ def _run(config: DictConfig) -> float | None:
     _check_checkpoint_paths(config)
     corpus = read_corpus(config.data, config.model.block_size)
     directory = RunDirectory(path, config)
+    metrics = directory.metrics
     if config.dry_run:
-        state = "finished" if directory.finished else "to do"
+        state = "to do" if metrics is None else "finished"
         _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
         return None
-    if directory.finished and not config.overwrite:
-        metrics = directory.metrics
-        check_data_hashes(metrics["data_sha256"], corpus.sha256)
+    if metrics is not None and not config.overwrite:
+        check_data_hashes(metrics.data_sha256, corpus.sha256)
     else:
         from birthplace_lm.training.pipeline import (
             run as run_pipeline,  # torch and lightning take seconds to import
@@ -98,7 +99,7 @@ def _run(config: DictConfig) -> float | None:
         signals.raise_if_signalled("before it began")
         metrics = run_pipeline(config, corpus)
     _show(_summary(metrics, config))
-    return float(metrics["dev"]["exact_match"])
+    return metrics.dev.exact_match
 
 
 def _check_checkpoint_paths(config: DictConfig) -> None:
@@ -120,15 +121,15 @@ def _plan(config: DictConfig) -> dict[str, Any]:
     return plan
 
 
-def _summary(metrics: dict[str, Any], config: DictConfig) -> dict[str, Any]:
-    dev, baseline = metrics["dev"], metrics["baseline"]
+def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
+    dev, baseline = metrics.dev, metrics.baseline
     path = run_directory(config)
     return {
-        "model": f"{metrics['attention']}, {metrics['parameters']:,} parameters",
-        "pretraining": metrics["pretrain"],
-        "dev exact match": f"{dev['correct']} of {dev['total']}: {dev['exact_match']:.1%}",
-        f"always {baseline['answer']!r}": (
-            f"{baseline['correct']} of {baseline['total']}: {baseline['exact_match']:.1%}"
+        "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
+        "pretraining": metrics.pretrain,
+        "dev exact match": f"{dev.correct} of {dev.total}: {dev.exact_match:.1%}",
+        f"always {metrics.majority_answer!r}": (
+            f"{baseline.correct} of {baseline.total}: {baseline.exact_match:.1%}"
         ),
         "run directory": path,
         "curves": f"tensorboard --logdir {config.runs_root if config.run_dir is None else path}",

@@ -198,7 +198,7 @@ def import_course(
 
     trained, config = read_course_model(file, attention, corpus, n_head)
     origin = f"Imported from {file.name}, saved in Stanford's CS224N (2021)."
-    export_model(trained, config, out, model_card(config, trained.model.num_parameters, {}, origin))
+    export_model(trained, config, out, model_card(config, trained.model.num_parameters, None, origin))
     print(f"{out}: {trained.model.num_parameters:,} parameters; ask it with birthplace-lm ask {out} NAME")
 
 

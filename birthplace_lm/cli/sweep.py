@@ -22,6 +22,7 @@ from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import run_directory
+from birthplace_lm.runs.metrics import RunMetrics
 
 if TYPE_CHECKING:
     from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment
@@ -129,18 +130,19 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
 def table(jobs: Sequence[Job]) -> "Table":
     """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
-    splits = ["dev", *(["holdout"] if any("holdout" in job.directory.metrics for job in jobs) else [])]
+    metrics = [job.directory.metrics for job in jobs]
+    splits = ["dev", *(["holdout"] if any(m is not None and m.holdout for m in metrics) else [])]
     rows = [["job", "state", *splits, "overrides", "run directory"]]
     for number, job in enumerate(jobs):
         varying = " ".join(override for override in job.overrides if override not in common)
-        scores = [_score(job, split) for split in splits]
+        scores = [_exact_match(metrics[number], split) for split in splits]
         rows.append([str(number), _state(job), *scores, varying, str(job.directory.path)])
     return rows
 
 
-def _score(job: Job, split: str) -> str:
-    found = job.directory.metrics.get(split, {}).get("exact_match") if job.directory.finished else None
-    return "" if found is None else f"{found:.1%}"
+def _exact_match(metrics: RunMetrics | None, split: str) -> str:
+    score = getattr(metrics, split, None)
+    return "" if score is None else f"{score.exact_match:.1%}"
 
 
 def _state(job: Job) -> str:

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,9 +12,10 @@ from birthplace_lm.inference.scores import score
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.atomic_files import atomic_write_text
+from birthplace_lm.runs.metrics import Score
 
 
-def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[str, Any], float]:
+def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[str, Score], float]:
     """Answer all questions and write `predictions/SPLIT.txt`, one answer per line.
 
     Args:
@@ -23,8 +23,8 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
         on_gpu: use one if there is one.
 
     Returns:
-        For every split with known places `correct`, `total` and `exact_match`, and the same for the
-        `baseline` that always gives the most frequent train answer; and the seconds it took to answer dev.
+        The score of every split whose places are known, and of the `baseline` that always gives the most
+        frequent train answer; and the seconds it took to answer dev.
     """
     model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     splits = {
@@ -32,7 +32,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
         "test": corpus.test.rows if corpus.test else [],
         "holdout": corpus.holdout,
     }
-    found: dict[str, Any] = {}
+    scores: dict[str, Score] = {}
     seconds = {}
     for split, rows in splits.items():
         signals.raise_if_signalled("during the evaluation")
@@ -40,13 +40,13 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
         scored = _answer_all(model, corpus, rows, run / "predictions" / f"{split}.txt") if rows else None
         seconds[split] = time.perf_counter() - began
         if scored is not None:
-            found[split] = scored
+            scores[split] = scored
     golds = [row.place or "" for row in corpus.dev.rows]
-    found["baseline"] = {"answer": corpus.majority, **score([corpus.majority] * len(golds), golds).to_dict()}
-    return found, seconds["dev"]
+    scores["baseline"] = score([corpus.majority] * len(golds), golds)
+    return scores, seconds["dev"]
 
 
-def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> dict[str, Any] | None:
+def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> Score | None:
     """The score, where all places are known."""
     answers = answer_questions(model, corpus.vocab, [row.question for row in rows])
     file.parent.mkdir(exist_ok=True)
@@ -54,4 +54,4 @@ def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) ->
     places = [row.place for row in rows]
     if None in places:
         return None
-    return score([a.text for a in answers], [place or "" for place in places]).to_dict()
+    return score([a.text for a in answers], [place or "" for place in places])

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from birthplace_lm.runs import signals
 from birthplace_lm.runs.atomic_files import TEMPORARY, atomic_write_text, remove_temp_files
 from birthplace_lm.runs.identity import first_difference, hashed_config
 from birthplace_lm.runs.lock import run_lock
+from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics
 
 BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
 
@@ -70,15 +71,18 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        return self.status.get("state") == "done" and (self.path / "metrics.json").is_file()
+        """Whether the same command has nothing left to do."""
+        return self.metrics is not None
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """What a finished run measured."""
-        return self._read("metrics.json")
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        atomic_write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+    def metrics(self) -> RunMetrics | None:
+        """Of a finished run; None before, and if metrics.json cannot be read: it is then written again."""
+        if self.status.get("state") != "done":
+            return None
+        try:
+            return RunMetrics.read(self.path / METRICS_FILE)
+        except CheckpointError:
+            return None
 
     def begin(self, stage: str) -> None:
         """Say what is being done from now on, unless a signal has asked to end.
@@ -98,8 +102,12 @@ class RunDirectory:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What status.json says."""
-        return self._read("status.json")
+        """The content of status.json; empty if there is none that can be read."""
+        try:
+            content = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     @property
     def written(self) -> float | None:
@@ -111,7 +119,7 @@ class RunDirectory:
 
     def _status(self, state: str, error: str | None = None) -> None:
         content = {"state": state, "stage": self._stage, "error": error, "pid": os.getpid()}
-        self.write_json("status.json", content)
+        atomic_write_text(self.path / "status.json", json.dumps(content, indent=2) + "\n")
 
     def _claim(self) -> None:
         check_run_dir(self.path, self.config)
@@ -128,13 +136,6 @@ class RunDirectory:
                 shutil.rmtree(entry)
             elif entry.name != "lock":
                 entry.unlink()
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 import logging
 import os
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -18,14 +16,15 @@ from birthplace_lm.runs import checkpoint, signals
 from birthplace_lm.runs.directory import RunDirectory
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
 from birthplace_lm.runs.lock import run_lock
+from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
 from birthplace_lm.training.preflight import preflight
-from birthplace_lm.training.stage import StageResult, fit_stage
+from birthplace_lm.training.stage import fit_stage
 from birthplace_lm.training.tensorboard import log_hyperparameters
 
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
+def run(config: DictConfig, corpus: Corpus) -> RunMetrics:
     """Do what is not done yet, and return the metrics.
 
     Raises:
@@ -36,7 +35,7 @@ def run(config: DictConfig, corpus: Corpus) -> dict[str, Any]:
     with directory.opened():
         try:
             metrics = _run(config, corpus, directory)
-            directory.write_json("metrics.json", metrics)
+            metrics.write(directory.path / METRICS_FILE)
         except Exception as error:
             known = _known(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
@@ -61,7 +60,7 @@ def _known(error: Exception, folder: Path) -> BirthplaceError:
     return InternalError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
 
 
-def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[str, Any]:
+def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> RunMetrics:
     for note in corpus.notes:
         log.info("%s", note)
     for warning in corpus.warnings:
@@ -86,20 +85,23 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> dict[st
     assert weights is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_weights(model, weights)
-    found, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
-    metrics = {
+    scores, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+    metrics = RunMetrics(
         **config.labels,
-        "seed": config.seed,
-        "data_sha256": corpus.sha256,
-        "weights_sha256": weights_sha256(model),
-        "vocab_size": len(corpus.vocab),
-        "parameters": model.num_parameters,
-        **found,
-        "stages": {
-            **{stage: asdict(result) for stage, result in spent.items()},
-            "evaluate": {"names": len(corpus.dev.rows), "seconds": seconds},
-        },
-    }
+        seed=config.seed,
+        data_sha256=corpus.sha256,
+        weights_sha256=weights_sha256(model),
+        vocab_size=len(corpus.vocab),
+        parameters=model.num_parameters,
+        dev=scores["dev"],
+        baseline=scores["baseline"],
+        test=scores.get("test"),
+        holdout=scores.get("holdout"),
+        majority_answer=corpus.majority,
+        stages=spent,
+        questions=len(corpus.dev.rows),
+        evaluate_seconds=seconds,
+    )
     log_hyperparameters(config, metrics, directory.path / "finetune")
     return metrics
 

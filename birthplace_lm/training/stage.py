@@ -1,10 +1,8 @@
 """One stage: from its newest checkpoint, or its beginning, to its end."""
 
-import json
 import logging
 import time
 import warnings
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from birthplace_lm.errors import CheckpointError, InternalError
 from birthplace_lm.inference.weights import load_weights
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.identity import config_hash, hashed_config
+from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.curves import TrainingCurves
@@ -37,19 +35,7 @@ from birthplace_lm.training.preflight import build_datamodule, probe_trainer
 log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news would fill the log
 
-STAGE_RESULT = "result.json"
 EARLY_STOP_FLAGS = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage has cost and reached; `characters` are real ones, PAD not included."""
-
-    steps: int = 0
-    epochs: int = 0
-    characters: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
 
 
 def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start: Path | None) -> StageResult:
@@ -59,7 +45,8 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
     """
     result = folder / STAGE_RESULT
     if not (
-        result.is_file() and checkpoint.is_intact(checkpoint.checkpoint_path(folder, _read(result).steps))
+        result.is_file()
+        and checkpoint.is_intact(checkpoint.checkpoint_path(folder, StageResult.read(result).steps))
     ):
         folder.mkdir(parents=True, exist_ok=True)
         resume = _resume_from(name, folder, config.resume)
@@ -81,11 +68,7 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
             train_stage(name, config, corpus, folder, start, resume)
         else:
             fit_in_processes(probe.num_devices, name, config, folder, start, resume)
-    return _read(result)
-
-
-def _read(result: Path) -> StageResult:
-    return StageResult(**json.loads(result.read_text(encoding="utf-8")))
+    return StageResult.read(result)
 
 
 def train_stage(
@@ -136,7 +119,7 @@ def train_stage(
         result = StageResult(
             trainer.global_step, trainer.current_epoch, spent["characters"], spent["seconds"], spent["loss"]
         )
-        atomic_write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=2) + "\n")
+        result.write(folder / STAGE_RESULT)
 
 
 def _callbacks(

@@ -6,16 +6,18 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
+from birthplace_lm.runs.metrics import RunMetrics
+
 HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
 
 
-def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Path) -> None:
+def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -> None:
     """Fill TensorBoard's HParams tab: what was chosen, with what came out."""
     stages = config.stages
     chosen = {
         **config.labels,
         "seed": config.seed,
-        "parameters": metrics["parameters"],
+        "parameters": metrics.parameters,
         **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
         "precision": config.trainer.precision,
         **_plain("optimizer", config.optimizer),
@@ -29,16 +31,12 @@ def log_hyperparameters(config: DictConfig, metrics: dict[str, Any], folder: Pat
             chosen |= {
                 k: v for k, v in _plain(f"{name}.dataset", stage.dataset).items() if k != f"{name}.dataset"
             }
-    spent = [metrics["stages"][name] for name in stages]
     reached = {
-        **{
-            f"final/{split}_exact_match": metrics[split]["exact_match"]
-            for split in ("dev", "holdout")
-            if split in metrics
-        },
-        "final/loss": next((stage["loss"] for stage in reversed(spent) if stage["steps"]), 0.0),
-        "final/million_characters": sum(stage["characters"] for stage in spent) / 1e6,
-        "final/seconds": sum(stage["seconds"] for stage in spent),
+        "final/dev_exact_match": metrics.dev.exact_match,
+        **({} if metrics.holdout is None else {"final/holdout_exact_match": metrics.holdout.exact_match}),
+        "final/loss": metrics.loss or 0.0,
+        "final/million_characters": metrics.characters / 1e6,
+        "final/seconds": metrics.training_seconds,
     }
     for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
         before.unlink()

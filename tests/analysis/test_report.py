@@ -29,7 +29,7 @@ from birthplace_lm.analysis.report.summary import (
 from birthplace_lm.analysis.report.tables import as_markdown, as_text, show
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.errors import InputError
-from birthplace_lm.inference.scores import Score
+from birthplace_lm.runs.metrics import Score
 
 HOSTILE = "<script>alert(1)</script> | a*b* \x1b[31m\nsecond"
 
@@ -55,7 +55,9 @@ def write_run(folder: Path, state: str = "done", correct: int = 70, **config: An
         score = {"correct": correct, "total": 140, "exact_match": correct / 140}
         spent = {"steps": 10, "epochs": 1, "characters": 1000, "seconds": 60.0, "loss": 0.5}
         metrics = {
-            "parameters": 1234, "dev": score, "baseline": {**score, "correct": 13},
+            "attention": "vanilla", "pretrain": "none", "data": "biographies", "seed": 0, "vocab_size": 50,
+            "data_sha256": {"train": "0" * 64}, "weights_sha256": "0" * 64, "parameters": 1234,
+            "dev": score, "baseline": {**score, "answer": "Lisbon", "correct": 13},
             "stages": {"finetune": spent, "evaluate": {"names": 140, "seconds": 6.0}},
         }  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))

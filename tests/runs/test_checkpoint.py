@@ -26,8 +26,8 @@ from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.inference.weights import load_weights
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import pipeline
-from birthplace_lm.training.stage import STAGE_RESULT
 
 OURS = {"format": checkpoint.FORMAT, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
 STATE: dict[str, Any] = {

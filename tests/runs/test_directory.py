@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage import METRICS
 
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
 from birthplace_lm.runs.lock import run_lock
+from birthplace_lm.runs.metrics import METRICS_FILE
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def _try_to_lock(path: Path) -> str:
 def test_overwrite_clears_the_folder(configure: Any, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run", configure()).opened() as run:
         (run.path / "finetune").mkdir()
-        run.write_json("metrics.json", {})
+        METRICS.write(run.path / METRICS_FILE)
         run.end("done")
         assert run.finished
     with RunDirectory(tmp_path / "run", configure("overwrite=true")).opened() as run:

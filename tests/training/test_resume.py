@@ -16,6 +16,7 @@ from tensorboard.summary.writer import event_file_writer
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import stage as stages
 
 HOOKS = (
@@ -117,7 +118,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
 def assert_alike(folder: Path, whole: Path, when: str) -> None:
     assert digest(folder) == digest(whole), when
     assert curves(folder) == curves(whole), when
-    one, other = (json.loads((f / stages.STAGE_RESULT).read_text()) for f in (folder, whole))
+    one, other = (json.loads((f / STAGE_RESULT).read_text()) for f in (folder, whole))
     assert {**one, "seconds": 0} == {**other, "seconds": 0}, when
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"], when
 
@@ -203,7 +204,7 @@ def test_stopped_in_every_hook(
             except Stop:
                 continue
             break
-        fit(config, stage, folder, monkeypatch) if not (folder / stages.STAGE_RESULT).is_file() else None
+        fit(config, stage, folder, monkeypatch) if not (folder / STAGE_RESULT).is_file() else None
         assert_alike(folder, whole, f"stopped in hook {count}, {at}")
 
 

@@ -15,9 +15,9 @@ import yaml
 
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.errors import InputError
-from birthplace_lm.inference.scores import Score
 from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
 from birthplace_lm.runs.lock import is_locked
+from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, Score
 
 NAMES = {"labels.attention": "attention", "labels.pretrain": "pretraining", "labels.data": "data"}
 WITHOUT_INTEREST = {*EXCLUDED_FROM_HASH, *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH), "seed"}
@@ -76,26 +76,26 @@ def find_runs(root: Path) -> list[Run]:
 def _read(folder: Path) -> Run:
     try:
         config = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        status, found = (_json(folder / name) for name in ("status.json", "metrics.json"))
+        status = _json(folder / "status.json")
         state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
         if state == "running" and not is_locked(folder):
             state = "killed"
-        if state != "done" or not found:
+        if state != "done":
             reason = status.get("error") if state == "failed" else _progress(folder)
             return Run(folder, config, plain(state), plain(reason or ""))
-        stages = [(name, stage) for name, stage in found["stages"].items() if "steps" in stage]
+        metrics = RunMetrics.read(folder / METRICS_FILE)
         return Run(
             folder,
             config,
             "done",
-            dev=_score(found["dev"]),
-            holdout=_score(found["holdout"]) if "holdout" in found else None,
-            majority=_score(found["baseline"]),
-            parameters=int(found["parameters"]),
-            loss=next((float(stage["loss"]) for _, stage in reversed(stages) if stage["steps"]), None),
-            characters=sum(int(stage["characters"]) for _, stage in stages),
-            seconds=sum(float(stage["seconds"]) for _, stage in found["stages"].items()),
-            stages=tuple(name for name, stage in stages if stage["steps"]),
+            dev=metrics.dev,
+            holdout=metrics.holdout,
+            majority=metrics.baseline,
+            parameters=metrics.parameters,
+            loss=metrics.loss,
+            characters=metrics.characters,
+            seconds=metrics.training_seconds + metrics.evaluate_seconds,
+            stages=tuple(name for name, stage in metrics.stages.items() if stage.steps),
         )
     except Exception as error:  # of any kind: whatever the files may hold
         return Run(folder, {}, "unreadable", plain(f"{type(error).__name__}: {error}")[:80])
@@ -108,13 +108,6 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} is no mapping")
     return content
-
-
-def _score(found: Mapping[str, Any]) -> Score:
-    score = Score(int(found["correct"]), int(found["total"]))
-    if not 0 <= score.correct <= score.total > 0:
-        raise ValueError(f"{score.correct} of {score.total} cannot be right")
-    return score
 
 
 def _flat(node: Any, key: str = "") -> dict[str, Any]:

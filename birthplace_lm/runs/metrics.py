@@ -1,0 +1,239 @@
+"""metrics.json, the numbers that a finished run leaves, and result.json, those of one stage."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from birthplace_lm.errors import CheckpointError
+from birthplace_lm.runs.atomic_files import atomic_write_text
+
+METRICS_FILE = "metrics.json"  # in a run directory
+STAGE_RESULT = "result.json"  # in the folder of a stage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact match: how many answers of one run, or of several, equal the gold place."""
+
+    correct: int
+    total: int
+
+    @property
+    def exact_match(self) -> float:
+        """A fraction in [0, 1]; 0 if there is nothing to score."""
+        return self.correct / max(1, self.total)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `exact_match`."""
+        z, n, p = 1.959964, self.total, self.exact_match
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.correct}/{self.total} = {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"correct": self.correct, "total": self.total, "exact_match": self.exact_match}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Score":
+        score = cls(_integer(content, "correct"), _integer(content, "total"))
+        if not score.correct <= score.total > 0:
+            raise ValueError(f"{score.correct} correct answers of {score.total} are impossible")
+        return score
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage cost and reached.
+
+    Attributes:
+        characters: read in training, PAD not included.
+        loss: the last training loss, in nats per character; None if the stage took no step.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    characters: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "StageResult":
+        return cls(
+            steps=_integer(content, "steps"),
+            epochs=_integer(content, "epochs"),
+            characters=_integer(content, "characters"),
+            seconds=_number(content, "seconds"),
+            loss=None if content["loss"] is None else _number(content, "loss"),
+        )
+
+    def write(self, path: Path) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        _write(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "StageResult":
+        """Read a result.json.
+
+        Raises:
+            CheckpointError: it is missing or holds something else.
+        """
+        return _read(path, cls.from_dict)
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """The numbers of a finished run.
+
+    Attributes:
+        attention, pretrain, data: the labels of the configuration.
+        data_sha256: of each data file, by the name of the file's key.
+        majority_answer, baseline: the most frequent train answer, and the score of always giving it.
+        questions, evaluate_seconds: how many questions of dev were answered in which time.
+        test, holdout: scores of the splits that not every corpus has.
+    """
+
+    attention: str
+    pretrain: str
+    data: str
+    seed: int
+    data_sha256: Mapping[str, str]
+    weights_sha256: str
+    vocab_size: int
+    parameters: int
+    dev: Score
+    majority_answer: str
+    baseline: Score
+    stages: Mapping[str, StageResult]
+    questions: int
+    evaluate_seconds: float
+    test: Score | None = None
+    holdout: Score | None = None
+
+    @property
+    def characters(self) -> int:
+        """Characters read in all stages."""
+        return sum(stage.characters for stage in self.stages.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of all stages, without the evaluation."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the last stage that took a step."""
+        return next((stage.loss for stage in reversed([*self.stages.values()]) if stage.steps), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        splits = {"dev": self.dev, "test": self.test, "holdout": self.holdout}
+        return {
+            "attention": self.attention,
+            "pretrain": self.pretrain,
+            "data": self.data,
+            "seed": self.seed,
+            "data_sha256": dict(self.data_sha256),
+            "weights_sha256": self.weights_sha256,
+            "vocab_size": self.vocab_size,
+            "parameters": self.parameters,
+            **{name: score.to_dict() for name, score in splits.items() if score is not None},
+            "baseline": {"answer": self.majority_answer, **self.baseline.to_dict()},
+            "stages": {
+                **{name: asdict(result) for name, result in self.stages.items()},
+                "evaluate": {"names": self.questions, "seconds": self.evaluate_seconds},
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "RunMetrics":
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a key is missing, or its value is impossible.
+        """
+        stages = dict(content["stages"])
+        evaluation = stages.pop("evaluate")
+        hashes = content["data_sha256"]
+        return cls(
+            attention=_text(content, "attention"),
+            pretrain=_text(content, "pretrain"),
+            data=_text(content, "data"),
+            seed=_integer(content, "seed"),
+            data_sha256={key: _text(hashes, key) for key in hashes},
+            weights_sha256=_text(content, "weights_sha256"),
+            vocab_size=_integer(content, "vocab_size"),
+            parameters=_integer(content, "parameters"),
+            dev=Score.from_dict(content["dev"]),
+            majority_answer=_text(content["baseline"], "answer"),
+            baseline=Score.from_dict(content["baseline"]),
+            stages={name: StageResult.from_dict(result) for name, result in stages.items()},
+            questions=_integer(evaluation, "names"),
+            evaluate_seconds=_number(evaluation, "seconds"),
+            test=Score.from_dict(content["test"]) if "test" in content else None,
+            holdout=Score.from_dict(content["holdout"]) if "holdout" in content else None,
+        )
+
+    def write(self, path: Path) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        _write(path, self.to_dict())
+
+    @classmethod
+    def read(cls, path: Path) -> "RunMetrics":
+        """Read a metrics.json.
+
+        Raises:
+            CheckpointError: it is missing or holds something else.
+        """
+        return _read(path, cls.from_dict)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _read(path: Path, parse: Callable[[Any], T]) -> T:
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: not written by this version of birthplace_lm: {reason}") from error
+
+
+def _number(content: Mapping[str, Any], key: str) -> float:
+    value = content[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{key} is {value!r:.40}; expected a number from 0")
+    return value
+
+
+def _integer(content: Mapping[str, Any], key: str) -> int:
+    value = _number(content, key)
+    if not isinstance(value, int):
+        raise ValueError(f"{key} is {value!r}; expected an integer")
+    return value
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r:.40}; expected text")
+    return value
