@@ -88,10 +88,9 @@ def digest(folder: Path) -> str:
     """SHA-256 of all that the newest checkpoint holds, but for times and paths."""
     state = checkpoint.load(checkpoint.list_checkpoints(folder)[0])
     ours = {key: value for key, value in state["birthplace_lm"].items() if key in ("stage", "vocab", "data")}
-    for name in [key for key in state["callbacks"] if key.startswith("Meter")]:
-        meter = state["callbacks"][name]
-        del meter["seconds"]
-        meter["points"] = meter["points"][:, :3]  # without the milliseconds
+    curves = state["callbacks"]["training_curves"]
+    del curves["seconds"]
+    curves["points"] = curves["points"][:, :3]  # without the milliseconds
     sha = hashlib.sha256()
     _add(sha, {**state, "birthplace_lm": ours})
     return sha.hexdigest()

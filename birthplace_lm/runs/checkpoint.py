@@ -16,7 +16,7 @@ from torch import Tensor
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text, remove_temp_files, sha256_of
 
-FORMAT = 2  # of what is in a checkpoint; another number is another version's
+FORMAT = 3  # raised whenever the content of a checkpoint changes; no other format is read
 STEP = re.compile(r"step-(\d+)\.ckpt")
 DAMAGED = ".damaged"
 

@@ -192,7 +192,7 @@ class LanguageModelModule(L.LightningModule):
         }
 
     def _log(self, name: str, value: Any, **options: Any) -> None:
-        """For the callbacks; `Meter` writes it down before a checkpoint is saved, Lightning would after."""
+        """Log for callbacks: `TrainingCurves` writes before each checkpoint, Lightning would after it."""
         self.log(f"{self.stage}/{name}", value, logger=False, **options)
 
     def on_validation_start(self) -> None:

@@ -22,7 +22,7 @@ from birthplace_lm.runs.identity import config_hash, hashed_config
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
-from birthplace_lm.training.callbacks.curves import TrainingCurves
+from birthplace_lm.training.callbacks.curves import CURVES_STATE, TrainingCurves
 from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.progress import progress
 from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
@@ -100,7 +100,7 @@ def train_stage(
         folder=folder,
     )
     before = {} if start is None else checkpoint.load(start).get("callbacks", {})
-    meter = TrainingCurves(name, before.get("Meter"))
+    meter = TrainingCurves(name, before.get(CURVES_STATE))
     callbacks = [meter, *_callbacks(name, config, corpus, folder, resume)]
     trainer = _trainer(config, stage, folder, callbacks, resume)
     log.info("%s: %d parameters, %d rows an epoch", name, model.num_parameters, data.train_rows)

@@ -528,7 +528,7 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
         ("another attention", "is of another model: blocks.0.attn.b2 is (127,) there and missing here;"),
         ("another size", "is of another model: blocks.0.attn."),
         ("another vocabulary", "its vocabulary of SYMBOLS is not the SYMBOLS symbols of the corpus"),
-        ("another version", "of another version of birthplace_lm (format 1, this one reads 2)"),
+        ("another version", "of another version of birthplace_lm (format 1, this one reads 3)"),
         ("weights only", "holds weights only; a checkpoint of this project is needed"),
         ("bare weights", "holds no weights"),
     ],

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+CURVES_STATE = "training_curves"
 CURVES = ("loss", "val_loss", "exact_match")  # that are shown over their cost too
 
 
@@ -113,6 +114,11 @@ class TrainingCurves(L.Callback):
         if not trainer.sanity_checking:
             for name in ("val_loss", "exact_match"):
                 self._write_by_cost(trainer, name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
+
+    @property
+    def state_key(self) -> str:
+        """The key of its state in checkpoints, which outlives a renamed class."""
+        return CURVES_STATE
 
     def state_dict(self) -> dict[str, Any]:
         now = time.perf_counter()

@@ -55,6 +55,11 @@ class EMA(L.Callback):
             parameter.copy_(average)
             average.copy_(kept)
 
+    @property
+    def state_key(self) -> str:
+        """The key of its state in checkpoints, which outlives a renamed class."""
+        return "ema"
+
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average, "steps": self._steps}
 
