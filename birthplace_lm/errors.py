@@ -1,8 +1,6 @@
 """The errors a user can cause, each with the exit code that train.py and the commands give for it."""
 
-import difflib
 import signal
-from collections.abc import Sequence
 
 
 class BirthplaceError(Exception):
@@ -55,13 +53,6 @@ class Interrupted(BirthplaceError):
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
         return type(self), (self.number, self.where)  # it comes back from other processes
-
-
-def suggest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Sequence[str] = ()) -> str:
-    """What a misspelt name may have meant: the nearest valid one, and all of them if they are few."""
-    close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
-    listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
-    return f"did you mean {close[0]}? {listed}" if close else listed
 
 
 def _escape(character: str) -> str:

@@ -16,7 +16,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import CONF, compose, resolve_and_validate
+from birthplace_lm.config.compose import compose, resolve_and_validate
+from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora import text_file
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.corpora.qa_files import Questions
@@ -360,9 +361,7 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}.")
 
 
-GROUPS = {
-    folder.name: sorted(f.stem for f in folder.iterdir()) for folder in CONF.iterdir() if folder.is_dir()
-}
+GROUPS = options()
 TARGET_WORDS = """
 os.system torch.load subprocess.Popen builtins.eval pickle.loads lightning.Trainer birthplace_lm null 3 ???
 '' [] birthplace_lm.runs.atomic_files.os.system birthplace_lm.runs.atomic_files.atomic_write_text

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from birthplace_lm.cli import session, sweep
 from birthplace_lm.cli.gpu_slots import claim_gpu
-from birthplace_lm.config.compose import resolve_and_validate, to_input_error
+from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.runs import signals

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from birthplace_lm.config.compose import CONF, compose
+from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.questions import birthplace_question, name_from_question
 from birthplace_lm.data.sequences import Batch
@@ -66,7 +67,7 @@ def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: 
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
-    others = {path.stem for path in (CONF / "attention").glob("*.yaml")} - {config.labels.attention}
+    others = {path.stem for path in (conf_dir() / "attention").glob("*.yaml")} - {config.labels.attention}
     for name in sorted(others):
         sides[name] = BareLoop(compose([*given, f"attention={name}"]), corpus, batches)
     if find_spec("transformers"):
@@ -241,7 +242,7 @@ def _uncached(model: GPT, prompt: list[int]) -> None:
 
 
 def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
-    python, train = sys.executable, str(CONF.parent / "train.py")
+    python, train = sys.executable, str(conf_dir().parent / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         untrained = TrainedModel(build_model(config.model, len(corpus.vocab)), corpus.vocab)

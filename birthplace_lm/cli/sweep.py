@@ -16,7 +16,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.cli import session
-from birthplace_lm.config.compose import resolve_and_validate, to_input_error
+from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.errors import InputError, suggest
+from birthplace_lm.config.messages import suggest
+from birthplace_lm.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
 TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of this name alone

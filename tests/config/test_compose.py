@@ -10,12 +10,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ReadonlyConfigError
 
-from birthplace_lm.config import compose as module
-from birthplace_lm.config.compose import CONF, compose, resolve_and_validate
+from birthplace_lm.config.compose import compose, resolve_and_validate
+from birthplace_lm.config.groups import conf_dir
+from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
 
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+CONF = conf_dir()
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
 COURSE = ["experiment=cs224n_2021", "data.root=DIR"]
 
@@ -194,14 +195,17 @@ INVALID = [  # overrides, how the message begins
     ("labels.attention=../../x", "labels.attention=../../x: must be letters, digits, _ and -, at most 64"),
     ("attention=/vanilla", "labels.attention=/vanilla: must be letters"),
     ("attention=vanilla.yaml", "labels.attention=vanilla.yaml: must be letters"),
-    ("run_dir='~nobody_has_this/x'", "run_dir=~nobody_has_this/x: there is no such home"),
+    (
+        "run_dir='~nobody_has_it/x'",
+        "run_dir=~nobody_has_it/x: cannot expand ~nobody_has_it: unknown user",
+    ),
     ("runs_root='\\${seed}'", "runs_root=${seed}: ${ cannot be part of a value"),
     ("runs_root='a\0b'", "runs_root=a\\x00b: \\x00 cannot be part of a value"),
     ("runs_root='a\u2028b'", "runs_root=a\\u2028b: \\u2028 cannot be part of a value"),
     ("run_dir=", "run_dir=: must not be empty"),
     ("trainer.limit_val_batches=[1]", "trainer.limit_val_batches=[1]: must be a number from 0.0"),
     ("trainer.limit_val_batches=true", "trainer.limit_val_batches=True: must be a number from 0.0"),
-    ("trainer.devices={1:2,a:3}", "trainer.devices={1: 2, 'a': 3}: 1 is no name"),
+    ("trainer.devices={1:2,a:3}", "trainer.devices={1: 2, 'a': 3}: 1 is not a name"),
     ("precision=foo", "trainer.precision=foo: unknown; valid: "),
     ("trainer.accelerator=gqu", "trainer.accelerator=gqu: unknown; did you mean gpu?"),
     ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: unknown; "),
@@ -410,7 +414,7 @@ def test_a_saved_configuration_is_checked_alike() -> None:
 
 
 def test_explain_survives_an_error_without_words() -> None:
-    assert str(module.to_input_error(OmegaConfBaseException())) == "OmegaConfBaseException"
+    assert str(to_input_error(OmegaConfBaseException())) == "OmegaConfBaseException"
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.n_lyer=3"], COURSE])
@@ -418,10 +422,10 @@ def test_composing_is_quick(overrides: list[str]) -> None:
     """A mistake shows before seconds of importing torch and lightning."""
     code = f"""
 import sys
-from birthplace_lm.config.compose import load
+from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
 try:
-    load({overrides!r})
+    compose({overrides!r})
 except InputError:
     pass
 print([name for name in ("torch", "lightning", "torchmetrics", "numpy") if name in sys.modules])

@@ -9,13 +9,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from birthplace_lm.config.compose import CONF, compose
+from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
 
-NAMES = sorted(path.stem for path in (CONF / "attention").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
 BLOCK, SYMBOLS = 128, 30
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
