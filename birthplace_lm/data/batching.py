@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch, index), and the position of a run within them."""
+"""Batches as a pure function of (seed, epoch, index), and the run's position among them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,27 +11,27 @@ from birthplace_lm.data.randomness import generator_for
 from birthplace_lm.data.sequences import PAD_OFFSET, Batch, PieceTable
 from birthplace_lm.data.sources import ExampleSource
 
-Key = tuple[int, int]  # epoch, index of the batch within it
+BatchId = tuple[int, int]  # epoch, index of the batch within it
 
 
 class EpochBatchDataset(Dataset[Batch]):
-    """Batch `index` of epoch `epoch`, as `batches[epoch, index]`.
+    """Map-style dataset of batches: batch `index` of epoch `epoch` is `dataset[epoch, index]`.
 
-    An epoch is planned as a whole: every source draws its rows, which are put in order and cut into batches.
-    The plan depends on the seed and the epoch only, so any worker makes the same batch, in any order, and a
-    resumed run the same as one that was never stopped. Over several processes each takes every `world`-th row
-    of the batch that one process would have made.
+    An epoch is planned at once: every source samples its rows, which are shuffled and split into batches.
+    The plan depends on the seed and the epoch only. Any worker therefore makes the same batch, in any order,
+    and a resumed run makes the batches of an uninterrupted one. With several processes each takes every
+    `world_size`-th row of the batch that a single process would make.
 
     Args:
-        sources: what the rows come from.
-        ids: the characters the rows point into.
+        sources: where the rows come from.
+        ids: the characters that the rows point into.
         batch_size: rows of a batch over all processes.
         pad_id: fills the ends of shorter rows.
-        seed: of the whole run.
-        shuffle: draw a new order every epoch; else the sources one after the other, as they are.
-        length_bucket: batches drawn together and sorted by length, so that rows of a batch are alike and
-            little of it is PAD; 1 leaves the lengths to chance.
-        rank, world: this process and how many there are.
+        seed: of the run.
+        shuffle: new order in every epoch; otherwise one source after the other, in its own order.
+        length_bucket: number of batches that are sampled together and sorted by length, so that the rows of
+            a batch have similar lengths and need little padding; 1 leaves the lengths to chance.
+        rank, world_size: this process and the number of processes.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EpochBatchDataset(Dataset[Batch]):
         shuffle: bool,
         length_bucket: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.sources = sources
         self.ids = ids
@@ -54,26 +54,27 @@ class EpochBatchDataset(Dataset[Batch]):
         self.shuffle = shuffle
         self.length_bucket = length_bucket
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.rows_total = sum(len(source) for source in sources)
         self._planned: tuple[int, PieceTable, list[Tensor]] | None = None
 
     def __len__(self) -> int:
         return -(-self.rows_total // self.batch_size)
 
-    def __getitem__(self, key: Key | int) -> Batch:
-        # Lightning's overfit_batches counts batches instead of asking for keys: those of epoch 0
-        epoch, index = (0, key) if isinstance(key, int) else key
+    def __getitem__(self, batch_id: BatchId | int) -> Batch:
+        # Lightning's overfit_batches replaces our sampler by one that counts: those are batches of epoch 0.
+        epoch, index = (0, batch_id) if isinstance(batch_id, int) else batch_id
         rows, batches = self._plan(epoch)
         return self._batch(rows, batches[index], (epoch, index))
 
-    def fingerprint(self, key: Key) -> str:
-        """SHA-256 of the whole batch, of all processes: two runs that go on alike have the same next one."""
-        rows, batches = self._plan(key[0])
-        inputs, targets = rows[batches[key[1]]].pairs(self.ids, self.pad_id)
-        digest = hashlib.sha256(repr((key, inputs.shape)).encode())
-        for part in (inputs, targets):
-            digest.update(part.contiguous().numpy().tobytes())
+    def fingerprint(self, batch_id: BatchId) -> str:
+        """SHA-256 of a batch over all processes; equal hashes mean that two runs continue with equal data."""
+        epoch, index = batch_id
+        rows, batches = self._plan(epoch)
+        inputs, targets = rows[batches[index]].inputs_and_targets(self.ids, self.pad_id)
+        digest = hashlib.sha256(repr((batch_id, inputs.shape)).encode())
+        for tensor in (inputs, targets):
+            digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _plan(self, epoch: int) -> tuple[PieceTable, list[Tensor]]:
@@ -87,59 +88,57 @@ class EpochBatchDataset(Dataset[Batch]):
         if not self.shuffle:
             return list(torch.arange(len(rows)).split(self.batch_size))
         order = torch.randperm(len(rows), generator=generator)
-        pools = order.split(self.batch_size * self.length_bucket)
-        totals = rows.totals
-        batches = torch.cat([pool[totals[pool].argsort(stable=True)] for pool in pools]).split(
-            self.batch_size
-        )
+        buckets = order.split(self.batch_size * self.length_bucket)
+        by_length = torch.cat([bucket[rows.totals[bucket].argsort(stable=True)] for bucket in buckets])
+        batches = by_length.split(self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-    def _batch(self, rows: PieceTable, chosen: Tensor, key: Key) -> Batch:
-        everyone = rows[chosen]
-        counted = (everyone.totals - everyone.loss_start.clamp(min=1)).sum()
-        pads = everyone.lengths[everyone.starts == PAD_OFFSET].sum()
-        mine = chosen[self.rank :: self.world]
-        filler = len(mine) == 0  # a last batch with fewer rows than processes: look, but learn nothing
-        inputs, targets = rows[chosen[:1] if filler else mine].pairs(self.ids, self.pad_id)
-        if filler:
+    def _batch(self, rows: PieceTable, indices: Tensor, batch_id: BatchId) -> Batch:
+        global_batch = rows[indices]
+        counted = (global_batch.totals - global_batch.loss_start.clamp(min=1)).sum()
+        pads = global_batch.lengths[global_batch.starts == PAD_OFFSET].sum()
+        local = indices[self.rank :: self.world_size]
+        is_empty = len(local) == 0  # a last batch with fewer rows than processes: a row without loss
+        inputs, targets = rows[indices[:1] if is_empty else local].inputs_and_targets(self.ids, self.pad_id)
+        if is_empty:
             targets = torch.full_like(targets, self.pad_id)
         return Batch(
             inputs=inputs,
             targets=targets,
-            key=torch.tensor(key),
-            loss_denominator=counted / self.world,
-            characters=(everyone.totals - 1).sum() - pads,
+            batch_id=torch.tensor(batch_id),
+            loss_denominator=counted / self.world_size,
+            characters=(global_batch.totals - 1).sum() - pads,
         )
 
 
 class DataCursor:
-    """The next batch to train on."""
+    """Position of a run in its training data: the next batch to train on."""
 
     def __init__(self) -> None:
         self.epoch = 0
         self.index = 0
 
-    def advance(self, key: Key, length: int) -> None:
-        """Batch `key` of an epoch of `length` batches is being trained on: go on to the one after it."""
-        epoch, index = key
-        self.epoch, self.index = (epoch, index + 1) if index + 1 < length else (epoch + 1, 0)
+    def advance(self, batch_id: BatchId, epoch_length: int) -> None:
+        """Moves to the batch after `batch_id`, where an epoch has `epoch_length` batches."""
+        epoch, index = batch_id
+        self.epoch, self.index = (epoch, index + 1) if index + 1 < epoch_length else (epoch + 1, 0)
 
 
-class ResumableBatchSampler(Sampler[Key]):
-    """The keys of the epoch that `position` points into, from there to its end.
+class ResumableBatchSampler(Sampler[BatchId]):
+    """Batch ids of the cursor's epoch, from the cursor to the end of the epoch.
 
     Args:
-        length: batches of an epoch.
-        position: the next batch to train on; shared with who moves it on.
+        epoch_length: batches of an epoch.
+        cursor: the next batch to train on; the data module advances it.
     """
 
-    def __init__(self, length: int, position: DataCursor) -> None:
-        self.length = length
-        self.position = position
+    def __init__(self, epoch_length: int, cursor: DataCursor) -> None:
+        self.epoch_length = epoch_length
+        self.cursor = cursor
 
     def __len__(self) -> int:
-        return self.length
+        return self.epoch_length
 
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.position.epoch
-        yield from ((epoch, index) for index in range(self.position.index, self.length))
+    def __iter__(self) -> Iterator[BatchId]:
+        epoch = self.cursor.epoch
+        yield from ((epoch, index) for index in range(self.cursor.index, self.epoch_length))

@@ -1,12 +1,11 @@
-"""LightningDataModules of the two datasets."""
+"""LightningDataModules: span corruption for pretraining, question answering for finetuning."""
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -18,28 +17,28 @@ from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, Resumable
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.data.masking.spans import SpanSampler
-from birthplace_lm.data.question_answering import QuestionAnswering, ascii_only
+from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
 from birthplace_lm.data.questions import name_from_question
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.errors import CheckpointError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
-LEAST_SHARE = 16  # characters of the block for each of several masks_per_row
+MIN_BLOCK_PER_MASK = 16  # characters of the block for each of several masks
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How a stage cuts its rows into batches.
+    """How a stage splits its rows into batches.
 
     Attributes:
         batch_size: rows per process and step.
         num_workers: processes that make batches; they change the speed, never a batch.
         seed: of the run.
-        shuffle: draw a new order every epoch.
-        length_bucket: batches drawn together and sorted by length; see `EpochBatchDataset`.
+        shuffle: new order in every epoch.
+        length_bucket: batches sampled together and sorted by length; see `EpochBatchDataset`.
     """
 
     batch_size: int
@@ -50,11 +49,10 @@ class LoaderConfig:
 
 
 class BatchDataModule(L.LightningDataModule):
-    """Serves a stage: training batches, held-out batches for the loss, and questions to answer.
+    """Data of a stage: training batches, held-out batches for the loss, and questions to answer.
 
-    The position within the training data is part of its state, with a hash of the next batch: a checkpoint
-    resumes with that very batch or not at all.
-    A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`.
+    Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
+    that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`.
     """
 
     ids: Tensor
@@ -66,8 +64,8 @@ class BatchDataModule(L.LightningDataModule):
         self.pad_id = corpus.vocab.pad_id
         self.questions = corpus.holdout or corpus.dev.rows
         self.loading = loading
-        self.position = DataCursor()
-        self._expected: str | None = None  # the next batch, according to the checkpoint
+        self.cursor = DataCursor()
+        self._expected_fingerprint: str | None = None  # of the next batch, from the checkpoint
 
     @property
     def train_rows(self) -> int:
@@ -75,110 +73,109 @@ class BatchDataModule(L.LightningDataModule):
         return sum(len(source) for source in self.train_sources)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The rest of the epoch that `position` is in.
+        """The rest of the epoch that the cursor is in.
 
         Raises:
-            CheckpointError: its next batch is not the one that the checkpoint had before it.
+            CheckpointError: the next batch is not the one that followed the checkpoint.
         """
-        self.train_batches = self._batches(self.train_sources, self.loading.seed, self.loading.shuffle)
-        if self._expected not in (None, self._next_batch()):
+        self.train_batches = self._dataset(self.train_sources, self.loading.seed, self.loading.shuffle)
+        if self._expected_fingerprint not in (None, self._next_fingerprint()):
             raise CheckpointError(
-                f"resume: batch {self.position.index} of epoch {self.position.epoch} was not the next one"
-                " when the checkpoint was saved: the number of processes, the versions or the code differ"
+                f"resume: batch {self.cursor.index} of epoch {self.cursor.epoch} is not the batch that"
+                " followed the checkpoint: the number of processes, the versions or the code differ"
             )
-        keys = ResumableBatchSampler(self._epoch_batches, self.position)
-        return self._loader(self.train_batches, sampler=keys)
+        sampler = ResumableBatchSampler(self._epoch_length, self.cursor)
+        return self._loader(self.train_batches, sampler, self.loading.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The same few batches every time, for the loss; and all questions, for exact match."""
-        batches = self._batches(self.validation_sources, seed=-1, shuffle=True)
-        keys = [(0, index) for index in range(min(VALIDATION_BATCHES, len(batches)))]
-        mine = self.questions[self._rank :: self._world]
+        dataset = self._dataset(self.validation_sources, seed=-1, shuffle=True)
+        batch_ids = [(0, index) for index in range(min(VALIDATION_BATCHES, len(dataset)))]
         questions: Any = DataLoader(
-            mine,  # type: ignore[arg-type]
+            self.questions[self._rank :: self._world_size],  # type: ignore[arg-type]
             batch_size=QUESTIONS_PER_BATCH,
             collate_fn=_as_strings,
             generator=torch.Generator(),  # see `_loader`
         )
-        return [self._loader(batches, sampler=keys, num_workers=0), questions]
+        return [self._loader(dataset, batch_ids, num_workers=0), questions]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
-            epoch, index = batch["key"].tolist()
-            self.position.advance((epoch, index), self._epoch_batches)
+            epoch, index = batch["batch_id"].tolist()
+            self.cursor.advance((epoch, index), self._epoch_length)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        position = {"epoch": self.position.epoch, "index": self.position.index}
-        return {**position, "next_batch": self._next_batch()}
+        return {
+            "epoch": self.cursor.epoch,
+            "index": self.cursor.index,
+            "next_batch": self._next_fingerprint(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.position.epoch, self.position.index = state_dict["epoch"], state_dict["index"]
-        self._expected = state_dict["next_batch"]
+        self.cursor.epoch, self.cursor.index = state_dict["epoch"], state_dict["index"]
+        self._expected_fingerprint = state_dict["next_batch"]
 
-    def _next_batch(self) -> str:
-        return self.train_batches.fingerprint((self.position.epoch, self.position.index))
+    def _next_fingerprint(self) -> str:
+        return self.train_batches.fingerprint((self.cursor.epoch, self.cursor.index))
 
     @property
-    def _epoch_batches(self) -> int:
-        """Batches of an epoch: its first ones, where the trainer limits them to a number or a share."""
-        whole = len(self.train_batches)
+    def _epoch_length(self) -> int:
+        """Batches of an epoch, where `limit_train_batches` may be a number or a fraction of them."""
+        batches = len(self.train_batches)
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches or 1.0
-        return min(whole, limit) if isinstance(limit, int) else max(1, int(whole * limit))
+        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
     @property
-    def _world(self) -> int:
+    def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
-    def _batches(self, sources: Sequence[ExampleSource], seed: int, shuffle: bool) -> EpochBatchDataset:
+    def _dataset(self, sources: Sequence[ExampleSource], seed: int, shuffle: bool) -> EpochBatchDataset:
         return EpochBatchDataset(
             sources,
             self.ids,
-            self.loading.batch_size * self._world,
+            self.loading.batch_size * self._world_size,
             self.pad_id,
             seed,
             shuffle,
             self.loading.length_bucket,
             self._rank,
-            self._world,
+            self._world_size,
         )
 
-    def _loader(
-        self, batches: EpochBatchDataset, sampler: Any, num_workers: int | None = None
-    ) -> DataLoader[Any]:
-        workers = self.loading.num_workers if num_workers is None else num_workers
+    def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:
         return DataLoader(
-            batches,
+            dataset,
             batch_size=None,
             sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            # Else making an iterator would draw from the global stream, and a resumed run makes one more.
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            # Otherwise an iterator would use the global random state, and a resumed run makes one more.
             generator=torch.Generator(),
-            worker_init_fn=partial(_begin_worker, os.getpid()),
+            worker_init_fn=_init_worker,
         )
 
 
 class SpanCorruptionDataModule(BatchDataModule):
-    """Pretraining: a corrupted row per document, and some of the train questions among them.
+    """Pretraining data: one corrupted row per document, mixed with some of the train questions.
 
-    Held out is a corruption that training never draws; the documents are the same, since every person has to
-    be read about.
+    Validation has the same documents with spans that training never samples: the model must read about every
+    person, so no document is held out.
 
     Args:
-        spans: factory of the span chooser, called with `documents`, `people` and `places` of the train
+        spans: factory of the span sampler, called with `documents`, `people` and `places` of the train
             questions, and `block_size`.
         closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
             the block.
-        question_fraction: share of the train questions that is mixed into every epoch, drawn anew each time.
-        min_shift, max_shift: of the documents, see `LeftPadded`; questions stay where they will be asked.
+        question_fraction: fraction of the train questions in an epoch, sampled anew in every epoch.
+        min_shift, max_shift: of the documents, see `LeftPadded`; questions are not shifted.
 
     Raises:
-        InputError: `question_fraction` or `masks_per_row` is out of range.
+        ValueError: an argument is out of range; the message begins with its name.
     """
 
     def __init__(
@@ -196,8 +193,12 @@ class SpanCorruptionDataModule(BatchDataModule):
     ) -> None:
         super().__init__(corpus, loading)
         if not 0 <= question_fraction <= 1:
-            raise InputError(
-                f"stages.pretrain.dataset.question_fraction={question_fraction}: must be from 0 to 1"
+            raise ValueError(f"question_fraction={question_fraction}: must be from 0 to 1")
+        span_block = block_size // max(masks_per_row, 1)
+        if masks_per_row > 1 and span_block < MIN_BLOCK_PER_MASK:
+            raise ValueError(
+                f"masks_per_row={masks_per_row}: a block of {block_size} characters has room for"
+                f" {max(1, block_size // MIN_BLOCK_PER_MASK)}"
             )
         documents, train = corpus.documents.lines, corpus.train.rows
         places = [row.place or "" for row in train]
@@ -205,22 +206,19 @@ class SpanCorruptionDataModule(BatchDataModule):
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
         people = [name_from_question(row.question) for row in train]
-        share = block_size // max(masks_per_row, 1)
-        if masks_per_row > 1 and share < LEAST_SHARE:
-            raise InputError(
-                f"stages.pretrain.dataset.masks_per_row={masks_per_row}: a block of {block_size} characters"
-                f" has room for {max(1, block_size // LEAST_SHARE)}"
-            )
-        chooser = spans(documents=documents, people=people, places=places, block_size=share)
-        corruption = SpanCorruption(pieces[0], chooser, closing_mask, loss_on, masks_per_row)
-        asked = Subsample(QuestionAnswering(pieces[1], pieces[2]), round(question_fraction * len(train)))
+        try:
+            sampler = spans(documents=documents, people=people, places=places, block_size=span_block)
+        except ValueError as error:
+            raise ValueError(f"spans.{error}") from error
+        corruption = SpanCorruption(pieces[0], sampler, closing_mask, loss_on, masks_per_row)
         shifted = LeftPadded(corruption, min_shift, max_shift, block_size)
-        self.train_sources = [shifted, asked] if len(asked) else [shifted]
+        questions = Subsample(QuestionAnswering(*pieces[1:]), round(question_fraction * len(train)))
+        self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [corruption]
 
 
 class QuestionAnsweringDataModule(BatchDataModule):
-    """Finetuning: the train questions with their places. Held out are those of dev.
+    """Finetuning data: the train questions with their places. Validation has those of dev.
 
     Args:
         ascii_only: drop the non-ASCII characters of the train questions, as the 2021 code does.
@@ -229,7 +227,8 @@ class QuestionAnsweringDataModule(BatchDataModule):
     def __init__(self, corpus: Corpus, loading: LoaderConfig, block_size: int, ascii_only: bool) -> None:
         super().__init__(corpus, loading)
         train, held_out = corpus.train.rows, self.questions
-        strings = [_asked(row, ascii_only) for row in train] + [row.question for row in held_out]
+        strings = [without_non_ascii(row.question) if ascii_only else row.question for row in train]
+        strings += [row.question for row in held_out]
         strings += [row.place or "" for row in (*train, *held_out)]
         text = EncodedText.encode(strings, corpus.vocab)
         sizes = [len(train), len(held_out)]
@@ -239,24 +238,21 @@ class QuestionAnsweringDataModule(BatchDataModule):
         self.validation_sources = [QuestionAnswering(held_out_questions, held_out_places)]
 
 
-def _begin_worker(parent: int, worker: int) -> None:
-    """Let a worker end when the process it works for has, and no sooner.
+def _init_worker(worker_id: int) -> None:
+    """Ends a worker when its training process ends, and not before.
 
-    A SIGTERM for all processes of a job would end torch's workers before the last step is saved; and torch
-    does not notice a parent that is killed while the worker starts, which then stays for ever.
+    A SIGTERM to all processes of a job would end torch's workers before the last step is saved, so workers
+    ignore it. torch does not notice a training process that is killed while the worker starts. The pid of
+    the parent does not help: with the start method forkserver it is that of the server.
     """
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    def exit_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _asked(row: Question, only_ascii: bool) -> str:
-    return ascii_only(row.question) if only_ascii else row.question
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Name to birthplace: `question MASK place MASK`, with loss on what follows the question."""
+"""Question answering: `question MASK place MASK`, with loss on everything after the question."""
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ class QuestionAnswering:
         inputs      Where was Ada Bo born?_Rome
         targets     ....................._Rome_      (.: no loss)
 
-    The loss starts with the first MASK, so the model also learns that an answer follows a question mark, and
-    ends with the second, which stops the answer.
+    The loss starts at the first MASK, so that the model also learns that an answer follows a question mark.
+    It ends at the second, which ends the answer.
 
     Args:
-        questions, places: (N, 2) start and length of every question and its place in the text.
+        questions, places: (N, 2) start and length in the text, of every question and of its place.
     """
 
     def __init__(self, questions: Tensor, places: Tensor) -> None:
@@ -31,10 +31,10 @@ class QuestionAnswering:
         return len(self._rows)
 
     def rows(self, generator: torch.Generator) -> PieceTable:
-        """The rows of one epoch; nothing is drawn."""
+        """The rows of one epoch; nothing is random."""
         return self._rows
 
 
-def ascii_only(question: str) -> str:
-    """A question as the 2021 code trains on it: without its non-ASCII characters."""
+def without_non_ascii(question: str) -> str:
+    """A question without its non-ASCII characters, as the 2021 code trains on it."""
     return question.encode("ascii", "ignore").decode()

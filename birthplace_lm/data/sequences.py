@@ -1,4 +1,4 @@
-"""Training sequences as pieces of one tensor of characters, so that a batch is a few tensor operations."""
+"""Training sequences as pieces of one tensor of ids, so that building a batch is a few tensor operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,37 +10,38 @@ from torch import Tensor
 from birthplace_lm.data.vocab import CharVocab
 
 MAX_SHIFT = 64
-PAD_OFFSET, MASK_OFFSET = 0, MAX_SHIFT  # where a `EncodedText` holds them
+PAD_OFFSET, MASK_OFFSET = 0, MAX_SHIFT  # where the ids of an `EncodedText` hold PADs and a MASK
 
 
 class Batch(TypedDict):
-    """What a training step gets.
+    """Input of a training step.
 
     Attributes:
         inputs: (B, T) ids, PAD after each row's end.
-        targets: (B, T) ids of the following character; PAD where the loss does not look.
-        key: (2,) epoch and index of the batch.
-        loss_denominator: how many targets count in the batch over all processes, divided by their number:
-            what the summed loss of one process is divided by, so that the mean over processes is exact.
-        characters: of all rows, over all processes; PADs, and the last of each row, do not count.
+        targets: (B, T) ids of the next character; PAD where there is no loss.
+        batch_id: (2,) epoch and index of the batch.
+        loss_denominator: number of targets with loss in the batch of all processes, divided by the number of
+            processes. Each process divides its summed loss by it, so that the mean over processes is exact.
+        characters: number of characters over all rows and processes, without PADs and without the last
+            character of each row.
     """
 
     inputs: Tensor
     targets: Tensor
-    key: Tensor
+    batch_id: Tensor
     loss_denominator: Tensor
     characters: Tensor
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Many strings in one tensor; `pieces` (N, 2) holds where each begins and how long it is.
+    """Many strings in one tensor of ids; `pieces` (N, 2) holds the start and the length of each.
 
-    >>> text = Text.encode(["Ada", "Bo"], CharVocab.from_text("AdaBo"))
+    >>> text = EncodedText.encode(["Ada", "Bo"], CharVocab.from_text("AdaBo"))
     >>> text.pieces.tolist()
     [[65, 3], [68, 2]]
 
-    The first ids are `MAX_SHIFT` times PAD and then MASK, so that a piece of a sequence can also be those.
+    The first ids are `MAX_SHIFT` PADs and one MASK, so that a piece of a sequence can also be PADs or a MASK.
     """
 
     ids: Tensor
@@ -48,7 +49,11 @@ class EncodedText:
 
     @classmethod
     def encode(cls, strings: Sequence[str], vocab: CharVocab) -> "EncodedText":
-        """Encode every string; raises InputError for a character outside the vocabulary."""
+        """Encodes every string.
+
+        Raises:
+            InputError: a character is not in the vocabulary.
+        """
         ids = [vocab.pad_id] * MAX_SHIFT + [vocab.mask_id]
         pieces = []
         for string in strings:
@@ -60,11 +65,11 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class PieceTable:
-    """R sequences, each the concatenation of K pieces of one tensor of characters.
+    """R sequences, each the concatenation of K pieces of one tensor of ids.
 
     Attributes:
-        starts, lengths: (R, K) where each piece begins and how long it is; 0 leaves it out.
-        loss_start: (R,) the first character of the sequence that has to be predicted.
+        starts, lengths: (R, K) start and length of each piece; a piece of length 0 is left out.
+        loss_start: (R,) the first character of each sequence that is predicted.
     """
 
     starts: Tensor
@@ -74,21 +79,21 @@ class PieceTable:
     def __len__(self) -> int:
         return len(self.loss_start)
 
-    def __getitem__(self, which: Tensor) -> "PieceTable":
-        return PieceTable(self.starts[which], self.lengths[which], self.loss_start[which])
+    def __getitem__(self, rows: Tensor) -> "PieceTable":
+        return PieceTable(self.starts[rows], self.lengths[rows], self.loss_start[rows])
 
     @staticmethod
-    def stack(parts: Sequence["PieceTable"]) -> "PieceTable":
-        """All rows of all parts; parts with fewer pieces get empty ones."""
-        pieces = max(part.starts.shape[1] for part in parts)
+    def stack(tables: Sequence["PieceTable"]) -> "PieceTable":
+        """Concatenates the rows of all tables; rows with fewer pieces get empty ones."""
+        pieces = max(table.starts.shape[1] for table in tables)
 
         def widen(x: Tensor) -> Tensor:
             return torch.nn.functional.pad(x, (0, pieces - x.shape[1]))
 
         return PieceTable(
-            torch.cat([widen(part.starts) for part in parts]),
-            torch.cat([widen(part.lengths) for part in parts]),
-            torch.cat([part.loss_start for part in parts]),
+            torch.cat([widen(table.starts) for table in tables]),
+            torch.cat([widen(table.lengths) for table in tables]),
+            torch.cat([table.loss_start for table in tables]),
         )
 
     @property
@@ -97,19 +102,19 @@ class PieceTable:
         return self.lengths.sum(1)
 
     def characters(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The sequences, cut to the longest: ids (R, L), and where a row has ended, (R, L) bool."""
+        """Ids (R, L), L being the longest sequence, and a bool mask (R, L) of positions past the end."""
         ends = self.lengths.cumsum(1)  # (R, K)
         totals = ends[:, -1]
         position = torch.arange(int(totals.max())).expand(len(self), -1).contiguous()  # (R, L)
         piece = torch.searchsorted(ends, position, right=True).clamp(max=ends.shape[1] - 1)
-        source = self.starts.gather(1, piece) + position - (ends - self.lengths).gather(1, piece)
-        over = position >= totals[:, None]
-        return ids[source.masked_fill(over, 0)], over
+        offset = self.starts.gather(1, piece) + position - (ends - self.lengths).gather(1, piece)
+        past_end = position >= totals[:, None]
+        return ids[offset.masked_fill(past_end, 0)], past_end
 
-    def pairs(self, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (R, L - 1): all but the last character, all but the first."""
-        characters, over = self.characters(ids)
-        characters = characters.masked_fill(over, pad_id)
+    def inputs_and_targets(self, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (R, L - 1): all characters but the last, and all but the first."""
+        characters, past_end = self.characters(ids)
+        characters = characters.masked_fill(past_end, pad_id)
         position = torch.arange(characters.shape[1])
         targets = characters.masked_fill(position < self.loss_start[:, None], pad_id)
         return characters[:, :-1], targets[:, 1:]

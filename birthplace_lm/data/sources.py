@@ -1,4 +1,4 @@
-"""Where the rows of an epoch come from, and what can be done to any of them."""
+"""Example sources: where the rows of an epoch come from, and wrappers that change them."""
 
 from typing import Protocol
 
@@ -6,21 +6,20 @@ import torch
 
 from birthplace_lm.data.randomness import randint_below
 from birthplace_lm.data.sequences import MAX_SHIFT, PAD_OFFSET, PieceTable
-from birthplace_lm.errors import InputError
 
 
 class ExampleSource(Protocol):
-    """Makes the rows of an epoch; always as many."""
+    """Makes the rows of an epoch; every epoch has the same number of rows."""
 
     def __len__(self) -> int: ...
 
     def rows(self, generator: torch.Generator) -> PieceTable:
-        """The rows of one epoch; what is random about them comes from the generator."""
+        """The rows of one epoch; the generator is the only source of randomness."""
         ...
 
 
 class Subsample:
-    """So many rows of another source, drawn anew in every epoch."""
+    """A random subset of another source, of `count` rows, sampled anew in every epoch."""
 
     def __init__(self, source: ExampleSource, count: int) -> None:
         self.source = source
@@ -35,29 +34,30 @@ class Subsample:
 
 
 class LeftPadded:
-    """The rows of another source, each pushed to the right by a random number of PADs.
+    """The rows of another source, each shifted to the right by a random number of PADs.
 
-    A name stands at the beginning of a document and after ten characters of a question. A model with a table
-    of positions learns the two apart, and cannot answer about whom it has only read; shifted, it cannot.
+    A name is at the beginning of a document, but after ten characters of a question. A model with learned
+    positions treats the two as different, and cannot answer about people it has only read about. Shifted
+    documents remove that difference.
 
     Args:
         source: whose rows to shift.
-        least, most: how many PADs, 0 to 64, as far as the row leaves room in the block.
+        min_shift, max_shift: number of PADs, 0 to 64, limited by the room that the row leaves in the block.
         block_size: characters of the longest row.
 
     Raises:
-        InputError: `least` or `most` is out of range.
+        ValueError: `min_shift` or `max_shift` is out of range.
     """
 
-    def __init__(self, source: ExampleSource, least: int, most: int, block_size: int) -> None:
-        if not 0 <= least <= most <= MAX_SHIFT:
-            raise InputError(
-                f"stages.pretrain.dataset.max_shift={most}: must be from min_shift={least} to {MAX_SHIFT},"
-                " and that not below 0"
+    def __init__(self, source: ExampleSource, min_shift: int, max_shift: int, block_size: int) -> None:
+        if not 0 <= min_shift <= max_shift <= MAX_SHIFT:
+            raise ValueError(
+                f"max_shift={max_shift}: must be from min_shift={min_shift} to {MAX_SHIFT},"
+                " and min_shift must not be negative"
             )
         self.source = source
-        self.least = least
-        self.most = most
+        self.min_shift = min_shift
+        self.max_shift = max_shift
         self.block_size = block_size
 
     def __len__(self) -> int:
@@ -66,8 +66,8 @@ class LeftPadded:
     def rows(self, generator: torch.Generator) -> PieceTable:
         rows = self.source.rows(generator)
         room = (self.block_size - rows.totals).clamp(min=0)
-        least, most = room.clamp(max=self.least), room.clamp(max=self.most)
-        pads = (least + randint_below(most - least + 1, generator))[:, None]
+        low, high = room.clamp(max=self.min_shift), room.clamp(max=self.max_shift)
+        pads = (low + randint_below(high - low + 1, generator))[:, None]
         return PieceTable(
             starts=torch.cat((torch.full_like(pads, PAD_OFFSET), rows.starts), dim=1),
             lengths=torch.cat((pads, rows.lengths), dim=1),

@@ -5,11 +5,10 @@ from torch import Tensor
 
 from birthplace_lm.data.masking.spans import Spans, SpanSampler
 from birthplace_lm.data.sequences import MASK_OFFSET, PieceTable
-from birthplace_lm.errors import InputError
 
 
 class SpanCorruption:
-    """One row per document, with a span drawn anew in every epoch.
+    """One row per document, with a new random span in every epoch.
 
     With MASK written as _, the document "Ada Bo. Ada Bo was born in Rome ." and the span "Rome" become
 
@@ -18,63 +17,67 @@ class SpanCorruption:
         targets     da Bo. Ada Bo was born in _ ._Rome      (loss on all of them)
 
     With several masks per row the sequence continues with other spans of the document, without its title:
-    "1900" adds `in _ ,_1900_` where its surroundings are shown, else `__1900_`.
+    "1900" adds `in _ ,_1900_` where its context is shown, otherwise `__1900_`.
 
     Args:
         documents: (N, 2) start and length of every document in the text.
-        spans: draws what is masked and what is shown.
-        closing_mask: end with one more MASK, as answers do.
-        loss_on: "all" characters, or the masked "span": all that follows the second MASK.
-        masks_per_row: spans of a row; a later one that overlaps an earlier is left out.
+        spans: samples what is masked and what is shown.
+        closing_mask: end the row with one more MASK, as answers do.
+        loss_on: "all" characters, or the masked "span": everything after the second MASK.
+        masks_per_row: spans of a row; a later one that overlaps an earlier one is left out.
 
     Raises:
-        InputError: `loss_on` is neither, or `masks_per_row` is not possible.
+        ValueError: `loss_on` or `masks_per_row` is not possible.
     """
 
     def __init__(
         self, documents: Tensor, spans: SpanSampler, closing_mask: bool, loss_on: str, masks_per_row: int = 1
     ) -> None:
         if loss_on not in ("all", "span"):
-            raise InputError(f"stages.pretrain.dataset.loss_on={loss_on}: must be all or span")
+            raise ValueError(f"loss_on={loss_on}: must be all or span")
         if masks_per_row < 1:
-            raise InputError(f"stages.pretrain.dataset.masks_per_row={masks_per_row}: must be 1 or more")
+            raise ValueError(f"masks_per_row={masks_per_row}: must be 1 or more")
         if masks_per_row > 1 and not closing_mask:
-            raise InputError(
-                f"stages.pretrain.dataset.masks_per_row={masks_per_row}: needs"
-                " stages.pretrain.dataset.closing_mask=true, to tell where a span ends"
+            raise ValueError(
+                f"masks_per_row={masks_per_row}: needs closing_mask=true, which marks the end of a span"
             )
-        self.first = documents[:, 0]
+        self.document_starts = documents[:, 0]
         self.spans = spans
         self.closing_mask = closing_mask
         self.loss_on = loss_on
         self.masks_per_row = masks_per_row
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.document_starts)
 
     def rows(self, generator: torch.Generator) -> PieceTable:
         """The rows of one epoch."""
-        drawn = [self.spans.draw(generator, rank) for rank in range(self.masks_per_row)]
-        parts = []
-        for rank, span in enumerate(drawn):
-            overlaps = [(span.start < other.end) & (other.start < span.end) for other in drawn[:rank]]
+        spans = [self.spans.sample(generator, index) for index in range(self.masks_per_row)]
+        tables = []
+        for index, span in enumerate(spans):
+            overlaps = [(span.start < other.end) & (other.start < span.end) for other in spans[:index]]
             starts, lengths = self._pieces(span)
             if overlaps:
                 lengths = lengths * ~torch.stack(overlaps).any(0)[:, None]
-                lengths[:, 0] = 0  # the title stands in front already
-            parts.append((starts, lengths))
-        first = parts[0][1]
+                lengths[:, 0] = 0  # only the first span of a row has the title in front
+            tables.append((starts, lengths))
+        first_lengths = tables[0][1]
         return PieceTable(
-            starts=torch.cat([starts for starts, _ in parts], dim=1) + self.first[:, None],
-            lengths=torch.cat([lengths for _, lengths in parts], dim=1),
-            loss_start=first[:, :5].sum(1) if self.loss_on == "span" else torch.zeros_like(self.first),
+            starts=torch.cat([starts for starts, _ in tables], dim=1) + self.document_starts[:, None],
+            lengths=torch.cat([lengths for _, lengths in tables], dim=1),
+            loss_start=(
+                first_lengths[:, :5].sum(1)
+                if self.loss_on == "span"
+                else torch.zeros_like(self.document_starts)
+            ),
         )
 
     def _pieces(self, span: Spans) -> tuple[Tensor, Tensor]:
-        """(N, 7) where each piece begins within the document, and how long it is."""
-        head, left, start, end, right = span
-        zero = torch.zeros_like(start)
-        mask, one = torch.full_like(start, MASK_OFFSET) - self.first, torch.ones_like(start)
-        starts = (zero, left, mask, end, mask, start, mask)
-        lengths = (head, start - left, one, right - end, one, end - start, one * int(self.closing_mask))
+        """(N, 7) start within the document and length of title, prefix, MASK, suffix, MASK, span, MASK."""
+        title_end, context_start, start, end, context_end = span
+        zero, one = torch.zeros_like(start), torch.ones_like(start)
+        mask = torch.full_like(start, MASK_OFFSET) - self.document_starts
+        starts = (zero, context_start, mask, end, mask, start, mask)
+        prefix, suffix = start - context_start, context_end - end
+        lengths = (title_end, prefix, one, suffix, one, end - start, one * int(self.closing_mask))
         return torch.stack(starts, dim=1), torch.stack(lengths, dim=1)

@@ -106,7 +106,7 @@ class LanguageModelModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from the global stream: every batch gets its own, so a resumed run draws the same.
-        key = (self.seed, self.stage, self.global_rank, batch["key"].tolist())
+        key = (self.seed, self.stage, self.global_rank, batch["batch_id"].tolist())
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class LanguageModelModule(L.LightningModule):
         """What a step that was left out was made of; every example with its own loss, in nats."""
         examples = []
         for batch in window:
-            epoch, index = batch["key"].tolist()
+            epoch, index = batch["batch_id"].tolist()
             for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
                 loss = float(self.model.loss(inputs[None], targets[None], self.vocab.pad_id, reduction="sum"))
                 text = self.vocab.decode(inputs.tolist()).rstrip(self.vocab.pad)

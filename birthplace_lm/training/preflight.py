@@ -26,9 +26,13 @@ def build_datamodule(config: DictConfig, stage: DictConfig, corpus: Corpus) -> B
     loading = LoaderConfig(
         stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.length_bucket
     )
-    data: BatchDataModule = instantiate(stage.dataset)(
-        corpus=corpus, loading=loading, block_size=config.model.block_size
-    )
+    try:
+        data: BatchDataModule = instantiate(stage.dataset)(
+            corpus=corpus, loading=loading, block_size=config.model.block_size
+        )
+    except ValueError as error:  # the message begins with the name of the argument
+        name = next(name for name, other in config.stages.items() if other is stage)
+        raise InputError(f"stages.{name}.dataset.{error}") from error
     return data
 
 

@@ -37,13 +37,15 @@ def batches(
     shuffle: bool = True,
     pool: int = 4,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     plain: bool = False,
 ) -> EpochBatchDataset:
     corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all")
     mixed = [LeftPadded(corruption, 2, 5, 64), corruption, Subsample(PLAIN, 10)]
     sources: list[Any] = [PLAIN] if plain else mixed
-    return EpochBatchDataset(sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world)
+    return EpochBatchDataset(
+        sources, TEXT.ids, batch_size, VOCAB.pad_id, seed, shuffle, pool, rank, world_size
+    )
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -68,7 +70,7 @@ def test_a_batch_depends_on_seed_epoch_and_index_alone(shuffle: bool) -> None:
     for key in (list(wanted)[i] for i in order * 2):
         torch.rand(1)  # whatever the global stream does
         assert same(other[key], wanted[key])
-        assert tuple(other[key]["key"].tolist()) == key
+        assert tuple(other[key]["batch_id"].tolist()) == key
     with pytest.raises(IndexError):
         other[0, len(other)]
 
@@ -117,9 +119,9 @@ def test_a_pool_saves_pads_and_keeps_the_rows() -> None:
     assert padding(1) > 1.2 * padding(2) > 1.2 * padding(3)
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("world_size", [2, 3, 5])
 @pytest.mark.parametrize("batch_size", [9, 19])
-def test_processes_share_the_batch_of_one(world: int, batch_size: int) -> None:
+def test_processes_share_the_batch_of_one(world_size: int, batch_size: int) -> None:
     """Their rows are those of one process; the gradient that DDP averages is that of one process.
 
     The toy loss scores a pair of characters by a table, so that it depends on every input and target.
@@ -135,22 +137,25 @@ def test_processes_share_the_batch_of_one(world: int, batch_size: int) -> None:
     fillers = 0
     single = batches(batch_size)
     for epoch in range(2):
-        shares = [epoch_of(batches(batch_size, rank=rank, world=world), epoch) for rank in range(world)]
+        shares = [
+            epoch_of(batches(batch_size, rank=rank, world_size=world_size), epoch)
+            for rank in range(world_size)
+        ]
         for index, shared in enumerate(zip(*shares, strict=True)):
             whole = single[epoch, index]
             learning = [batch for batch in shared if (batch["targets"] != VOCAB.pad_id).any()]
-            fillers += world - len(learning)
+            fillers += world_size - len(learning)
             rows = Counter(row for batch in learning for row in pairs(batch))
             assert rows == Counter(pairs(whole))
             count = (whole["targets"] != VOCAB.pad_id).sum()
             for batch in shared:
-                assert batch["key"].tolist() == [epoch, index]
+                assert batch["batch_id"].tolist() == [epoch, index]
                 assert batch["characters"] == whole["characters"]
-                assert batch["loss_denominator"] * world == pytest.approx(int(count))
+                assert batch["loss_denominator"] * world_size == pytest.approx(int(count))
                 assert len(batch["inputs"]) > 0
-            mean = sum(summed(batch) / batch["loss_denominator"].double() for batch in shared) / world
+            mean = sum(summed(batch) / batch["loss_denominator"].double() for batch in shared) / world_size
             assert float(mean) == pytest.approx(float(summed(whole) / count), rel=1e-6)
-    assert (fillers > 0) == (96 % batch_size < world)
+    assert (fillers > 0) == (96 % batch_size < world_size)
 
 
 def test_characters_are_real_ones() -> None:
@@ -167,7 +172,7 @@ def test_position_goes_through_the_epochs() -> None:
     position, passed = DataCursor(), []
     for _ in range(7):
         passed.append((position.epoch, position.index))
-        position.advance(passed[-1], length=3)
+        position.advance(passed[-1], epoch_length=3)
     assert passed == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
 

@@ -21,7 +21,6 @@ from birthplace_lm.data.datamodule import (
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.vocab import MASK, PAD
-from birthplace_lm.errors import InputError
 
 BLOCK = 128
 
@@ -64,9 +63,9 @@ def finetuning(corpus: Corpus, ascii_only: bool = False) -> QuestionAnsweringDat
     )
 
 
-def in_process(data: BatchDataModule, rank: int = 0, world: int = 1) -> BatchDataModule:
+def in_process(data: BatchDataModule, rank: int = 0, world_size: int = 1) -> BatchDataModule:
     data.trainer = SimpleNamespace(  # type: ignore
-        training=True, global_rank=rank, world_size=world, limit_train_batches=1.0
+        training=True, global_rank=rank, world_size=world_size, limit_train_batches=1.0
     )
     return data
 
@@ -118,7 +117,7 @@ def test_a_new_data_module_goes_on_with_the_next_batch(corpus: Corpus, workers: 
     length = len(epoch_of(pretraining(corpus)))
     steps = 2 * length + 2
     whole = train(pretraining(corpus), steps)
-    keys = [batch["key"].tolist() for batch in whole]
+    keys = [batch["batch_id"].tolist() for batch in whole]
     assert keys == [[i // length, i % length] for i in range(steps)]
     for k in [1, length - 1, length, length + 1] if workers == 0 else [length - 2]:
         before, after = pretraining(corpus, workers=workers), pretraining(corpus, workers=workers)
@@ -137,7 +136,7 @@ class Seen(L.LightningModule):
         self.validated = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.keys.append(tuple(batch["key"].tolist()))
+        self.keys.append(tuple(batch["batch_id"].tolist()))
         return self.weight * 1.0
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -193,7 +192,9 @@ def test_seeds_differ_and_workers_do_not(corpus: Corpus) -> None:
 
 def test_processes_together_make_the_batches_of_one(corpus: Corpus) -> None:
     """`batch_size` is that of a process."""
-    shares = [epoch_of(in_process(pretraining(corpus, batch_size=32), rank, world=3)) for rank in range(3)]
+    shares = [
+        epoch_of(in_process(pretraining(corpus, batch_size=32), rank, world_size=3)) for rank in range(3)
+    ]
     single = epoch_of(pretraining(corpus, batch_size=96))
     for whole, *shared in zip(single, *shares, strict=True):
         assert sorted(rows(corpus, shared)) == sorted(rows(corpus, [whole]))
@@ -208,7 +209,7 @@ def test_validation_is_the_same_every_time(corpus: Corpus, make: Any) -> None:
     data = make(corpus)
     losses, questions = data.val_dataloader()
     wanted = list(losses)
-    assert [batch["key"].tolist() for batch in wanted] == [[0, i] for i in range(len(wanted))]
+    assert [batch["batch_id"].tolist() for batch in wanted] == [[0, i] for i in range(len(wanted))]
     assert 1 <= len(wanted) <= 4
     train(data, 3)
     assert same(data.val_dataloader()[0], wanted)
@@ -248,7 +249,7 @@ def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.01, 2.0, float("nan")])
 def test_share_of_questions_out_of_range(corpus: Corpus, share: float) -> None:
     """Bug: with more than all questions, an epoch ended in an IndexError."""
-    with pytest.raises(InputError, match=rf"dataset\.question_fraction={share}: must be from 0 to 1"):
+    with pytest.raises(ValueError, match=rf"^question_fraction={share}: must be from 0 to 1"):
         pretraining(corpus, questions=share)
 
 

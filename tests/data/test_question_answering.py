@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthplace_lm.data.question_answering import QuestionAnswering, ascii_only
+from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
 
@@ -14,7 +14,7 @@ def pairs(questions: list[str], places: list[str]) -> list[tuple[str, str]]:
     text = EncodedText.encode([*questions, *places], vocab)
     source = QuestionAnswering(*text.pieces.split(len(questions)))
     assert len(source) == len(questions)
-    inputs, targets = source.rows(torch.Generator()).pairs(text.ids, vocab.pad_id)
+    inputs, targets = source.rows(torch.Generator()).inputs_and_targets(text.ids, vocab.pad_id)
     return [
         (vocab.decode(x), vocab.decode(y)) for x, y in zip(inputs.tolist(), targets.tolist(), strict=True)
     ]
@@ -55,4 +55,4 @@ def test_nothing_is_drawn() -> None:
 
 @given(st.text())
 def test_ascii_only_keeps_the_ascii_characters(text: str) -> None:
-    assert ascii_only(text) == "".join(c for c in text if ord(c) < 128)
+    assert without_non_ascii(text) == "".join(c for c in text if ord(c) < 128)

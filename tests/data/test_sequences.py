@@ -61,7 +61,7 @@ def test_rows_are_their_pieces_one_after_the_other(rows: list[Row]) -> None:
 def test_targets_are_the_next_characters_from_loss_from_on(rows: list[Row]) -> None:
     texts = [spelled(row) for row in rows]
     width = max(map(len, texts))
-    inputs, targets = as_rows(rows).pairs(IDS, VOCAB.pad_id)
+    inputs, targets = as_rows(rows).inputs_and_targets(IDS, VOCAB.pad_id)
     for text, (_, loss_start), x, y in zip(texts, rows, inputs, targets, strict=True):
         padded = text + PAD * (width - len(text))
         wanted = [c if i >= loss_start else PAD for i, c in enumerate(padded)]

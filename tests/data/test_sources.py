@@ -8,7 +8,6 @@ from birthplace_lm.data.randomness import randint_below
 from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText, PieceTable
 from birthplace_lm.data.sources import LeftPadded, Subsample
 from birthplace_lm.data.vocab import PAD, CharVocab
-from birthplace_lm.errors import InputError
 
 STRINGS = ["a", "bc", "def", "ghijklmnop", "qrstuvwxyz" * 2]
 VOCAB = CharVocab.from_text("".join(STRINGS))
@@ -84,7 +83,7 @@ def test_shifted_puts_pads_in_front_as_far_as_there_is_room(least: int, most: in
 def test_shifted_predicts_the_same_characters(loss_start: int) -> None:
     """Neither a PAD nor the first character, which only PADs announce, is a target."""
     rows = LeftPadded(Plain(loss_start), 2, 5, 40).rows(generator(3))
-    inputs, targets = rows.pairs(TEXT.ids, VOCAB.pad_id)
+    inputs, targets = rows.inputs_and_targets(TEXT.ids, VOCAB.pad_id)
     for string, row, x, y in zip(STRINGS, spelled(rows), decoded(inputs), decoded(targets), strict=True):
         assert y.replace(PAD, "") == string[max(1, loss_start) :]
         assert all(c in (PAD, after) for c, after in zip(y, (row + PAD * len(y))[1:], strict=False))
@@ -93,5 +92,5 @@ def test_shifted_predicts_the_same_characters(loss_start: int) -> None:
 
 @pytest.mark.parametrize(("least", "most"), [(0, -1), (0, MAX_SHIFT + 1), (0, 10**9), (-1, 3), (5, 4)])
 def test_shift_out_of_range(least: int, most: int) -> None:
-    with pytest.raises(InputError, match=rf"max_shift={most}: must be from min_shift={least} to {MAX_SHIFT}"):
+    with pytest.raises(ValueError, match=rf"max_shift={most}: must be from min_shift={least} to {MAX_SHIFT}"):
         LeftPadded(Plain(), least, most, 128)

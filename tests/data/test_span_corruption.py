@@ -9,7 +9,6 @@ from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans, S
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
-from birthplace_lm.errors import InputError
 
 ADA = "Ada Bo. Ada Bo was born in Rome ."
 
@@ -20,18 +19,18 @@ class Given:
     def __init__(self, *spans: tuple[int, ...]) -> None:
         self.spans = Spans(*torch.tensor(spans).T)
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
         return self.spans
 
 
 class Remembered:
-    """Another chooser's spans, and what the last ones were."""
+    """Another sampler's spans, and what the last ones were."""
 
-    def __init__(self, chooser: SpanSampler) -> None:
-        self.chooser = chooser
+    def __init__(self, sampler: SpanSampler) -> None:
+        self.sampler = sampler
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
-        self.last = self.chooser.draw(generator, rank)
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+        self.last = self.sampler.sample(generator, mask_index)
         return self.last
 
 
@@ -48,7 +47,7 @@ def pairs(
     text = EncodedText.encode(documents, vocab)
     corruption = SpanCorruption(text.pieces, spans, closing, loss_on, masks)
     rows = corruption.rows(torch.Generator().manual_seed(seed))
-    inputs, targets = rows.pairs(text.ids, vocab.pad_id)
+    inputs, targets = rows.inputs_and_targets(text.ids, vocab.pad_id)
     lengths = (rows.totals - 1).tolist()
     for n, x, y in zip(lengths, inputs, targets, strict=True):
         assert set(y[n:].tolist()) <= {vocab.pad_id}
@@ -88,8 +87,8 @@ class Several:
     def __init__(self, *spans: tuple[int, ...]) -> None:
         self.spans = spans
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
-        return Spans(*torch.tensor([self.spans[rank]]).T)
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+        return Spans(*torch.tensor([self.spans[mask_index]]).T)
 
 
 @pytest.mark.parametrize("loss_on", ["all", "span"])
@@ -155,12 +154,12 @@ letters = st.text("aB é.", min_size=4, max_size=200)
 def test_the_shown_text_can_be_put_together_again(
     documents: list[str], salient: bool, closing: bool, block_size: int, seed: int
 ) -> None:
-    chooser = (
+    sampler = (
         SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
         if salient
         else RandomSpans(documents, [], [], block_size)
     )
-    spans = Remembered(chooser)
+    spans = Remembered(sampler)
     rows = pairs(documents, spans, closing, seed=seed)
     for document, (inputs, targets), span in zip(documents, rows, zip(*spans.last, strict=True), strict=True):
         head, left, start, end, right = map(int, span)
@@ -174,7 +173,7 @@ def test_the_shown_text_can_be_put_together_again(
 
 
 def test_loss_on_something_else() -> None:
-    with pytest.raises(InputError, match="loss_on=masked: must be all or span"):
+    with pytest.raises(ValueError, match="loss_on=masked: must be all or span"):
         SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), False, "masked")
 
 
@@ -186,5 +185,5 @@ def test_loss_on_something_else() -> None:
     ],
 )
 def test_masks_that_are_not_possible(masks: int, closing: bool, line: str) -> None:
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(ValueError, match=line):
         SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), closing, "all", masks)

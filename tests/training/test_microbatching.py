@@ -87,7 +87,7 @@ def test_rows_of_any_kind(rows: list[str]) -> None:
     batch = Batch(
         inputs=inputs,
         targets=targets,
-        key=torch.tensor((0, 0)),
+        batch_id=torch.tensor((0, 0)),
         loss_denominator=(targets != PAD).sum(),
         characters=(inputs != PAD).sum(),
     )

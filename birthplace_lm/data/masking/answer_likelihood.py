@@ -1,4 +1,4 @@
-"""Which word of a line is the answer about its person, learned from the train questions."""
+"""Answer likelihood: which word of a document is the birthplace, learned from the train questions."""
 
 import math
 import re
@@ -18,77 +18,78 @@ PENALTY = 1.0  # of the squared weights; 0.1 to 1 score alike in five-fold cross
 STEPS = 200  # of L-BFGS, which needs about 60
 
 Span = tuple[int, int]
-Likely = tuple[list[list[Span]], list[list[float]]]
 
 
-@lru_cache(maxsize=2)  # a run asks twice: when it checks its configuration and when it trains
+@lru_cache(maxsize=2)  # preflight and training both call it
 def score_answer_spans(
     documents: tuple[str, ...], people: tuple[str, ...], places: tuple[str, ...]
-) -> Likely:
-    """For every document the spans that may be the answer, and how likely each is.
+) -> tuple[list[list[Span]], list[list[float]]]:
+    """Candidate answer spans of every document, with the likelihood of each.
 
-    Candidates are the capitalised words after the title and the places of the train answers. They compete in
-    a conditional logit over the words around them, their rank, and how often a train answer is that place;
-    the documents of train people, whose answer is known, teach it. Theirs keep only the answer itself.
+    Candidates are the capitalised words after the title and the places of the train answers. A conditional
+    logit scores them by the words around them, their rank, and how often a train answer is that place. It is
+    fitted to the documents of train people, whose answer is labelled; these keep only the answer itself.
 
     Args:
         documents: lines, each beginning with its person's name.
         people, places: of the train questions.
 
     Returns:
-        (start, end) of the candidates of every document, and their probabilities as multiples of that of the
-        likeliest.
+        (start, end) of the candidates of every document, and their probabilities, relative to the likeliest.
     """
     gazetteer = Counter(place for place in places if place)
     answers = dict(zip(people, places, strict=True))
     spans = _candidates(documents, gazetteer)
     names = [match[0].removesuffix(". ") if (match := TITLE.match(d)) else "" for d in documents]
-    right = [
-        [document[start:end] == answers.get(name) for start, end in choices]
-        for document, name, choices in zip(documents, names, spans, strict=True)
+    labels = [
+        [document[start:end] == answers.get(name) for start, end in row]
+        for document, name, row in zip(documents, names, spans, strict=True)
     ]
     features = [
-        [_features(document, choices, rank, gazetteer, known[rank]) for rank in range(len(choices))]
-        for document, choices, known in zip(documents, spans, right, strict=True)
+        [_features(document, row, rank, gazetteer, is_answer) for rank, is_answer in enumerate(row_labels)]
+        for document, row, row_labels in zip(documents, spans, labels, strict=True)
     ]
-    scores = iter(_scores(features, right))
-    odds = []
-    for known in right:
-        own = [*islice(scores, len(known))]
-        if any(known):
-            own = [score if yes else -math.inf for score, yes in zip(own, known, strict=True)]
-        most = max(own, default=0.0)
-        # Rounded: the last bits of the fit depend on the number of threads, the batches must not.
-        odds.append([round(math.exp(score - most), 3) for score in own])
-    return spans, odds
+    scores = iter(_scores(features, labels))
+    probabilities = []
+    for row_labels in labels:
+        row_scores = [*islice(scores, len(row_labels))]
+        if any(row_labels):
+            row_scores = [
+                score if is_answer else -math.inf
+                for score, is_answer in zip(row_scores, row_labels, strict=True)
+            ]
+        highest = max(row_scores, default=0.0)
+        # Rounded: the last bits of the fit depend on the number of threads, but batches must not.
+        probabilities.append([round(math.exp(score - highest), 3) for score in row_scores])
+    return spans, probabilities
 
 
 def _candidates(documents: Sequence[str], gazetteer: Counter[str]) -> list[list[Span]]:
     names = "|".join(re.escape(place) for place in sorted(gazetteer, key=len, reverse=True))
-    known = re.compile(rf"(?<!\w)(?:{names})(?!\w)" if names else r"(?!)")  # not \b: "Washington, D.C."
-    found = []
+    train_place = re.compile(rf"(?<!\w)(?:{names})(?!\w)" if names else r"(?!)")  # not \b: "Washington, D.C."
+    candidates = []
     for document in documents:
         title = TITLE.match(document)
-        head = title.end() if title else 0
-        matches = {
-            match.span() for pattern in (CAPITALISED, known) for match in pattern.finditer(document, head)
-        }
-        found.append(sorted(matches))
-    return found
+        title_end = title.end() if title else 0
+        patterns = (CAPITALISED, train_place)
+        candidates.append(
+            sorted({match.span() for pattern in patterns for match in pattern.finditer(document, title_end)})
+        )
+    return candidates
 
 
 def _features(
-    document: str, choices: list[Span], rank: int, gazetteer: Counter[str], known: bool
+    document: str, spans: list[Span], rank: int, gazetteer: Counter[str], is_answer: bool
 ) -> list[str]:
-    """`known`: the person's own answer, which does not count as one that others have."""
-    start, end = choices[rank]
+    """Features of one candidate; the person's own answer is left out of the frequency of its place."""
+    start, end = spans[rank]
     before = [_shape(word) for word in WORD.findall(document, max(0, start - 40), start)[-2:]]
     after = [_shape(word) for word in WORD.findall(document, end, end + 30)[:2]]
     born = document.rfind("born", 0, start)
     distance = len(WORD.findall(document, born, start)) // 2 if born >= 0 else 99
     last, following = " ".join(before[-1:]), " ".join(after[:1])
     return [
-        f"answers {min(3, int(math.log2(gazetteer[document[start:end]] - known + 1)))}",
+        f"answers {min(3, int(math.log2(gazetteer[document[start:end]] - is_answer + 1)))}",
         f"before {' '.join(before)}",
         f"last {last}",
         f"last but one {' '.join(before[:-1])}",
@@ -97,48 +98,54 @@ def _features(
         f"around {last} _ {following}",
         f"rank {min(rank, 8)}",
         f"since born {min(distance, 6)}",
-        f"of the name {document[start:end] in document[: choices[0][0]]}",
+        f"of the name {document[start:end] in document[: spans[0][0]]}",
     ]
 
 
 def _shape(word: str) -> str:
-    """Numbers and names are told apart by what they are, other words by themselves."""
+    """1 for a number, A for a capitalised word; any other word stands for itself."""
     return "1" if word[0].isdigit() else "A" if word[0].isupper() else word
 
 
-def _scores(features: list[list[list[str]]], right: list[list[bool]]) -> list[float]:
-    """Of every candidate, one document after the other.
+def _scores(features: list[list[list[str]]], labels: list[list[bool]]) -> list[float]:
+    """Logits of every candidate, one document after the other.
 
-    Maximises sum log p(a right candidate of the document) - PENALTY |w|^2 over the documents that have one.
+    Maximises sum log p(labelled candidate of the document) - PENALTY |w|^2 over the labelled documents.
     """
-    numbers: dict[str, int] = {}
-    rows = [[numbers.setdefault(f, len(numbers)) for f in names] for choices in features for names in choices]
+    feature_ids: dict[str, int] = {}
+    rows = [
+        [feature_ids.setdefault(feature, len(feature_ids)) for feature in candidate]
+        for document in features
+        for candidate in document
+    ]
     if not rows:
         return []
     ids = torch.tensor(rows)  # (candidates, features)
-    counts = torch.tensor([len(choices) for choices in features])
-    document = torch.arange(len(features)).repeat_interleave(counts)
-    answer = torch.tensor([yes for known in right for yes in known])
-    taught = torch.zeros(len(features), dtype=torch.bool).index_fill_(0, document[answer], True)
-    teaches = taught[document]
-    weights = torch.zeros(len(numbers), dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([len(document) for document in features])
+    document_ids = torch.arange(len(features)).repeat_interleave(counts)
+    is_answer = torch.tensor([label for row in labels for label in row])
+    labelled = torch.zeros(len(features), dtype=torch.bool).index_fill_(0, document_ids[is_answer], True)
+    weights = torch.zeros(len(feature_ids), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=STEPS, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
+    in_labelled = labelled[document_ids]
+    train_ids, train_documents, train_answers = (x[in_labelled] for x in (ids, document_ids, is_answer))
 
-    shown, of, yes = ids[teaches], document[teaches], answer[teaches]
+    def sum_by_document(values: Tensor, documents: Tensor) -> Tensor:
+        return values.new_zeros(len(features)).index_add(0, documents, values)[labelled]
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        scores = weights[shown].sum(1)
-        total = scores.new_zeros(len(features)).index_add(0, of, scores.exp())[taught]
-        gold = scores.new_zeros(len(features)).index_add(0, of[yes], scores[yes].exp())[taught]
-        loss: Tensor = (total.log() - gold.log()).sum() + PENALTY * weights.square().sum()
+        odds = weights[train_ids].sum(1).exp()
+        total = sum_by_document(odds, train_documents)
+        answer = sum_by_document(odds[train_answers], train_documents[train_answers])
+        loss: Tensor = (total.log() - answer.log()).sum() + PENALTY * weights.square().sum()
         loss.backward()
         return loss
 
-    if taught.any():
+    if labelled.any():
         optimizer.step(objective)
     with torch.no_grad():
-        found: list[float] = weights[ids].sum(1).tolist()
-    return found
+        scores: list[float] = weights[ids].sum(1).tolist()
+    return scores

@@ -1,4 +1,4 @@
-"""Which span of a document is masked, and how much of the document is shown around it."""
+"""Span samplers: which span of a document is masked, and how much context is shown around it."""
 
 import re
 from collections.abc import Sequence
@@ -10,42 +10,41 @@ from torch import Tensor
 
 from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
 from birthplace_lm.data.randomness import randint_below
-from birthplace_lm.errors import InputError
 
 SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
 
 
 class Spans(NamedTuple):
-    """For every document: [0, head) and [left, right) are shown, [start, end) within the latter is masked.
+    """Per document: [0, title_end) and [context_start, context_end) are shown, [start, end) is masked.
 
-    Each is (N,) and 0 <= head <= left <= start < end <= right <= the document's length.
+    Each is (N,) and 0 <= title_end <= context_start <= start < end <= context_end <= the document's length.
     """
 
-    head: Tensor
-    left: Tensor
+    title_end: Tensor
+    context_start: Tensor
     start: Tensor
     end: Tensor
-    right: Tensor
+    context_end: Tensor
 
 
 class SpanSampler(Protocol):
-    """Draws one span per document, for all documents at once.
+    """Samples one span per document, for all documents at once.
 
-    `rank` counts the spans that have been drawn for the same row.
+    `mask_index` is the number of spans that were already sampled for the same row.
     """
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans: ...
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans: ...
 
 
 class RandomSpans:
-    """The 2021 choice: cut the document to a random length, mask a random quarter of that on average.
+    """Span masking of 2021: truncate the document to a random length, mask a quarter of that on average.
 
-    Every length from 4 to 7/8 of the block is possible; the masked length is uniform from 1 to half of the
+    The length is uniform from 4 to 7/8 of the block; the masked length is uniform from 1 to half of the
     length (less one), so that its mean is a quarter.
 
     Args:
-        documents: the corpus, a string a document, each at least 4 characters.
-        people, places: not looked at.
+        documents: one string per document, each at least 4 characters.
+        people, places: not used.
         block_size: characters of the longest sequence.
     """
 
@@ -53,10 +52,12 @@ class RandomSpans:
         self, documents: Sequence[str], people: Sequence[str], places: Sequence[str], block_size: int
     ) -> None:
         self.lengths = torch.tensor([len(document) for document in documents])
-        self.longest = min(int(block_size * 7 / 8), block_size - 3)  # three MASKs; less only in tiny blocks
+        self.max_length = min(
+            int(block_size * 7 / 8), block_size - 3
+        )  # room for three MASKs: smaller only in tiny blocks
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
-        shown = torch.randint(4, self.longest + 1, self.lengths.shape, generator=generator)
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+        shown = torch.randint(4, self.max_length + 1, self.lengths.shape, generator=generator)
         shown = torch.minimum(shown, self.lengths)
         masked = 1 + randint_below((shown // 2 - 1).clamp(min=1), generator)
         start = randint_below(shown - masked + 1, generator)
@@ -65,25 +66,25 @@ class RandomSpans:
 
 
 class SalientSpans:
-    """Mask what is worth knowing: the likely answer, or a capitalised or numeric span.
+    """Salient span masking: mask the likely answer, or a capitalised or numeric span.
 
-    The title, which names the person, stays in front, unless it fills half of the block. Around the masked
-    span the document is shown for a random distance, u ** `context_exponent` of what there is room for:
-    mostly none, so that the name alone has to bring the answer to mind.
+    The title, which names the person, stays in front, unless it is longer than half of the block. The masked
+    span is shown with a context of random length, u ** `context_exponent` of the available room on each side.
+    The context is mostly empty, so that the model must recall the answer from the name alone.
 
-    Which words of a document may be the answer, and how likely, the train questions show; see `likely`.
+    The train questions show which words of a document may be the answer; see `answer_likelihood`.
 
     Args:
-        documents: the corpus, a string a document.
+        documents: one string per document.
         people, places: of the train questions.
         block_size: characters of the longest sequence.
-        answer_probability: how often a likely answer is masked where the document has one; of a row with
-            several spans the first.
-        sharpness: it is drawn by its probability to this power; more prefers the likeliest.
-        context_exponent: larger shows less; 0 shows all that fits.
+        answer_probability: how often a likely answer is masked in a document that has one. Applies to the
+            first span of a row.
+        sharpness: answers are sampled by their probability to this power; more prefers the likeliest.
+        context_exponent: larger values show less context; 0 shows everything that fits.
 
     Raises:
-        InputError: `answer_probability`, `sharpness` or `context_exponent` is out of range.
+        ValueError: `answer_probability`, `sharpness` or `context_exponent` is out of range.
 
     Source: salient spans, REALM, arXiv:2002.08909; learning which spans to mask, arXiv:2012.15856.
     """
@@ -98,77 +99,83 @@ class SalientSpans:
         sharpness: float,
         context_exponent: float,
     ) -> None:
-        key = "stages.pretrain.dataset.spans"
         if not 0 <= answer_probability <= 1:
-            raise InputError(f"{key}.answer_probability={answer_probability}: must be from 0 to 1")
-        for name, power in (("sharpness", sharpness), ("context_exponent", context_exponent)):
-            if not 0 <= power < float("inf"):
-                raise InputError(f"{key}.{name}={power}: must be 0 or more")
+            raise ValueError(f"answer_probability={answer_probability}: must be from 0 to 1")
+        for name, value in (("sharpness", sharpness), ("context_exponent", context_exponent)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value}: must be 0 or more")
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
         self.answer_probability = answer_probability
         self.context_exponent = context_exponent
         room = block_size - 4  # three MASKs and at least one character of title or context
-        titles = [match.end() if (match := TITLE.match(d)) else 0 for d in documents]
-        heads = [title if title <= room // 2 else 0 for title in titles]
-        self.heads = torch.tensor(heads)
-        lines = [(d, head, min(room - head, room // 2)) for d, head in zip(documents, heads, strict=True)]
-        likely, odds = score_answer_spans(tuple(documents), tuple(people), tuple(places))
+        titles = [match.end() if (match := TITLE.match(document)) else 0 for document in documents]
+        title_ends = [title if title <= room // 2 else 0 for title in titles]
+        max_lengths = [min(room - title_end, room // 2) for title_end in title_ends]
+        self.title_ends = torch.tensor(title_ends)
+        spans, probabilities = score_answer_spans(tuple(documents), tuple(people), tuple(places))
         fits = [
-            [end - start <= line[2] for start, end in spans]
-            for spans, line in zip(likely, lines, strict=True)
+            [end - start <= max_length for start, end in row]
+            for row, max_length in zip(spans, max_lengths, strict=True)
         ]
-        self.likely = _Choices(
-            [[*compress(spans, fit)] for spans, fit in zip(likely, fits, strict=True)],
-            [[p**sharpness for p in compress(row, fit)] for row, fit in zip(odds, fits, strict=True)],
+        self.answers = _WeightedSpans(
+            [[*compress(row, fit)] for row, fit in zip(spans, fits, strict=True)],
+            [
+                [p**sharpness for p in compress(row, fit)]
+                for row, fit in zip(probabilities, fits, strict=True)
+            ],
         )
-        salient = [_matches(SALIENT, *line) or [_whole(*line)] for line in lines]
-        self.other = _Choices(salient, [[1.0] * len(spans) for spans in salient])
+        salient = [
+            _salient_spans(*document) for document in zip(documents, title_ends, max_lengths, strict=True)
+        ]
+        self.salient = _WeightedSpans(salient, [[1.0] * len(row) for row in salient])
 
-    def draw(self, generator: torch.Generator, rank: int = 0) -> Spans:
-        likely_start, likely_end = self.likely.draw(generator)
-        other_start, other_end = self.other.draw(generator)
-        answers = self.answer_probability if rank == 0 else 0.0
-        take = (torch.rand(self.lengths.shape, generator=generator) < answers) & (self.likely.counts > 0)
-        start, end = torch.where(take, likely_start, other_start), torch.where(take, likely_end, other_end)
-        head = torch.minimum(self.heads, start)
-        room = self.block_size - 3 - head - (end - start)
-        left = start - self._shown(torch.minimum(start - head, room), generator)
-        room = room - (start - left)
-        right = end + self._shown(torch.minimum(self.lengths - end, room), generator)
-        return Spans(head, left, start, end, right)
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+        answer_start, answer_end = self.answers.sample(generator)
+        salient_start, salient_end = self.salient.sample(generator)
+        probability = self.answer_probability if mask_index == 0 else 0.0
+        is_answer = torch.rand(self.lengths.shape, generator=generator) < probability
+        is_answer &= self.answers.counts > 0
+        start = torch.where(is_answer, answer_start, salient_start)
+        end = torch.where(is_answer, answer_end, salient_end)
+        title_end = torch.minimum(self.title_ends, start)
+        room = self.block_size - 3 - title_end - (end - start)
+        context_start = start - self._context(torch.minimum(start - title_end, room), generator)
+        room = room - (start - context_start)
+        context_end = end + self._context(torch.minimum(self.lengths - end, room), generator)
+        return Spans(title_end, context_start, start, end, context_end)
 
-    def _shown(self, most: Tensor, generator: torch.Generator) -> Tensor:
-        share = torch.rand(most.shape, generator=generator) ** self.context_exponent
-        return (share * (most + 1)).long().clamp(max=most)
+    def _context(self, limit: Tensor, generator: torch.Generator) -> Tensor:
+        fraction = torch.rand(limit.shape, generator=generator) ** self.context_exponent
+        return (fraction * (limit + 1)).long().clamp(max=limit)
 
 
-class _Choices:
-    """Some weighted spans for every document, of which one is drawn."""
+class _WeightedSpans:
+    """Weighted candidate spans of every document; `sample` draws one per document."""
 
     def __init__(
         self, spans: Sequence[Sequence[tuple[int, int]]], weights: Sequence[Sequence[float]]
     ) -> None:
-        self.counts = torch.tensor([len(choices) for choices in spans])
+        self.counts = torch.tensor([len(row) for row in spans])
         self.last = self.counts.cumsum(0) - 1
-        self.spans = torch.tensor([*(span for choices in spans for span in choices), (0, 1)])
-        flat = torch.tensor([*(w for row in weights for w in row)], dtype=torch.float64)
-        self.sums = torch.cat((torch.zeros(1, dtype=torch.float64), flat.cumsum(0)))
+        self.spans = torch.tensor([*(span for row in spans for span in row), (0, 1)])
+        flat = torch.tensor([*(weight for row in weights for weight in row)], dtype=torch.float64)
+        self.cumulative = torch.cat((torch.zeros(1, dtype=torch.float64), flat.cumsum(0)))
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(N,) starts and ends; where there is nothing to choose, of no meaning."""
-        low, high = self.sums[self.last + 1 - self.counts], self.sums[self.last + 1]
-        at = low + (high - low) * torch.rand(self.counts.shape, generator=generator, dtype=torch.float64)
+    def sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(N,) starts and ends; meaningless for documents without candidates."""
         first, last = self.last + 1 - self.counts, self.last.clamp(min=0)
-        which = torch.searchsorted(self.sums[1:], at, right=True)
-        which = torch.minimum(torch.maximum(which, first), last)
-        return self.spans[which, 0], self.spans[which, 1]
+        low, high = self.cumulative[first], self.cumulative[self.last + 1]
+        uniform = torch.rand(self.counts.shape, generator=generator, dtype=torch.float64)
+        index = torch.searchsorted(self.cumulative[1:], low + (high - low) * uniform, right=True)
+        index = torch.minimum(torch.maximum(index, first), last)
+        return self.spans[index, 0], self.spans[index, 1]
 
 
-def _matches(pattern: re.Pattern[str], document: str, head: int, longest: int) -> list[tuple[int, int]]:
-    return [m.span() for m in pattern.finditer(document, head) if 0 < m.end() - m.start() <= longest]
-
-
-def _whole(document: str, head: int, longest: int) -> tuple[int, int]:
-    start = head if head < len(document) else 0
-    return start, min(len(document), start + longest)
+def _salient_spans(document: str, title_end: int, max_length: int) -> list[tuple[int, int]]:
+    """Capitalised and numeric spans after the title; if there are none, as much text as may be masked."""
+    spans = [match.span() for match in SALIENT.finditer(document, title_end)]
+    start = title_end if title_end < len(document) else 0
+    return [(start, end) for start, end in spans if 0 < end - start <= max_length] or [
+        (start, min(len(document), start + max_length))
+    ]

@@ -15,7 +15,6 @@ from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans
 from birthplace_lm.data.questions import name_from_question
-from birthplace_lm.errors import InputError
 
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 BODY = "Ada Smith was born in Rome, then lived in Oslo from 1901 to 1950 and in Rome ."
@@ -58,7 +57,7 @@ def check(spans: list[Span], documents: list[str], block_size: int) -> None:
 
 
 def random_spans(length: int, block_size: int, draws: int) -> list[Span]:
-    return listed(RandomSpans(["x" * length] * draws, [], [], block_size).draw(generator()))
+    return listed(RandomSpans(["x" * length] * draws, [], [], block_size).sample(generator()))
 
 
 @pytest.mark.parametrize("length", [4, 5, 12, 40])
@@ -96,7 +95,7 @@ def test_random_spans_at_the_size_of_the_source() -> None:
 def test_random_spans_fit(lengths: list[int], block_size: int, seed: int) -> None:
     """Bug: in a block of 8 to 23 characters, 7/8 of it and three MASKs were longer than the block."""
     documents = ["x" * length for length in lengths]
-    check(listed(RandomSpans(documents, [], [], block_size).draw(generator(seed))), documents, block_size)
+    check(listed(RandomSpans(documents, [], [], block_size).sample(generator(seed))), documents, block_size)
 
 
 words = st.sampled_from(
@@ -139,7 +138,7 @@ def test_salient_spans_fit_whatever_the_documents(
     spans = salient(documents, places, block_size, answer_probability, context_exponent)
     draws = generator(seed)
     for _ in range(3):
-        check(listed(spans.draw(draws)), documents, block_size)
+        check(listed(spans.sample(draws)), documents, block_size)
 
 
 @pytest.mark.parametrize(
@@ -159,20 +158,20 @@ def test_the_title_stays_in_front(title: str) -> None:
     """Bug: names that end in two letters ("Wang He", "Jr.") were not seen to be titles."""
     documents = [title + BODY] * 200
     for power in (0.0, 6.0):
-        for head, *_ in listed(salient(documents, ["Rome"], 128, 0.5, power).draw(generator())):
+        for head, *_ in listed(salient(documents, ["Rome"], 128, 0.5, power).sample(generator())):
             assert documents[0][:head] == title
 
 
 def test_a_title_that_fills_the_block_is_left_out() -> None:
     documents = ["A" * 63 + ". Born in Rome .", "A" * 59 + ". Born in Rome ."]
-    spans = listed(salient(documents, ["Rome"]).draw(generator()))
+    spans = listed(salient(documents, ["Rome"]).sample(generator()))
     assert [head for head, *_ in spans] == [0, 61]
     assert [document[s:e] for document, (_, _, s, e, _) in zip(documents, spans, strict=True)] == ["Rome"] * 2
 
 
 def drawn(document: str, chooser: dict[str, object], places: list[str], draws: int = 400) -> Counter[str]:
     documents = [document] * draws
-    spans = listed(salient(documents, places, **chooser).draw(generator()))  # type: ignore[arg-type]
+    spans = listed(salient(documents, places, **chooser).sample(generator()))  # type: ignore[arg-type]
     return Counter(document[start:end] for _, _, start, end, _ in spans)
 
 
@@ -208,16 +207,21 @@ def test_a_document_without_anything_salient() -> None:
 
 def test_context_power_zero_shows_all_that_fits() -> None:
     documents = ["Ada Smith. " + BODY] * 300
-    for head, left, _, _, right in listed(salient(documents, ["Rome"], 128, 0.5, 0.0).draw(generator())):
+    for head, left, _, _, right in listed(salient(documents, ["Rome"], 128, 0.5, 0.0).sample(generator())):
         assert (head, left, right) == (11, 11, len(documents[0]))
-    for head, left, start, end, right in listed(salient(documents, ["Rome"], 64, 0.5, 0.0).draw(generator())):
-        assert head + (right - left) + 3 == 64 or (left, right) == (head, len(documents[0]))
+    for head, left, start, end, right in listed(
+        salient(documents, ["Rome"], 64, 0.5, 0.0).sample(generator())
+    ):
+        assert head + (right - left) + 3 == 64 or (left, right) == (
+            head,
+            len(documents[0]),
+        )
         assert left == max(head, start - (64 - 3 - head - (end - start)))  # what comes before goes first
 
 
 def test_context_power_one_shows_every_distance_as_often() -> None:
     documents = ["Ada Smith. in Rome ."] * 8000  # 0 to 3 characters before Rome, 0 to 2 after it
-    spans = listed(salient(documents, ["Rome"], 128, 1.0, 1.0).draw(generator()))
+    spans = listed(salient(documents, ["Rome"], 128, 1.0, 1.0).sample(generator()))
     seen = Counter((start - left, right - end) for _, left, start, end, right in spans)
     assert set(seen) == {(before, after) for before in range(4) for after in range(3)}
     assert sum((n - 8000 / 12) ** 2 / (8000 / 12) for n in seen.values()) < 11 + 5 * 22**0.5  # chi-square
@@ -227,7 +231,7 @@ def test_a_larger_context_power_shows_less() -> None:
     documents = ["Ada Smith. " + BODY.lower()] * 4000
     shown = []
     for power in (0.5, 1.0, 2.0, 6.0, 30.0):
-        spans = listed(salient(documents, ["oslo"], 128, 1.0, power).draw(generator()))
+        spans = listed(salient(documents, ["oslo"], 128, 1.0, power).sample(generator()))
         shown.append(sum(start - left for _, left, start, _, _ in spans) / len(spans))
     assert shown == sorted(shown, reverse=True)
     most = documents[0].index("oslo") - len("Ada Smith. ")
@@ -246,7 +250,7 @@ def test_a_larger_context_power_shows_less() -> None:
 )
 def test_settings_out_of_range(key: str, value: float) -> None:
     """Bug: a negative context_exponent gave spans outside their documents."""
-    with pytest.raises(InputError, match=rf"spans\.{key}={re.escape(str(value))}: must be"):
+    with pytest.raises(ValueError, match=rf"^{key}={re.escape(str(value))}: must be"):
         salient([BODY], ["Rome"], **cast(dict[str, Any], {key: value}))
 
 
@@ -269,7 +273,7 @@ def test_the_title_is_the_person_of_the_question(
 ) -> None:
     documents = read_documents(root / corpus).lines
     rows = [row for name in questions for row in read_questions(root / name, "optional").rows]
-    heads = salient(documents, ["Rome"], 256, 0.0).heads.tolist()
+    heads = salient(documents, ["Rome"], 256, 0.0).title_ends.tolist()
     titles = [document[:head] for document, head in zip(documents, heads, strict=True)]
     people = [name_from_question(row.question) for row in rows]
     assert [p for p, title in zip(people, titles, strict=True) if title != f"{p}. "] == without
@@ -283,7 +287,7 @@ def test_sharpness_prefers_the_likeliest() -> None:
     documents = [*firsts, *["Bo Smith. born Paris or Turin ."] * 2000]
     shares = []
     for sharpness in (0.0, 1.0, 2.0, 8.0):
-        spans = salient(documents, places, people=people, sharpness=sharpness).draw(generator())
+        spans = salient(documents, places, people=people, sharpness=sharpness).sample(generator())
         masked = [d[s:e] for d, (_, _, s, e, _) in zip(documents, listed(spans), strict=True)][40:]
         assert set(masked) <= {"Paris", "Turin"}
         shares.append(masked.count("Paris") / len(masked))
