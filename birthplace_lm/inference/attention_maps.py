@@ -19,13 +19,14 @@ _SCALE += [(253, 231, 37)]
 
 @torch.no_grad()
 def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Tensor | None]:
-    """What every head looks at in a text, of which the end is read if it is too long.
+    """The attention weights of every head for a text, or for its end if it is longer than the block.
 
     Returns:
-        The text as it is read, and weights (layers, heads, T, T); None if the model's attention records none.
+        The text that the model reads, and weights (layers, heads, T, T), or None if the attention variant
+        does not provide them.
     """
     ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
-    with record_attention_weights() as recorded:
+    with record_attention_weights(model) as recorded:
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
     weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
     return vocab.decode(ids), weights

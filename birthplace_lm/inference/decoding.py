@@ -1,4 +1,4 @@
-"""Greedy decoding of answers, many questions at once."""
+"""Greedy decoding of answers, many questions per batch, with a key/value cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import torch
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 
-LONGEST_ANSWER = 32
-COMPACT_BELOW = (
-    0.5  # copying the cache for the rows that have not ended costs more than going on with all of them
-)
+MAX_ANSWER_LENGTH = 32
+# Share of active rows. Above it, copying the cache costs more than decoding the finished rows, too.
+COMPACT_BELOW = 0.5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says to one question.
+    """The model's answer to one question.
 
     Attributes:
         text: the characters between the first and the second MASK.
@@ -38,21 +38,20 @@ def answer_questions(
     vocab: CharVocab,
     questions: Sequence[str],
     batch_size: int = 256,
-    max_answer_length: int = LONGEST_ANSWER,
+    max_answer_length: int = MAX_ANSWER_LENGTH,
 ) -> list[Answer]:
-    """Answer every question greedily; the batch a question falls into does not change its answer.
+    """Answer every question greedily. The batch that a question is in does not change its answer.
 
-    A question is read as `question MASK`; the answer ends with the next MASK or after `max_answer_length`
-    characters, at most half of the block.
-    Characters that the vocabulary lacks are dropped from the question, as is what does not fit into the
-    block in front of the answer (from its beginning).
+    The prompt is `question MASK`. The answer ends with the next MASK or after `max_answer_length` characters,
+    at most half of the block. Characters outside the vocabulary are dropped from the question. A question
+    that does not fit into the rest of the block loses its beginning.
 
     Args:
         model: in evaluation mode, on any device.
     """
     max_answer_length = min(max_answer_length, model.block_size // 2)
     prompts = [_prompt(vocab, question, model.block_size - max_answer_length) for question in questions]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths decode together
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths decode together
     answers: dict[int, Answer] = {}
     with torch.inference_mode():
         for first in range(0, len(order), batch_size):
@@ -64,9 +63,9 @@ def answer_questions(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _prompt(vocab: CharVocab, question: str, room: int) -> list[int]:
-    known, _ = vocab.encode_known(question)
-    return [*known[-(room - 1) :], vocab.mask_id]
+def _prompt(vocab: CharVocab, question: str, max_length: int) -> list[int]:
+    ids, _ = vocab.encode_known(question)
+    return [*ids[-(max_length - 1) :], vocab.mask_id]
 
 
 def _decode(
@@ -78,31 +77,31 @@ def _decode(
     width = int(lengths.max())
     ids = torch.tensor([p + [vocab.pad_id] * (width - len(p)) for p in prompts], device=device)
     cache = KVCache(model.n_layer, width + max_answer_length)
-    # All questions begin alike: what they share is read once. The last character of each is its own.
-    alike = (ids == ids[:1]).all(0).long().cumprod(0)
-    shared = min(int(alike.sum()), int(lengths.min()) - 1)
-    # Prompts are padded on the right: what a row computes for its padding is overwritten before it is seen.
+    # All questions start alike: their common prefix is computed once. It excludes each last character.
+    equal = (ids == ids[:1]).all(0).long().cumprod(0)
+    prefix_length = min(int(equal.sum()), int(lengths.min()) - 1)
+    # Prompts are padded on the right: what is cached for PAD is overwritten before anything attends to it.
     last = torch.arange(width, device=device) == lengths[:, None] - 1
-    logits = model.read(ids, shared, cache, at=last)
+    logits = forward_with_shared_prefix(model, ids, prefix_length, last, cache)
 
-    texts: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     scores = torch.zeros(len(prompts), device=device)
-    rows = torch.arange(len(prompts), device=device)  # those that the cache holds
-    going = torch.ones(len(prompts), dtype=torch.bool, device=device)  # and which of them have not ended
+    rows = torch.arange(len(prompts), device=device)  # the prompts that the cache holds
+    active = torch.ones(len(prompts), dtype=torch.bool, device=device)  # those of `rows` without an end yet
     for step in range(max_answer_length):
-        best, chosen = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
-        scores[rows] += best.where(going, 0.0)
-        going = going & (chosen != vocab.mask_id)
-        for row, symbol, on in zip(rows.tolist(), chosen.tolist(), going.tolist(), strict=True):
-            if on:
-                texts[row].append(symbol)
-        left = int(going.sum())
-        if left == 0 or step == max_answer_length - 1:
+        best, symbols = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
+        scores[rows] += best.where(active, 0.0)
+        active = active & (symbols != vocab.mask_id)
+        for row, symbol, is_active in zip(rows.tolist(), symbols.tolist(), active.tolist(), strict=True):
+            if is_active:
+                answers[row].append(symbol)
+        n_active = int(active.sum())
+        if n_active == 0 or step == max_answer_length - 1:
             break
-        if left <= COMPACT_BELOW * len(rows):
-            kept = going.nonzero()[:, 0]
-            cache.keep(kept)
-            rows, chosen, going = rows[kept], chosen[kept], going[kept]
-        cache.move_to((lengths[rows] + step)[:, None], width + step + 1)
-        logits = model(chosen[:, None], cache)[:, 0]
-    return zip(texts, scores.tolist(), strict=True)
+        if n_active <= COMPACT_BELOW * len(rows):
+            indices = active.nonzero()[:, 0]
+            cache.select_rows(indices)
+            rows, symbols, active = rows[indices], symbols[indices], active[indices]
+        cache.set_positions((lengths[rows] + step)[:, None], width + step + 1)
+        logits = model(symbols[:, None], cache)[:, 0]
+    return zip(answers, scores.tolist(), strict=True)

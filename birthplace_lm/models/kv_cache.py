@@ -1,4 +1,4 @@
-"""What attention keeps of the characters already read while an answer is decoded."""
+"""Key/value cache for batched incremental decoding."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 class LayerKVCache:
-    """The values one attention layer wants to see again, by name, for up to `size` positions.
+    """What one attention layer stores, by name, for up to `size` positions.
 
-    Rows of a batch may stand at different positions: every row writes at its own and sees only what it has
-    written up to there, so prompts of different lengths decode together.
+    Rows of a batch may stand at different positions: every row writes at its own positions and attends only
+    to what it has written up to there, so prompts of different lengths decode together.
     """
 
     def __init__(self, size: int) -> None:
@@ -17,60 +17,62 @@ class LayerKVCache:
         self.buffers: dict[str, Tensor] = {}
         self.positions = torch.empty(0, 0, dtype=torch.long)
         self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)  # (B, 1, T, seen), or (1, 1, T, seen)
-        self.appends = False  # all rows go on right after what is held
+        self.contiguous = False  # all rows continue right after what is stored
 
-    def store(self, name: str, values: Tensor) -> Tensor:
-        """Write (B, H, T, D) at the current positions; return what was stored so far, (B, H, seen, D)."""
+    def update(self, name: str, values: Tensor) -> Tensor:
+        """Write (B, H, T, D) at the current positions; return all that is stored, (B, H, seen, D)."""
         batch, heads, _, width = values.shape
-        held = self.buffers.get(name)
-        if self.appends:
-            self.buffers[name] = values if held is None else torch.cat((held, values.to(held.dtype)), 2)
-            return self.buffers[name]
-        if held is None:
-            held = values.new_zeros(batch, heads, self.size, width)
-        elif held.shape[2] < self.size:
-            held = F.pad(held, (0, 0, 0, self.size - held.shape[2]))
-        self.buffers[name] = held
+        buffer = self.buffers.get(name)
+        if self.contiguous:
+            buffer = values if buffer is None else torch.cat((buffer, values.to(buffer.dtype)), 2)
+            self.buffers[name] = buffer
+            return buffer
+        if buffer is None:
+            buffer = values.new_zeros(batch, heads, self.size, width)
+        elif buffer.shape[2] < self.size:
+            buffer = F.pad(buffer, (0, 0, 0, self.size - buffer.shape[2]))
+        self.buffers[name] = buffer
         rows = torch.arange(batch, device=values.device)[:, None]
-        held[rows, :, self.positions] = values.transpose(1, 2).to(held.dtype)
-        return held[:, :, : self.mask.shape[-1]]
+        buffer[rows, :, self.positions] = values.transpose(1, 2).to(buffer.dtype)
+        return buffer[:, :, : self.mask.shape[-1]]
 
 
 class KVCache:
-    """One `LayerKVCache` per layer, moved along together.
+    """One `LayerKVCache` per layer; all of them move together.
 
     Args:
         n_layer: layers of the model.
-        size: the most positions a row will have, prompt and answer together.
+        size: the most positions that a row will have, prompt and answer together.
     """
 
     def __init__(self, n_layer: int, size: int) -> None:
         self.size = size
         self.layers = [LayerKVCache(size) for _ in range(n_layer)]
         self.positions = torch.empty(0, 0, dtype=torch.long)
-        self._appended = 0
+        self._length = 0  # reached by `advance`
 
-    def append(self, length: int, device: torch.device) -> None:
-        """The next `length` characters of all rows stand right after those appended so far."""
-        first, self._appended = self._appended, self._appended + length
-        self._point(torch.arange(first, self._appended, device=device)[None], self._appended, appends=True)
+    def advance(self, length: int, device: torch.device) -> None:
+        """Place the next `length` characters of all rows right after those placed so far."""
+        start, self._length = self._length, self._length + length
+        positions = torch.arange(start, self._length, device=device)[None]
+        self._place(positions, self._length, contiguous=True)
 
-    def move_to(self, positions: Tensor, seen: int) -> None:
-        """Say where the next characters of each row stand: (B, T) positions, each below `seen`."""
-        self._point(positions, seen, appends=False)
+    def set_positions(self, positions: Tensor, seen: int) -> None:
+        """Place the next characters of each row at (B, T) positions, each below `seen`."""
+        self._place(positions, seen, contiguous=False)
 
-    def _point(self, positions: Tensor, seen: int, appends: bool) -> None:
+    def _place(self, positions: Tensor, seen: int, contiguous: bool) -> None:
         self.positions = positions
         mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
         for layer in self.layers:
-            layer.positions, layer.mask, layer.appends = positions, mask, appends
+            layer.positions, layer.mask, layer.contiguous = positions, mask, contiguous
 
-    def repeat(self, batch: int) -> None:
-        """Make a cache of one row one of so many alike."""
+    def expand_batch(self, batch: int) -> None:
+        """Turn the cache of one row into that of `batch` equal rows."""
         for layer in self.layers:
-            layer.buffers = {name: held.expand(batch, -1, -1, -1) for name, held in layer.buffers.items()}
+            layer.buffers = {name: buffer.expand(batch, -1, -1, -1) for name, buffer in layer.buffers.items()}
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row of the batch that `rows`, a tensor of indices, does not name."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep the rows of the batch at these indices, in this order, and drop the others."""
         for layer in self.layers:
             layer.buffers = {name: buffer[rows] for name, buffer in layer.buffers.items()}

@@ -64,7 +64,7 @@ def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
     model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
     ids = torch.tensor([vocab.encode(TEXT)])
     alone = model(ids)
-    with record_attention_weights() as recorded:
+    with record_attention_weights(model) as recorded:
         assert torch.equal(model(ids), alone)
     assert len(recorded) == model.n_layer
     model(ids)

@@ -15,6 +15,7 @@ from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.training.microbatching import loss_sum
 
 NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
 BLOCK, SYMBOLS = 128, 30
@@ -50,13 +51,13 @@ def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> T
     rows, positions = torch.arange(len(ids))[:, None], torch.arange(max(prefill)).expand(len(ids), -1)
     lengths = torch.tensor(prefill)[:, None]
     cache = KVCache(model.n_layer, BLOCK)
-    cache.move_to(positions, BLOCK)
+    cache.set_positions(positions, BLOCK)
     logits = torch.zeros(*ids.shape, SYMBOLS)
     prompt = ids[:, : max(prefill)].where(positions < lengths, 0)
     logits[:, : max(prefill)] = model(prompt, cache)
     for piece in pieces:
         positions = lengths + torch.arange(piece)
-        cache.move_to(positions, BLOCK)
+        cache.set_positions(positions, BLOCK)
         logits[rows, positions] = model(ids[rows, positions], cache).float()
         lengths = lengths + piece
     return logits * (torch.arange(ids.shape[1]) < lengths)[..., None]
@@ -145,27 +146,27 @@ def test_cached_decoding_equals_the_full_forward(name: str, prefill: list[int], 
 def test_cached_rows_that_are_kept_go_on_alone(name: str) -> None:
     model, ids = built(name), characters(4, 40)
     cache = KVCache(model.n_layer, 40)
-    cache.move_to(torch.arange(30).expand(4, -1), 40)
+    cache.set_positions(torch.arange(30).expand(4, -1), 40)
     model(ids[:, :30], cache)
     full = model(ids)
     for position, kept in ((30, [3, 0, 1]), (31, [2, 0]), (32, [1])):
-        cache.keep(torch.tensor(kept))
+        cache.select_rows(torch.tensor(kept))
         ids, full = ids[kept], full[kept]
-        cache.move_to(torch.full((len(kept), 1), position), 40)
+        cache.set_positions(torch.full((len(kept), 1), position), 40)
         logits = model(ids[:, position : position + 1], cache)[:, 0]
         torch.testing.assert_close(logits, full[:, position], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shared", [1, 10])
-def test_what_rows_share_may_be_read_once(name: str, shared: int) -> None:
+@pytest.mark.parametrize("prefix_length", [1, 10])
+def test_what_rows_share_may_be_read_once(name: str, prefix_length: int) -> None:
     """As training does: loss and every gradient are those of reading all of it in every row."""
     model, ids = built(name).double(), characters(5, 30)
-    ids[:, :shared] = ids[0, :shared]
+    ids[:, :prefix_length] = ids[0, :prefix_length]
     targets = ids[:, 1:].clone()
-    targets[:, :shared] = 0
-    plain = model.loss(ids[:, :-1], targets, pad_id=0)
+    targets[:, :prefix_length] = 0
+    plain = model.loss(ids[:, :-1], targets, pad_id=0, reduction="sum")
     expected = torch.autograd.grad(plain, list(model.parameters()))
-    loss = model.loss(ids[:, :-1], targets, pad_id=0, shared=shared)
+    loss = loss_sum(model, ids[:, :-1], targets, 0, prefix_length)
     found = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
@@ -178,9 +179,9 @@ def test_what_is_read_once_leaves_dropout_of_attention_alone(name: str) -> None:
         if isinstance(module, Dropout):
             module.p = 0.0  # leaves that of the weights, if the variant has any
 
-    def losses(shared: int) -> set[float]:
+    def losses(prefix_length: int) -> set[float]:
         targets = ids[:, 1:].where(torch.arange(29) >= 10, 0)
-        return {model.loss(ids[:, :-1], targets, pad_id=0, shared=shared).item() for _ in range(4)}
+        return {loss_sum(model, ids[:, :-1], targets, 0, prefix_length).item() for _ in range(4)}
 
     assert len(losses(10)) == len(losses(0))
 

@@ -15,6 +15,8 @@ from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.models.partial_forward import logits_at
+from birthplace_lm.training.microbatching import loss_sum
 
 SYMBOLS, HEADS, BLOCK = 11, 4, 16
 ATTENTIONS = {"vanilla": VanillaAttention, "synthesizer": SynthesizerAttention}
@@ -128,7 +130,7 @@ def test_too_long_a_sequence_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="17 characters do not fit into block_size=16"):
         model(ids)
     cache = KVCache(model.n_layer, BLOCK + 1)
-    cache.move_to(torch.tensor([[BLOCK]]), BLOCK + 1)
+    cache.set_positions(torch.tensor([[BLOCK]]), BLOCK + 1)
     with pytest.raises(ValueError, match="17 characters"):
         model(ids[:, :1], cache)
     assert model(ids[:, 1:]).shape == (1, BLOCK, SYMBOLS)
@@ -171,18 +173,17 @@ def test_reads_only_what_is_asked_for(name: str) -> None:
     model = small(name).double()
     torch.manual_seed(1)
     ids = torch.randint(2, SYMBOLS, (5, BLOCK))
-    at = torch.rand(5, BLOCK) < 0.3
-    assert torch.allclose(model(ids, at=at), model(ids)[at], atol=1e-12)
-    assert model(ids, at=torch.zeros_like(at)).shape == (0, SYMBOLS)
-    targets = torch.randint(2, SYMBOLS, (5, BLOCK)).masked_fill(~at, 0)
-    for reduction in ("mean", "sum"):
-        plain = torch.nn.functional.cross_entropy(
-            model(ids).flatten(0, 1), targets.flatten(), ignore_index=0, reduction=reduction
-        )
-        loss = model.loss(ids, targets, 0, reduction)
-        assert loss.item() == pytest.approx(plain.item(), rel=1e-6)  # the loss is a float32
-        expected = torch.autograd.grad(plain, list(model.parameters()), materialize_grads=True)
-        for found, want in zip(
-            torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True), expected, strict=True
-        ):
-            assert torch.allclose(found, want, rtol=1e-5, atol=1e-5)
+    select = torch.rand(5, BLOCK) < 0.3
+    assert torch.allclose(logits_at(model, ids, select), model(ids)[select], atol=1e-12)
+    assert logits_at(model, ids, torch.zeros_like(select)).shape == (0, SYMBOLS)
+    targets = torch.randint(2, SYMBOLS, (5, BLOCK)).masked_fill(~select, 0)
+    plain = torch.nn.functional.cross_entropy(
+        model(ids).flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum"
+    )
+    loss = loss_sum(model, ids, targets, 0)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)  # the loss is a float32
+    expected = torch.autograd.grad(plain, list(model.parameters()), materialize_grads=True)
+    for gradient, plain_gradient in zip(
+        torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True), expected, strict=True
+    ):
+        assert torch.allclose(gradient, plain_gradient, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import Dropout, dropout
-from birthplace_lm.models.sdpa import scaled_dot_product_attention
+from birthplace_lm.models.sdpa import ScaledDotProductAttention
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
@@ -45,10 +45,11 @@ def test_attention_with_dropout_is_the_other_on_average(masked: bool, scale: flo
     if mask is not None:
         mask |= torch.eye(9, dtype=torch.bool)
     expected = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale)
-    assert torch.allclose(scaled_dot_product_attention(q, k, v, mask, 0.0, scale), expected)
+    assert torch.allclose(ScaledDotProductAttention(0.0, scale)(q, k, v, mask), expected)
     assert torch.allclose(
-        scaled_dot_product_attention(q, k, v, mask, 1e-9, scale), expected
+        ScaledDotProductAttention(1e-9, scale)(q, k, v, mask), expected
     )  # the plain way, nothing dropped
-    many = torch.stack([scaled_dot_product_attention(q, k, v, mask, 0.2, scale) for _ in range(3000)])
+    attend = ScaledDotProductAttention(0.2, scale)
+    many = torch.stack([attend(q, k, v, mask) for _ in range(3000)])
     spread = many.std(0) / len(many) ** 0.5
     assert ((many.mean(0) - expected).abs() <= 6 * spread + 1e-9).all()

@@ -29,6 +29,7 @@ from birthplace_lm.errors import CheckpointError, NonFiniteError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import atomic_files as files
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.training import microbatching
 
 # Where to kill: a call, the end of the name of its file, before or after it.
 KILL_POINTS = {
@@ -401,7 +402,10 @@ def _same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def poisoned(config: DictConfig, stage: str, folder: Path, poison: Poison) -> None:
-    with mock.patch.object(GPT, "loss", poison.loss(GPT.loss)):
+    with (
+        mock.patch.object(GPT, "loss", poison.loss(GPT.loss)),
+        mock.patch.object(microbatching, "loss_sum", poison.loss(microbatching.loss_sum)),
+    ):
         fit(config, stage, folder, poison)
 
 

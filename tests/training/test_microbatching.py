@@ -55,19 +55,19 @@ def test_a_batch_in_parts_is_the_batch(
     model = build_model(config.model, len(corpus.vocab)).double()
     model.tok_emb.weight.requires_grad_(not frozen)
     parts: list[module.MicroBatch] = []
-    divide = module._parts
+    divide = module._split
 
     def noted(*given: Any, **named: Any) -> list[module.MicroBatch]:
         parts[:] = divide(*given, **named)
         return parts
 
-    monkeypatch.setattr(module, "_parts", noted)
+    monkeypatch.setattr(module, "_split", noted)
     for batch in batches(config, corpus, stage):
         plain = model.loss(batch["inputs"], batch["targets"], PAD, reduction="sum")
         expected = gradients(model, 3 * plain)
         loss = microbatched_loss_sum(model, batch, PAD)
         assert len(parts) > 1
-        assert any(part.shared for part in parts)
+        assert any(part.prefix_length for part in parts)
         assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
         torch.testing.assert_close(gradients(model, 3 * loss), expected, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
@@ -98,5 +98,5 @@ def test_rows_of_any_kind(rows: list[str]) -> None:
 def test_dropout_shares_nothing_but_pads(config: DictConfig, corpus: Corpus) -> None:
     for stage, shared in (("pretrain", {0, 10}), ("finetune", {0})):
         for batch in batches(config, corpus, stage):
-            parts = module._parts(batch["inputs"], batch["targets"], PAD, pads_only=True)
-            assert {part.shared for part in parts} <= shared
+            parts = module._split(batch["inputs"], batch["targets"], PAD, pads_only=True)
+            assert {part.prefix_length for part in parts} <= shared

@@ -1,4 +1,4 @@
-"""Dense synthesizer attention: every position scores the others from its own vector alone."""
+"""Dense synthesizer attention: a position computes the scores of all others from its own vector alone."""
 
 import torch
 from torch import Tensor, nn
@@ -6,15 +6,15 @@ from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.kv_cache import LayerKVCache
-from birthplace_lm.models.sdpa import scaled_dot_product_attention
+from birthplace_lm.models.sdpa import ScaledDotProductAttention
 
 
 class SynthesizerAttention(nn.Module):
     """softmax(ReLU(x W1 + b1)_i W2 + b2) v, causal, for head i; no query-key product, no 1/sqrt(D).
 
     W2 (D, positions) and b2 (positions) are shared by the heads and cut to the first T columns. A sequence of
-    `block_size` characters has `block_size - 1` inputs, so the layer learns that many columns; a column
-    beyond them, which training never shows, scores 0.
+    `block_size` characters has `block_size - 1` inputs, so the layer learns that many columns. Positions
+    beyond them, which never occur in training, get the score 0.
 
     Args:
         positions: learned columns; None means `block_size - 1`, the 2021 layer.
@@ -27,39 +27,29 @@ class SynthesizerAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_head = n_head
-        self.dropout = dropout
         columns = block_size - 1 if positions is None else positions
         self.w1 = nn.Linear(n_embd, n_embd)
         self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
         self.b2 = nn.Parameter(torch.zeros(columns))
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
+        self.attend = ScaledDotProductAttention(dropout, scale=1.0)
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
         h = self._heads(F.relu(self.w1(x)))  # (B, H, T, D)
         v = self._heads(self.value(x))  # (B, H, T, D)
-        if cache is None:
-            y = self._attend(h, v, None)
-        else:
-            y = self._attend(h, cache.store("value", v), cache.mask)
+        mask = None
+        if cache is not None:
+            v, mask = cache.update("value", v), cache.mask
+        # The scores h W2 + b2 as a product that the fused kernel computes: queries (h, 1), keys (W2, b2)^T.
+        keys = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
+        keys = F.pad(keys, (0, 0, 0, v.shape[2] - keys.shape[0]))  # cuts, or adds zero rows
+        keys = keys.to(h.dtype).expand(*h.shape[:2], -1, -1)
+        v = F.pad(v, (0, 1))  # the kernel needs one depth everywhere
+        y = self.attend(F.pad(h, (0, 1), value=1.0), keys, v, mask)[..., :-1]  # (B, H, T, D)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.resid_drop(self.proj(y))
-
-    def _attend(self, h: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """The scores as a product the fused kernel knows: queries (h, 1) against "keys" (W2, b2)^T."""
-        batch, heads, _, depth = h.shape
-        columns = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
-        columns = F.pad(columns, (0, 0, 0, v.shape[2] - columns.shape[0]))  # cuts, or adds zero rows
-        y = scaled_dot_product_attention(
-            F.pad(h, (0, 1), value=1.0),
-            columns.to(h.dtype).expand(batch, heads, -1, -1),
-            F.pad(v, (0, 1)),  # the kernel wants the same depth everywhere
-            mask=mask,
-            dropout=self.dropout if self.training else 0.0,
-            scale=1.0,
-        )
-        return y[..., :depth]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)

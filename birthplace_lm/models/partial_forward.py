@@ -1,0 +1,45 @@
+"""Forward passes of a GPT that compute no more than their caller uses.
+
+They call the same modules as `GPT.forward`, so any attention variant works with them.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.kv_cache import KVCache
+
+
+def logits_at(model: GPT, ids: Tensor, select: Tensor, cache: KVCache | None = None) -> Tensor:
+    """`model(ids, cache)[select]`, (N, V), without the last MLP and the head for the other positions.
+
+    Args:
+        select: (B, T) of bool, the N positions whose logits are needed.
+    """
+    layers = [None] * model.n_layer if cache is None else cache.layers
+    x = model.embed(ids, cache)
+    for index in range(model.n_layer - 1):
+        x = model.blocks[index](x, layers[index])
+    last: Any = model.blocks[-1]
+    x = (x + last.attn(last.ln1(x), layers[-1]))[select]
+    x = x + last.mlp(last.ln2(x))
+    logits: Tensor = model.head(model.ln_f(x))
+    return logits
+
+
+def forward_with_shared_prefix(
+    model: GPT, ids: Tensor, prefix_length: int, select: Tensor, cache: KVCache
+) -> Tensor:
+    """`logits_at(model, ids, select)`, which computes a prefix that all rows share only once.
+
+    Args:
+        prefix_length: the first `prefix_length` characters are equal in all rows.
+        select: (B, T) of bool, false within the prefix.
+        cache: an empty one, which afterwards holds all of `ids`.
+    """
+    cache.advance(prefix_length, ids.device)
+    logits_at(model, ids[:1, :prefix_length], select[:1, :prefix_length], cache)
+    cache.expand_batch(len(ids))
+    cache.advance(ids.shape[1] - prefix_length, ids.device)
+    return logits_at(model, ids[:, prefix_length:], select[:, prefix_length:], cache)
