@@ -143,14 +143,14 @@ def test_what_is_pickled_in_a_checkpoint_is_not_called(
     for call in calls:
         node[place[-1]] = kind(*call)
         forge(path, found)
-        with pytest.raises(CheckpointError, match="it holds something else than data"):
+        with pytest.raises(CheckpointError, match="it contains more than plain data"):
             checkpoint.load(path)
         assert not harm.exists()
         assert path.exists()
-    with pytest.raises(CheckpointError, match="it holds something else than data"):
+    with pytest.raises(CheckpointError, match="it contains more than plain data"):
         TrainedModel.from_run(victim)
     (victim / "finetune" / "result.json").unlink()
-    with pytest.raises(CheckpointError, match="it holds something else than data"):
+    with pytest.raises(CheckpointError, match="it contains more than plain data"):
         fit(config, "finetune", victim / "finetune")
 
 
@@ -422,7 +422,7 @@ def test_the_commands_say_so_in_one_line(
     forge(path, Does(os.mkdir, str(victim / "harm")))
     assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 4
     said = capsys.readouterr()
-    assert said.err == f"error: {path}: cannot be loaded: it holds something else than data\n"
+    assert said.err == f"error: {path}: cannot be loaded: it contains more than plain data\n"
     assert not (victim / "harm").exists()
 
 
@@ -485,8 +485,8 @@ def test_a_url_is_refused(key: str, url: str) -> None:
 @pytest.mark.parametrize("key", ["attention", "pretrain", "data"])
 @pytest.mark.parametrize("name", ["../evil", "..", "/tmp/evil", "~"])
 def test_names_stay_below_the_root(key: str, name: str) -> None:
-    with pytest.raises(InputError, match=rf"names\.{key}="):
-        compose([f"names.{key}='{name}'"])
+    with pytest.raises(InputError, match=rf"labels\.{key}="):
+        compose([f"labels.{key}='{name}'"])
 
 
 @pytest.fixture(autouse=True)

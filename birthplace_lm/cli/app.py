@@ -107,9 +107,7 @@ def _check_checkpoint_paths(config: DictConfig) -> None:
     for key in ("resume", "init_from"):
         value = config[key]
         if value not in (None, "auto", "never") and not Path(value).expanduser().is_file():
-            raise CheckpointError(
-                f"{key}={value}: there is no such checkpoint; give the path of a local file"
-            )
+            raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
 
 
 def _plan(config: DictConfig) -> dict[str, Any]:

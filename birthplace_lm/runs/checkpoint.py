@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and are verified before they are believed."""
+"""Checkpoint files: written atomically, verified by their SHA-256 whenever they are read."""
 
 import hashlib
 import io
@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,44 @@ from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text, r
 FORMAT = 3  # raised whenever the content of a checkpoint changes; no other format is read
 STEP = re.compile(r"step-(\d+)\.ckpt")
 DAMAGED = ".damaged"
+MAX_OBJECTS = 1_000_000  # in one checkpoint
 
-# What is ours in a checkpoint, besides what Lightning puts there.
+# Entries of "birthplace_lm" in a checkpoint; the rest of it is Lightning's.
 METADATA_TYPES: dict[str, type] = {"format": int, "stage": str, "config": str, "vocab": list, "data": dict}
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A verified checkpoint in memory, so that its file is read once."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "LoadedCheckpoint":
+        """Read and verify; see `load`."""
+        return cls(path, load(path))
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which it was saved."""
+        return int(self.content["global_step"])
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What METADATA_TYPES lists, and more."""
+        metadata: dict[str, Any] = self.content["birthplace_lm"]
+        return metadata
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
     """Save plain tensors, numbers, strings, lists and dicts.
 
-    They are written beside the destination, synced, read back, and renamed once the SHA-256 lies beside it
-    too. The rename comes last: a checkpoint that has its name is whole, wherever the process was killed.
+    The bytes go to a temporary file, which is synced and read back. It gets its name after the file with its
+    SHA-256 has: a checkpoint with its name is complete, whenever the process is killed.
 
     Raises:
-        CheckpointError: the disk is full, cannot be written, or gives back something else.
+        CheckpointError: the disk is full, is not writable, or returns other bytes than were written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -47,15 +73,14 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def copy_into(path: Path, directory: Path) -> Path:
-    """Copy a checkpoint of another folder into this one, under the name that its step has here.
+def copy_into(loaded: LoadedCheckpoint, directory: Path) -> Path:
+    """Save a checkpoint of another folder in this one, under the name of its step.
 
     Raises:
-        CheckpointError: it is damaged, or cannot be written here.
+        CheckpointError: it cannot be written.
     """
-    content = load(path)
-    copy = checkpoint_path(directory, content["global_step"])
-    save(content, copy)
+    copy = checkpoint_path(directory, loaded.step)
+    save(loaded.content, copy)
     return copy
 
 
@@ -63,7 +88,7 @@ def remove(path: Path) -> None:
     """Remove a checkpoint and its hash.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder is not writable.
     """
     try:
         path.unlink(missing_ok=True)
@@ -73,42 +98,41 @@ def remove(path: Path) -> None:
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read and verify one checkpoint. Nothing is instantiated from it.
+    """Read and verify one checkpoint, without instantiating any class of it.
 
     Raises:
-        CheckpointError: it is missing, is not what was saved, or holds something else than our data.
+        CheckpointError: it is missing or damaged, or is no checkpoint of this version of the project.
     """
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path}: there is no such checkpoint; give the path of a local file")
+            raise CheckpointError(f"{path}: no such checkpoint; give the path of a local file")
         content = path.read_bytes()
         if not _hash_file(path).is_file():
             raise CheckpointError(
-                f"{path}: {len(content)} bytes without a {_hash_file(path).name} beside them, as every"
-                " checkpoint has"
+                f"{path}: {_hash_file(path).name} is missing beside it; copy both files of a checkpoint"
             )
         expected = _saved_hash(path)
     except (OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise CheckpointError(f"{path}: damaged: its {len(content)} bytes are not those that were saved")
+        raise CheckpointError(f"{path}: damaged: its {len(content)} bytes do not match its SHA-256")
     try:
         _check_archive(content)
-        found = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
-        _check_size(found)
-        _check_content(path, found)
-        # Ordered dicts may bring attributes, by which they can be made to seem something else.
-        return {**found, "state_dict": {**found["state_dict"]}}
+        loaded = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
+        _check_size(loaded)
+        _check_content(path, loaded)
+        # Plain dicts: a pickled OrderedDict may have attributes that shadow its methods.
+        return {**loaded, "state_dict": {**loaded["state_dict"]}}
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a hostile file makes the reader stumble over
+    except Exception as error:  # a hostile file can raise any
         unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds something else than data" if unsafe else f"{type(error).__name__}: {error}".strip()
+        reason = "it contains more than plain data" if unsafe else f"{type(error).__name__}: {error}".strip()
         raise CheckpointError(f"{path}: cannot be loaded: {reason.splitlines()[0]}") from error
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the file is, bit for bit, the one that was saved."""
+    """Whether the file has the SHA-256 that was saved with it."""
     try:
         return path.is_file() and _saved_hash(path) == sha256_of(path)
     except (OSError, ValueError):
@@ -116,44 +140,50 @@ def is_intact(path: Path) -> bool:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a folder, newest step first, verified or not."""
-    found = [(step, p) for p in directory.glob("step-*.ckpt") if (step := parse_step(p)) is not None]
-    return [path for _, path in sorted(found, reverse=True)]
+    """The checkpoints of a folder, newest step first; they are not verified."""
+    steps = [(step, p) for p in directory.glob("step-*.ckpt") if (step := parse_step(p)) is not None]
+    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def latest_intact(directory: Path) -> Path | None:
-    """The newest checkpoint of a folder that is whole; None if there never was one.
+    """The newest intact checkpoint of a folder; None if the folder has no checkpoint.
 
     Raises:
-        CheckpointError: there are some, and all of them are damaged.
+        CheckpointError: all of them are damaged.
     """
-    found = list_checkpoints(directory)
-    for path in found:
+    paths = list_checkpoints(directory)
+    for path in paths:
         if is_intact(path):
             return path
-    if found:
-        raise CheckpointError(f"{directory}: no checkpoint is whole; remove them to start over")
+    if paths:
+        raise CheckpointError(f"{directory}: all checkpoints are damaged; remove them to start over")
     return None
 
 
-def quarantine_and_prune(directory: Path, step: int) -> list[Path]:
-    """Leave nothing that could be taken for a later checkpoint than that of `step`, nor half a file.
+def quarantine_and_prune(directory: Path, resumed: Path | None) -> list[Path]:
+    """Rename damaged checkpoints, and remove temporary files and checkpoints of later steps than `resumed`.
 
-    Damaged ones are kept under another name. Only for who holds the folder's lock.
+    The caller must hold the lock of the folder.
+
+    Args:
+        resumed: a checkpoint of the folder that was just verified; None to start from the beginning.
 
     Returns:
         The damaged ones, by their new names.
     """
     remove_temp_files(directory)
+    step = 0 if resumed is None else parse_step(resumed) or 0
     damaged = []
     for path in list_checkpoints(directory):
+        if path == resumed:
+            continue
         if not is_intact(path):
             damaged.append(path.replace(path.with_name(path.name + DAMAGED)))
         elif (parse_step(path) or 0) > step:
             remove(path)
-    for left in directory.glob("step-*.ckpt.sha256"):
-        if not left.with_suffix("").exists():
-            left.unlink(missing_ok=True)
+    for hash_file in directory.glob("step-*.ckpt.sha256"):
+        if not hash_file.with_suffix("").exists():
+            hash_file.unlink(missing_ok=True)
     return damaged
 
 
@@ -163,57 +193,57 @@ def parse_step(path: Path) -> int | None:
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of an optimizer step is kept."""
+    """The path of the checkpoint of an optimizer step."""
     return directory / f"step-{step:08d}.ckpt"
 
 
 def _check_archive(content: bytes) -> None:
-    """Check that reading takes no more memory than the file has: torch stores, it does not compress."""
+    """Check that reading takes no more memory than the file has bytes: torch never compresses."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > len(content):
-        raise ValueError("it is compressed, which no checkpoint of ours is")
+        raise ValueError("it is compressed; checkpoints of this project are not")
 
 
-def _check_size(found: Any, most: int = 1_000_000) -> None:
-    """Check that whoever walks through it comes to an end: lists may hold one another many times."""
-    waiting = [found]
-    while waiting:
-        value = waiting.pop()
+def _check_size(loaded: Any) -> None:
+    """Limit the number of objects: nested lists can refer to one another exponentially often."""
+    stack, visited = [loaded], 0
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
-            waiting += value.values()
+            stack += value.values()
         elif isinstance(value, list | tuple | set):
-            waiting += value
-        most -= 1
-        if most < 0:
-            raise ValueError("it holds too much")
+            stack += value
+        visited += 1
+        if visited > MAX_OBJECTS:
+            raise ValueError(f"it contains more than {MAX_OBJECTS:,} objects")
 
 
-def _check_content(path: Path, found: Any) -> None:
-    ours = found.get("birthplace_lm") if isinstance(found, dict) else None
-    state = found.get("state_dict") if isinstance(found, dict) else None
-    weights = isinstance(state, dict) and all(
+def _check_content(path: Path, loaded: Any) -> None:
+    metadata = loaded.get("birthplace_lm") if isinstance(loaded, dict) else None
+    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    has_weights = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     )
-    if not weights:
-        raise CheckpointError(f"{path}: holds no weights")
-    if not isinstance(ours, dict):
-        raise CheckpointError(f"{path}: holds weights only; a checkpoint of this project is needed")
-    if ours.get("format") != FORMAT:
-        theirs = str(ours.get("format"))[:20]
+    if not has_weights:
+        raise CheckpointError(f"{path}: contains no weights")
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: contains only weights; expected a checkpoint of birthplace_lm")
+    if metadata.get("format") != FORMAT:
+        other = str(metadata.get("format"))[:20]
         raise CheckpointError(
-            f"{path}: of another version of birthplace_lm (format {theirs}, this one reads {FORMAT})"
+            f"{path}: has format {other} of another version of birthplace_lm; this version reads {FORMAT}"
         )
-    if not isinstance(found.get("global_step"), int):
-        raise CheckpointError(f"{path}: does not say after which step it was saved")
+    if not isinstance(loaded.get("global_step"), int):
+        raise CheckpointError(f"{path}: global_step is missing or no int")
     for key, kind in METADATA_TYPES.items():
-        if not isinstance(ours.get(key), kind):
-            raise CheckpointError(f"{path}: its birthplace_lm.{key} is no {kind.__name__}")
-    if not all(isinstance(digest, str) for digest in ours["data"].values()):
-        raise CheckpointError(f"{path}: its data holds something else than hashes")
-    if not all(isinstance(symbol, str) for symbol in ours["vocab"]):
-        raise CheckpointError(f"{path}: its vocabulary holds something else than characters")
+        if not isinstance(metadata.get(key), kind):
+            raise CheckpointError(f"{path}: birthplace_lm.{key} is missing or no {kind.__name__}")
+    if not all(isinstance(digest, str) for digest in metadata["data"].values()):
+        raise CheckpointError(f"{path}: birthplace_lm.data contains more than hashes")
+    if not all(isinstance(symbol, str) for symbol in metadata["vocab"]):
+        raise CheckpointError(f"{path}: birthplace_lm.vocab contains more than characters")
 
 
 def _saved_hash(path: Path) -> str:

@@ -18,6 +18,7 @@ from birthplace_lm.errors import CheckpointError, InternalError
 from birthplace_lm.inference.weights import load_weights
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.identity import config_hash, hashed_config
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
@@ -54,15 +55,13 @@ def fit_stage(name: str, config: DictConfig, corpus: Corpus, folder: Path, start
             raise CheckpointError(
                 f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there"
             )
-        step = 0 if resume is None else checkpoint.load(resume)["global_step"]
-        for damaged in checkpoint.quarantine_and_prune(folder, step):
-            log.warning("a damaged checkpoint was set aside as %s", damaged)
         if resume is not None and resume.resolve().parent != folder.resolve():
-            resume = checkpoint.copy_into(
-                resume, folder
-            )  # it may be the stage's last, after which none is saved
+            # It may be the last of its stage, after which none is saved.
+            resume = checkpoint.copy_into(LoadedCheckpoint.read(resume), folder)
+        for damaged in checkpoint.quarantine_and_prune(folder, resume):
+            log.warning("a damaged checkpoint was set aside as %s", damaged)
         if resume is not None:
-            log.info("%s: resuming after step %d, from %s", name, step, resume)
+            log.info("%s: resuming after step %d, from %s", name, checkpoint.parse_step(resume), resume)
         probe = probe_trainer(config)
         if probe.strategy.launcher is None:
             train_stage(name, config, corpus, folder, start, resume)
@@ -169,7 +168,7 @@ def _trainer(
     own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
     _await_new_second(folder)
     # "" keeps the event files of a stage in one folder; what was logged after the checkpoint comes again.
-    purge = 0 if resume is None else checkpoint.load(resume)["global_step"]
+    purge = 0 if resume is None else checkpoint.parse_step(resume)
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(
         config.trainer,

@@ -137,7 +137,7 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
     assert re.fullmatch(r"(error: .*\n){2}", program.stderr.read_text())
     status = json.loads((damaged / "status.json").read_text())
     assert status["state"] == "failed"
-    assert "no checkpoint is whole" in status["error"]
+    assert "all checkpoints are damaged" in status["error"]
     assert "Traceback" in (damaged / "log.txt").read_text()
     assert [path.name for path in locked.iterdir()] == ["lock"]
 

@@ -129,7 +129,7 @@ def test_notices_all_damage(
     for _ in range(amount(suite, torture)):
         path.write_bytes(damaged(whole, draw, how))
         assert not checkpoint.is_intact(path)
-        with pytest.raises(CheckpointError, match=r"damaged: its \d+ bytes are not those that were saved"):
+        with pytest.raises(CheckpointError, match=r"damaged: its \d+ bytes do not match its SHA-256"):
             checkpoint.load(path)
         noticed += 1
     record(f"{how} checkpoints", f"{noticed} of {amount(suite, torture)} noticed")
@@ -196,7 +196,7 @@ def test_no_whole_checkpoint_is_an_error(
     for path in checkpoint.list_checkpoints(folder):
         path.write_bytes(damaged(path.read_bytes(), random.Random(0), "flipped"))
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(CheckpointError, match="no checkpoint is whole") as caught:
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged") as caught:
         fit(config, "finetune", folder)
     assert caught.value.exit_code == 4
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -519,18 +519,18 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("missing", "there is no such checkpoint; give the path of a local file"),
-        ("empty", "damaged: its 0 bytes are not those that were saved"),
-        ("truncated", "damaged: its 5000 bytes are not those that were saved"),
-        ("flipped", "damaged: its SIZE bytes are not those that were saved"),
+        ("missing", "no such checkpoint; give the path of a local file"),
+        ("empty", "damaged: its 0 bytes do not match its SHA-256"),
+        ("truncated", "damaged: its 5000 bytes do not match its SHA-256"),
+        ("flipped", "damaged: its SIZE bytes do not match its SHA-256"),
         ("text", "cannot be loaded: BadZipFile: File is not a zip file"),
-        ("without hash", "SIZE bytes without a mine.ckpt.sha256 beside them, as every checkpoint has"),
+        ("without hash", "mine.ckpt.sha256 is missing beside it; copy both files of a checkpoint"),
         ("another attention", "is of another model: blocks.0.attn.b2 is (127,) there and missing here;"),
         ("another size", "is of another model: blocks.0.attn."),
         ("another vocabulary", "its vocabulary of SYMBOLS is not the SYMBOLS symbols of the corpus"),
-        ("another version", "of another version of birthplace_lm (format 1, this one reads 3)"),
-        ("weights only", "holds weights only; a checkpoint of this project is needed"),
-        ("bare weights", "holds no weights"),
+        ("another version", "has format 1 of another version of birthplace_lm; this version reads 3"),
+        ("weights only", "contains only weights; expected a checkpoint of birthplace_lm"),
+        ("bare weights", "contains no weights"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_meant(
