@@ -1,19 +1,23 @@
 """What `train.py` does with a composed configuration; torch is not imported before everything is checked."""
 
 import logging
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from birthplace_lm.cli import session, sweep
 from birthplace_lm.cli.gpu_slots import claim_gpu
+from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
@@ -24,6 +28,8 @@ from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import torchrun
 
 log = logging.getLogger("birthplace_lm")
+OPTIONS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd",
+                      "--config-dir", "--experimental-rerun")  # fmt: skip
 
 
 def run(config: DictConfig) -> float | None:
@@ -35,6 +41,7 @@ def run(config: DictConfig) -> float | None:
     state = session.current()
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
+        protect_standard_streams()
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
     if state.errors and signals.pending_signal() is not None:
@@ -47,20 +54,23 @@ def run(config: DictConfig) -> float | None:
         if not isinstance(known, BirthplaceError):
             known = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
         state.report_error(known, show_traceback=bool(config.get("traceback")))
-        hydra = HydraConfig.get()
-        if hydra.mode == RunMode.MULTIRUN and not state.record_job_failure(hydra.job.num, known):
+        settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
 
 
-def main(job: Callable[[], object]) -> int:
-    """Run the job or the sweep that `job` starts through Hydra. Returns the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Run `birthplace-lm train ARGUMENTS`, a job or a sweep. Returns the exit code."""
+    protect_standard_streams()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # we print errors ourselves, in one line
     state = session.current()
     first, state.torchrun_processes = torchrun.claim_rank_zero()
     if not first:
         return 0
+    sys.argv[1:] = options_first(arguments)  # Hydra reads them there
     try:
-        job()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run)()
     except BirthplaceError as error:  # of a job in another process
         state.report_error(error) if state.jobs_log_to_files else state.record_error(error)
     except sweep.SweepRejected as rejected:
@@ -74,6 +84,16 @@ def main(job: Callable[[], object]) -> int:
 
         show(sweep.table(state.jobs))
     return state.exit_code()
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Move overrides behind the options: Hydra's parser does not read `seed=1 -m model=tiny`."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        takes_value = bool(options) and options[-1] in OPTIONS_WITH_VALUE
+        (options if argument.startswith("-") or takes_value else overrides).append(argument)
+    return options + overrides
 
 
 def _run(config: DictConfig) -> float | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.config.groups import conf_dir
+from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.questions import birthplace_question, name_from_question
 from birthplace_lm.data.sequences import Batch
@@ -67,7 +67,7 @@ def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: 
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
-    others = {path.stem for path in (conf_dir() / "attention").glob("*.yaml")} - {config.labels.attention}
+    others = set(options()["attention"]) - {config.labels.attention}
     for name in sorted(others):
         sides[name] = BareLoop(compose([*given, f"attention={name}"]), corpus, batches)
     if find_spec("transformers"):
@@ -242,19 +242,16 @@ def _uncached(model: GPT, prompt: list[int]) -> None:
 
 
 def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
-    python, train = sys.executable, str(conf_dir().parent / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         untrained = TrainedModel(build_model(config.model, len(corpus.vocab)), corpus.vocab)
         export_model(untrained, config, model, card="")
-        command = (
-            "import sys; from birthplace_lm.cli.commands import main; sys.argv[0] = 'birthplace-lm'; main()"
-        )
+        command = [sys.executable, "-c", "from birthplace_lm.cli.commands import main; main()"]
         commands = {
-            "train.py --help": [python, train, "--help"],
-            "train.py sed=1 (a mistake)": [python, train, "sed=1"],
-            "train.py dry_run=true": [python, train, "dry_run=true"],
-            "birthplace-lm ask": [python, "-c", command, "ask", str(model), "Ada Lovelace"],
+            "birthplace-lm train --help": [*command, "train", "--help"],
+            "birthplace-lm train sed=1 (a mistake)": [*command, "train", "sed=1"],
+            "birthplace-lm train dry_run=true": [*command, "train", "dry_run=true"],
+            "birthplace-lm ask": [*command, "ask", str(model), "Ada Lovelace"],
         }
         sides = {
             name: lambda run=run: _seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))

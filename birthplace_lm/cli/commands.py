@@ -5,20 +5,53 @@ import logging
 import math
 import sys
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.data.corpora.qa_files import read_questions
 from birthplace_lm.data.questions import birthplace_question, normalise
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
+from birthplace_lm.runs import signals
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Ask trained models where people were born, and make what they are trained on.",
+    help="Train models of where people were born, ask them, and compare runs.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("birthplace-lm"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options without a command."""
+
+
+@app.command(
+    add_help_option=False,  # Hydra's parser reads all arguments, --help too
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(context: typer.Context) -> None:
+    """Pretrain, finetune and evaluate. Every setting is KEY=VALUE; see birthplace-lm train --help.
+
+    Example: birthplace-lm train -m attention=vanilla,synthesizer seed=0,1,2
+    """
+    signals.install()  # before the imports, which take a moment
+    from birthplace_lm.cli.app import main as train_main
+
+    raise typer.Exit(train_main(context.args))
 
 
 def _runs(typed: str) -> list[str]:
@@ -238,8 +271,12 @@ def bench(
 
 def main() -> None:
     """Run the command; an error is one line and its exit code."""
+    protect_standard_streams(tolerated=BrokenPipeError)  # what a command prints is its result
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except BirthplaceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
