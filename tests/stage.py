@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,11 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import RunMetrics, Score, StageResult
-from birthplace_lm.training import pipeline
-from birthplace_lm.training import stage as stages
+from birthplace_lm.training import components, pipeline
+from birthplace_lm.training.plan import StagePlan
+from birthplace_lm.training.preflight import preflight
+from birthplace_lm.training.stage import fit_stage
 
 METRICS = RunMetrics(
     attention="vanilla",
@@ -65,7 +68,7 @@ def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
 def without_waiting() -> Iterator[None]:
     """Many runs within a second: their event files are told apart by a count instead."""
     with (
-        mock.patch.object(stages, "_await_new_second"),
+        mock.patch.object(components, "_await_new_second"),
         mock.patch.object(event_file_writer._global_uid, "_value", 10**6, create=True),
     ):
         yield
@@ -73,9 +76,15 @@ def without_waiting() -> Iterator[None]:
 
 def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) -> None:
     """Train a stage as the pipeline does, from the newest checkpoint if there is one."""
-    with without_waiting(), mock.patch.object(stages, "progress", return_value=[*callbacks]):
+    with without_waiting(), mock.patch.object(components, "progress", return_value=[*callbacks]):
         corpus = read_corpus(config.data, config.model.block_size)
-        stages.fit_stage(stage, config, corpus, folder, None)
+        fit_stage(plan_of(stage, config, corpus, folder), corpus)
+
+
+def plan_of(stage: str, config: DictConfig, corpus: Corpus, folder: Path) -> StagePlan:
+    """The plan of one stage, in a folder of the test."""
+    plan = next(plan for plan in preflight(config, corpus) if plan.name == stage)
+    return replace(plan, directory=folder)
 
 
 def run(config: DictConfig) -> dict[str, Any]:

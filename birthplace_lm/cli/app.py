@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,11 +18,16 @@ from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import pretraining_directory, run_directory
+from birthplace_lm.runs.identity import (
+    named_checkpoint,
+    pretraining_directory,
+    run_directory,
+    with_inputs,
+)
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import torchrun
 
@@ -100,19 +104,19 @@ def _run(config: DictConfig) -> float | None:
     signals.raise_if_signalled("before it began")
     config = resolve_and_validate(config)
     torchrun.check_world_size(config, session.current().torchrun_processes)
+    if config.resume not in ("auto", "never"):
+        named_checkpoint("resume", config.resume)
+    corpus = read_corpus(config.data, config.model.block_size)
+    config = with_inputs(config, corpus.sha256)
     path = run_directory(config)
     check_run_dir(path, config)
-    _check_checkpoint_paths(config)
-    corpus = read_corpus(config.data, config.model.block_size)
     directory = RunDirectory(path, config)
     metrics = directory.metrics
     if config.dry_run:
         state = "to do" if metrics is None else "finished"
         _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
         return None
-    if metrics is not None and not config.overwrite:
-        check_data_hashes(metrics.data_sha256, corpus.sha256)
-    else:
+    if metrics is None or config.overwrite:
         from birthplace_lm.training.pipeline import (
             run as run_pipeline,  # torch and lightning take seconds to import
         )
@@ -121,13 +125,6 @@ def _run(config: DictConfig) -> float | None:
         metrics = run_pipeline(config, corpus)
     _show(_summary(metrics, config))
     return metrics.dev.exact_match
-
-
-def _check_checkpoint_paths(config: DictConfig) -> None:
-    for key in ("resume", "init_from"):
-        value = config[key]
-        if value not in (None, "auto", "never") and not Path(value).expanduser().is_file():
-            raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
 
 
 def _plan(config: DictConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,8 +30,9 @@ from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.training.allocator import disable_malloc_trim
+from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.microbatching import microbatched_loss_sum
-from birthplace_lm.training.preflight import build_datamodule
+from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import train_stage
 
 MATRIX = 2048  # rows and columns of the product that tells how fast the machine is
@@ -188,7 +190,7 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
     whole = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
     limited: Any = OmegaConf.merge(config, {"trainer": limits}, whole)
     with tempfile.TemporaryDirectory() as folder:
-        train_stage("pretrain", limited, corpus, Path(folder), None, None)
+        train_stage(replace(preflight(limited, corpus)[0], directory=Path(folder)), corpus)
         events = EventAccumulator(folder)
         events.Reload()
         found = [event.value for event in events.Scalars("pretrain/characters_per_second")]
@@ -196,7 +198,7 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
 
 
 def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
-    loader = build_datamodule(config, config.stages.pretrain, corpus).train_dataloader()
+    loader = build_datamodule(preflight(config, corpus)[0], corpus).train_dataloader()
     return [*islice(cycle(loader), count)]
 
 

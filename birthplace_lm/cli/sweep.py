@@ -22,7 +22,7 @@ from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import run_directory
+from birthplace_lm.runs.identity import run_directory, with_inputs
 from birthplace_lm.runs.metrics import RunMetrics
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
     settings = resolve_and_validate(composed)
+    corpus = read_corpus(settings.data, settings.model.block_size)
+    settings = with_inputs(settings, corpus.sha256)
     path = run_directory(settings)
     check_run_dir(path, settings)
     if str(path) in seen:
         raise InputError(f"run_dir={path}: another job of this sweep has it too")
     seen.add(str(path))
-    read_corpus(settings.data, settings.model.block_size)
     directory = RunDirectory(path, settings)
     finished = directory.finished and not settings.overwrite
     return Job(overrides, directory, finished, directory.written)

@@ -69,13 +69,25 @@ def resolve_and_validate(config: DictConfig) -> DictConfig:
 
 
 def load_saved(file: Path) -> DictConfig:
-    """The resolved configuration of a run, from its config.yaml. Interpolations in it are refused.
+    """The resolved configuration of a run, from its config.yaml.
 
     Raises:
         InputError: the file is not one that a run has written.
     """
     try:
         text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
+    return parse_saved(text, file)
+
+
+def parse_saved(text: str, file: Path) -> DictConfig:
+    """The resolved configuration in the text of a config.yaml; interpolations are refused.
+
+    Raises:
+        InputError: a run has not written this; the message names `file`.
+    """
+    try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("has aliases, by which few lines can stand for any number")
         config = OmegaConf.create(text)

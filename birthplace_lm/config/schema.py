@@ -142,6 +142,8 @@ class Config:
     on_nonfinite: str = one_of("stop", "skip")
     max_nonfinite_steps: int = bounded(1, 1_000_000, 10)
     init_from: str | None = None
+    extend_from: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files; filled in by the program
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -1,15 +1,17 @@
-"""Which settings decide the result of a run, and the name of the folder that follows from them."""
+"""Which settings decide the weights of a run, and the name of the folder that follows from them."""
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# What a run may differ in and still end with the same numbers.
+from birthplace_lm.errors import CheckpointError
+from birthplace_lm.runs.atomic_files import sha256_of
+
+# Two runs may differ in these and still end with the same weights.
 EXCLUDED_FROM_HASH = (
     "runs_root",
     "run_dir",
@@ -18,43 +20,132 @@ EXCLUDED_FROM_HASH = (
     "dry_run",
     "traceback",
     "checkpoint",
-    "precision",  # that of the trainer has it
+    "precision",  # copied into trainer.precision
+    "labels",  # part of the folder's name
+    "inputs",  # take the place of the paths, see `hashed_config`
 )
 TRAINER_EXCLUDED_FROM_HASH = (
+    "accelerator",  # changes the last bits alone; a resume on another device logs a warning
     "enable_progress_bar",
     "enable_model_summary",
     "log_every_n_steps",
     "num_sanity_val_steps",
     "profiler",
+    "inference_mode",
+    "detect_anomaly",
 )
+# A stage's own value, unless the trainer has one.
+TRAINER_OVERRIDES = ("max_epochs", "check_val_every_n_epoch")
+CHECKPOINT_KEYS = ("init_from", "extend_from")
+FILE_KEYS = ("corpus", "train", "dev", "test")
 
 
-def hashed_config(config: DictConfig) -> dict[str, Any]:
-    """The part of the configuration that the result depends on."""
-    kept: Any = OmegaConf.to_container(config)
+def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfig:
+    """The configuration with `inputs`: the SHA-256 of every file that the run reads.
+
+    They count instead of the paths, so moved files are the same and changed files are others.
+
+    Raises:
+        CheckpointError: init_from or extend_from names no checkpoint.
+    """
+    inputs = dict(data_sha256)
+    for key in CHECKPOINT_KEYS:
+        if config[key] is not None:
+            inputs[key] = sha256_of(named_checkpoint(key, config[key]))
+    plain: Any = OmegaConf.to_container(config)
+    identified = DictConfig({**plain, "inputs": inputs})
+    OmegaConf.set_readonly(identified, True)
+    return identified
+
+
+def named_checkpoint(key: str, value: str) -> Path:
+    """The checkpoint that `KEY=VALUE` names: a file or, for extend_from, the last of a finished run or stage.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(value).expanduser()
+    if key == "extend_from" and path.is_dir():
+        finished = [folder for folder in (path / "finetune", path / "pretrain", path) if _is_finished(folder)]
+        path = next((max(folder.glob("step-*.ckpt"), default=path) for folder in finished), path)
+        if path.is_dir():
+            raise CheckpointError(f"{key}={value}: no finished stage; name the directory of a finished run")
+    if not path.is_file():
+        raise CheckpointError(f"{key}={value}: there is no such checkpoint; give the path of a local file")
+    return path
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "result.json").is_file()
+
+
+def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any]:
+    """The part of the configuration that the weights depend on, in one spelling for equal settings.
+
+    Args:
+        until: a stage; its weights do not depend on the stages after it.
+    """
+    hashed: Any = OmegaConf.to_container(config)
     for key in EXCLUDED_FROM_HASH:
-        kept.pop(key)
+        hashed.pop(key)
+    hashed["data"].pop("root")
+    for key in FILE_KEYS:
+        hashed["data"][key] = config.inputs.get(key, hashed["data"][key])
+    for key in CHECKPOINT_KEYS:
+        hashed[key] = config.inputs.get(key, hashed[key])
+    skip = hashed.pop("on_nonfinite") == "skip"
+    hashed["max_nonfinite_steps"] = hashed["max_nonfinite_steps"] if skip else 0
+    trainer = hashed["trainer"]
+    trainer["devices"] = _process_count(trainer["devices"], trainer["accelerator"])
+    if trainer["strategy"] != "fsdp2":
+        trainer["strategy"] = "ddp" if trainer["devices"] > 1 else "single"
     for key in TRAINER_EXCLUDED_FROM_HASH:
-        kept["trainer"].pop(key)
-    for name, stage in kept["stages"].items():
+        trainer.pop(key)
+    for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
+        if isinstance(trainer[key], float) and trainer[key] == 1.0:
+            trainer[key] = None  # a share of 1.0 is all; 1 would be one batch
+    for key in ("fast_dev_run", "deterministic", "benchmark", "gradient_clip_val"):
+        trainer[key] = trainer[key] or None
+    overrides = {key: trainer.pop(key) for key in TRAINER_OVERRIDES}
+    stages = hashed["stages"]
+    names = list(stages)
+    for name in names if until is None else names[: names.index(until) + 1]:
+        stage = stages[name]
         stage.pop("num_workers")
-        if not stage["enabled"]:
-            kept["stages"][name] = {"enabled": False}
-    if kept["data"]["root"] is not None:
-        kept["data"]["root"] = os.path.realpath(kept["data"]["root"])
-    return kept
+        stage |= {key: value for key, value in overrides.items() if value is not None}
+        stages[name] = stage if stage["enabled"] else {"enabled": False}
+    if until is not None:
+        hashed["stages"] = {name: stages[name] for name in names[: names.index(until) + 1]}
+    return dict(_canonical(hashed))
 
 
-def pretraining_hashed_config(config: DictConfig) -> dict[str, Any]:
-    """The part that determines the weights after pretraining: finetuning does not."""
-    kept = hashed_config(config)
-    kept["stages"].pop("finetune")
-    return kept
+def _process_count(devices: Any, accelerator: str) -> int:
+    """How many processes Lightning starts for `trainer.devices`: a number, a list of indices, or all."""
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([index for index in devices.split(",") if index.strip()])
+    if str(devices) not in ("auto", "-1"):
+        return int(devices)
+    if accelerator == "cpu":
+        return 1
+    import torch  # takes seconds, and is needed here alone
+
+    return max(1, torch.cuda.device_count())
 
 
-def config_hash(kept: Mapping[str, Any]) -> str:
-    """A hash that names an identity."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+def _canonical(value: Any) -> Any:
+    """1.0 as 1: numbers count by value, not by spelling."""
+    if isinstance(value, dict):
+        return {key: _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def config_hash(hashed: Mapping[str, Any]) -> str:
+    """A hash that names the result of `hashed_config`."""
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -64,23 +155,20 @@ def run_directory(config: DictConfig) -> Path:
     return Path(config.runs_root).expanduser() / _name(config, hashed_config(config))
 
 
-def pretraining_directory(config: DictConfig) -> Path:
-    """Where a pretraining lives, shared by all runs that need the same one."""
-    return (
-        Path(config.runs_root).expanduser() / "pretrained" / _name(config, pretraining_hashed_config(config))
-    )
+def pretraining_directory(config: DictConfig, stage: str = "pretrain") -> Path:
+    """Where a stage that others start from lives, shared by all runs that need the same one."""
+    return Path(config.runs_root).expanduser() / "pretrained" / _name(config, hashed_config(config, stage))
 
 
-def _name(config: DictConfig, kept: Mapping[str, Any]) -> str:
-    digest = config_hash(kept)
+def _name(config: DictConfig, hashed: Mapping[str, Any]) -> str:
     labels = config.labels
-    return f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-{digest[:8]}"
+    return f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-{config_hash(hashed)[:8]}"
 
 
-def first_difference(one: Any, other: Any, key: str = "") -> str:
-    """The first key, in alphabetical order, in which two nested dictionaries differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in sorted({*one, *other}):
-            if one.get(name) != other.get(name):
-                return first_difference(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
-    return key
+def first_difference(theirs: Any, ours: Any, key: str = "") -> str:
+    """The first key, in alphabetical order, in which two nested dictionaries differ, with both values."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for name in sorted({*theirs, *ours}):
+            if theirs.get(name) != ours.get(name):
+                return first_difference(theirs.get(name), ours.get(name), f"{key}.{name}".lstrip("."))
+    return f"{key} ({theirs} there, {ours} here)"

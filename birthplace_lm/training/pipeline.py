@@ -2,21 +2,23 @@
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from birthplace_lm.data.corpora.corpus import Corpus, check_data_hashes
+from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
 from birthplace_lm.inference.evaluate import evaluate
 from birthplace_lm.inference.weights import load_weights, weights_sha256
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint, signals
 from birthplace_lm.runs.directory import RunDirectory
-from birthplace_lm.runs.identity import pretraining_directory, run_directory
+from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
+from birthplace_lm.training.plan import StagePlan
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import fit_stage
 from birthplace_lm.training.tensorboard import log_hyperparameters
@@ -25,23 +27,23 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, corpus: Corpus) -> RunMetrics:
-    """Do what is not done yet, and return the metrics.
+    """Run what is not finished yet, and return the metrics.
 
     Raises:
-        BirthplaceError: whatever goes wrong; status.json says so too, and log.txt has the traceback.
+        BirthplaceError: for everything that goes wrong; status.json has the message, log.txt the traceback.
     """
-    preflight(config, corpus)
+    plans = preflight(config, corpus)
     directory = RunDirectory(run_directory(config), config)
     with directory.opened():
         try:
-            metrics = _run(config, corpus, directory)
+            metrics = _run(config, corpus, plans, directory)
             metrics.write(directory.path / METRICS_FILE)
         except Exception as error:
-            known = _known(error, directory.path)
+            failure = to_birthplace_error(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
-                log.debug("%s", known, exc_info=not isinstance(error, Interrupted))
-            directory.end("preempted" if isinstance(known, Interrupted) else "failed", known)
-            raise known from error
+                log.debug("%s", failure, exc_info=not isinstance(error, Interrupted))
+            directory.end("preempted" if isinstance(failure, Interrupted) else "failed", failure)
+            raise failure from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
             directory.end("preempted", error)
             raise
@@ -49,42 +51,54 @@ def run(config: DictConfig, corpus: Corpus) -> RunMetrics:
         return metrics
 
 
-def _known(error: Exception, folder: Path) -> BirthplaceError:
+def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
+    """One of our errors for any exception of a run.
+
+    An exception that was raised while another was handled tells what happened last: the first one counts.
+    """
     if isinstance(error, BirthplaceError):
         return error
-    if isinstance(error, OSError) and error.errno is not None:
-        return CheckpointError(f"{error.filename or folder}: {error.strerror}")  # TensorBoard gives no name
+    chain = [error]
+    while (context := chain[-1].__context__) is not None and not chain[-1].__suppress_context__:
+        if not isinstance(context, Exception) or context in chain:
+            break
+        chain.append(context)
+    for cause in reversed(chain):
+        if isinstance(cause, BirthplaceError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return CheckpointError(
+                f"{cause.filename or folder}: {cause.strerror}"
+            )  # TensorBoard names no file
     if number := signals.pending_signal():
-        return Interrupted(number, "before it could be heeded")  # it may have ended a worker of ours
-    said = str(error).strip().splitlines()
-    return InternalError(f"{type(error).__name__}: {said[0] if said else ''}; log.txt has the traceback")
+        return Interrupted(number, "before it could be heeded")  # the signal may have ended a worker
+    messages = [f"{type(cause).__name__}: {_first_line(cause)}" for cause in (chain[-1], *chain[:1])]
+    return InternalError(f"{'; then '.join(dict.fromkeys(messages))}; log.txt has the traceback")
 
 
-def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> RunMetrics:
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: RunDirectory) -> RunMetrics:
     for note in corpus.notes:
         log.info("%s", note)
     for warning in corpus.warnings:
         log.warning("%s", warning)
-    weights = None if config.init_from is None else Path(config.init_from).expanduser()
-    spent = {name: StageResult() for name in config.stages}
-    for name, stage in config.stages.items():
-        if not stage.enabled:
-            continue
-        directory.begin(name)
-        folder = directory.path / name
-        if name == "pretrain":
-            shared = pretraining_directory(config)
-            _link(folder, shared)  # before it begins: its curves belong to this run too
-            with run_lock(shared, wait=True):
-                spent[name] = fit_stage(name, config, corpus, shared, weights)
-        else:
-            spent[name] = fit_stage(name, config, corpus, folder, weights)
-        weights = checkpoint.checkpoint_path(folder, spent[name].steps)
-        check_data_hashes(checkpoint.load(weights)["birthplace_lm"]["data"], corpus.sha256)
+    results = {name: StageResult() for name in config.stages}
+    last: Path | None = None  # checkpoint of the stage before
+    for plan in plans:
+        directory.begin(plan.name)
+        if plan.shared:
+            _link(directory.path / plan.name, plan.directory)  # its curves belong to this run too
+        with run_lock(plan.directory, wait=True) if plan.shared else nullcontext():
+            plan = replace(plan, init_checkpoint=last or plan.init_checkpoint)
+            results[plan.name] = fit_stage(plan, corpus)
+        last = checkpoint.checkpoint_path(plan.directory, results[plan.name].steps)
     directory.begin("evaluate")
-    assert weights is not None  # the configuration has at least one stage
+    assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
-    load_weights(model, weights)
+    load_weights(model, last)
     scores, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     metrics = RunMetrics(
         **config.labels,
@@ -98,11 +112,11 @@ def _run(config: DictConfig, corpus: Corpus, directory: RunDirectory) -> RunMetr
         test=scores.get("test"),
         holdout=scores.get("holdout"),
         majority_answer=corpus.majority,
-        stages=spent,
+        stages=results,
         questions=len(corpus.dev.rows),
         evaluate_seconds=seconds,
     )
-    log_hyperparameters(config, metrics, directory.path / "finetune")
+    log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])
     return metrics
 
 

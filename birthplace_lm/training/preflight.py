@@ -1,120 +1,230 @@
-"""What a stage needs besides the network, and a rehearsal that all of it can be made."""
+"""Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm.config.compose import parse_saved
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
-from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.weights import load_weights
-from birthplace_lm.models.build import build_model
+from birthplace_lm.data.datamodule import LoaderConfig
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
+from birthplace_lm.inference.weights import model_state_dict
+from birthplace_lm.models.build import build_model, check_state_dict
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.training.distributed.fsdp import resolve_strategy
+from birthplace_lm.runs.identity import (
+    TRAINER_OVERRIDES,
+    config_hash,
+    first_difference,
+    hashed_config,
+    named_checkpoint,
+    pretraining_directory,
+    run_directory,
+)
+from birthplace_lm.training.components import build_datamodule, errors_name, probe_trainer
 from birthplace_lm.training.lr_schedules import TrainingClock
+from birthplace_lm.training.plan import StagePlan
+
+# What may change when a finished stage is extended; the stages after it may change altogether.
+EXTENDABLE_STAGE = ("max_epochs", "learning_rate", "schedule", "check_val_every_n_epoch")
+EXTENDABLE_TRAINER = ("max_steps", "max_time", "limit_val_batches", "val_check_interval")
 
 
-def build_datamodule(config: DictConfig, stage: DictConfig, corpus: Corpus) -> BatchDataModule:
-    """The data of a stage."""
-    loading = LoaderConfig(
-        stage.batch_size, stage.num_workers, config.seed, stage.shuffle, stage.length_bucket
-    )
-    try:
-        data: BatchDataModule = instantiate(stage.dataset)(
-            corpus=corpus, loading=loading, block_size=config.model.block_size
-        )
-    except ValueError as error:  # the message begins with the name of the argument
-        name = next(name for name, other in config.stages.items() if other is stage)
-        raise InputError(f"stages.{name}.dataset.{error}") from error
-    return data
-
-
-def probe_trainer(config: DictConfig) -> L.Trainer:
-    """One that knows what devices there are, to train nothing with."""
-    every = config.trainer.check_val_every_n_epoch or 1
-    trainer: L.Trainer = instantiate(
-        config.trainer,
-        strategy=resolve_strategy(config.trainer.strategy),
-        check_val_every_n_epoch=every,
-        logger=False,
-        enable_checkpointing=False,
-        plugins=[LightningEnvironment()],  # of Slurm's tasks, which Lightning would count, we know nothing
-    )
-    return trainer
-
-
-def preflight(config: DictConfig, corpus: Corpus) -> None:
-    """Build what every stage needs, so that a bad value of the last shows before the first has trained.
+def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
+    """Plan the stages of a run; nothing is written.
 
     Raises:
         InputError, CheckpointError: what is wrong, and with which key.
     """
-    _check_size(config, len(corpus.vocab))
-    model = build_model(config.model, len(corpus.vocab))
+    model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
+    plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
+    if config.init_from is not None:
+        path, _ = _load_named("init_from", config, corpus, model)
+        plans[0] = replace(plans[0], init_checkpoint=path)
+    if config.extend_from is not None:
+        path, content = _load_named("extend_from", config, corpus, model)
+        number = _stage_number("extend_from", path, content, plans)
+        plans = plans[number:]  # the stages before it are part of the checkpoint
+        _check_extension(config, path, content, plans[0])
+        plans[0] = replace(plans[0], extended_checkpoint=path)
+    if config.resume not in ("auto", "never"):
+        path, content = _load_named("resume", config, corpus, model)
+        number = _stage_number("resume", path, content, plans)
+        _check_same_configuration(config, path, content, plans[number])
+        _check_next_batch(path, content, plans[number], corpus)
+        plans[number] = replace(plans[number], resume_checkpoint=path)
+    return plans
+
+
+def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
+    """The network without memory, if training it fits: weights, gradients and two moments."""
+    with torch.device("meta"):
+        model = build_model(config.model, vocab_size)
+    needed, memory = 16 * model.num_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise InputError(
+            f"model: {model.num_parameters:,} parameters need {needed >> 30} GiB to train, and this machine"
+            f" has {memory >> 30} GiB; take a smaller model.n_embd or model.n_layer"
+        )
+    return model
+
+
+def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePlan:
+    plain: Any = OmegaConf.to_container(config)
+    stage = plain["stages"][name]
+    shared = name != list(config.stages)[-1]  # later stages of several runs can start from it
+    flags = _trainer_flags(plain["trainer"], stage)
+    trainer = _probe(config, flags)
+    plan = StagePlan(
+        name=name,
+        directory=pretraining_directory(config, name) if shared else run_directory(config) / name,
+        shared=shared,
+        data=plain["data"],
+        model=plain["model"],
+        dataset=stage["dataset"],
+        optimizer=plain["optimizer"],
+        schedule=stage["schedule"],
+        trainer=flags,
+        loading=LoaderConfig(
+            stage["batch_size"], stage["num_workers"], config.seed, stage["shuffle"], stage["length_bucket"]
+        ),
+        seed=config.seed,
+        learning_rate=stage["learning_rate"],
+        ema_decay=stage["ema_decay"],
+        max_steps=config.trainer.max_steps,
+        total_steps=0,
+        processes=1 if trainer.strategy.launcher is None else trainer.num_devices,
+        max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
+        save_every_n_steps=config.checkpoint.every_n_steps,
+        keep_last=config.checkpoint.keep_last,
+        config=OmegaConf.to_yaml(config),
+        config_sha256=config_hash(hashed_config(config, name)),
+        start_over=config.resume == "never",
+    )
+    data = build_datamodule(plan, corpus)
+    rows_per_step = stage["batch_size"] * trainer.num_devices * trainer.accumulate_grad_batches
+    clock = TrainingClock(data.train_rows, rows_per_step, plan.model["block_size"] - 1)
+    total_steps = clock.steps_of(flags["max_epochs"], plan.max_steps)
+    with errors_name(f"stages.{name}.schedule"):
+        instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
+    with errors_name("optimizer"):  # torch checks its own numbers
+        instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
+    return replace(plan, total_steps=total_steps)
+
+
+def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of Lightning's Trainer for a stage: the trainer's value, otherwise the stage's."""
+    own = {key: flags[key] if flags[key] is not None else stage[key] for key in TRAINER_OVERRIDES}
+    if isinstance(flags["val_check_interval"], int):
+        own["check_val_every_n_epoch"] = None  # every so many batches, across epochs
+    else:  # the largest divisor, so that the last epoch ends with a validation
+        every = min(own["check_val_every_n_epoch"], own["max_epochs"])
+        own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
+    return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps
+
+
+def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:
     try:
-        trainer = probe_trainer(config)
+        trainer = probe_trainer(flags)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        asked = ", ".join(
+        settings = ", ".join(
             f"{key}={config.trainer[key]}" for key in ("accelerator", "devices", "precision", "strategy")
         )
-        raise InputError(f"trainer: {reason} ({asked})") from error
-    if config.trainer.precision.startswith("16") and trainer.strategy.root_device.type == "cpu":
+        raise InputError(f"trainer: {reason} ({settings})") from error
+    if flags["precision"].startswith("16") and trainer.strategy.root_device.type == "cpu":
         raise InputError(
-            f"trainer.precision={config.trainer.precision}: needs a GPU, and this is a CPU; take bf16-mixed"
+            f"trainer.precision={flags['precision']}: needs a GPU, and this is a CPU; take bf16-mixed"
         )
-    for key in ("init_from", "resume"):
-        if config[key] not in (None, "auto", "never"):
-            try:
-                _check_given(model, Path(config[key]).expanduser(), config, corpus)
-            except CheckpointError as error:
-                raise CheckpointError(f"{key}={error}") from error
-    for stage in config.stages.values():
-        if stage.enabled:
-            rows = build_datamodule(config, stage, corpus).train_rows
-            rows_per_step = stage.batch_size * trainer.num_devices * trainer.accumulate_grad_batches
-            clock = TrainingClock(rows, rows_per_step, config.model.block_size - 1)
-            epochs = config.trainer.max_epochs or stage.max_epochs
-            instantiate(stage.schedule)(
-                total_positions=clock.positions_seen(clock.steps_of(epochs, config.trainer.max_steps))
+    return trainer
+
+
+def _load_named(key: str, config: DictConfig, corpus: Corpus, model: GPT) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that the configuration names, if its vocabulary and its weights fit."""
+    path = named_checkpoint(key, config[key])
+    try:
+        content = checkpoint.load(path)
+        metadata = content["birthplace_lm"]
+        if metadata["stage"] not in config.stages:
+            raise CheckpointError(f"{path}: of the stage {metadata['stage']}, which does not exist")
+        there, here = metadata["vocab"], list(corpus.vocab.symbols)
+        if there != here:
+            more, fewer = "".join(sorted({*there} - {*here})), "".join(sorted({*here} - {*there}))
+            raise CheckpointError(
+                f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only"
+                f" there: {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
             )
-            try:
-                instantiate(config.optimizer)(model=model, lr=stage.learning_rate)
-            except ValueError as error:  # torch checks its own numbers
-                raise InputError(f"optimizer: {error}") from error
+        check_state_dict(model, model_state_dict(content), path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}={error}") from error
+    return path, content
 
 
-def _check_size(config: DictConfig, vocab_size: int) -> None:
-    """Check that training fits into memory: weights, gradients and two moments, before any of it is there."""
-    with torch.device("meta"):
-        parameters = build_model(config.model, vocab_size).num_parameters
-    needed, there = 16 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+def _stage_number(key: str, path: Path, content: Mapping[str, Any], plans: list[StagePlan]) -> int:
+    stage = content["birthplace_lm"]["stage"]
+    names = [plan.name for plan in plans]
+    if stage not in names:
+        raise CheckpointError(f"{key}={path}: of the stage {stage}, which this run does not have")
+    return names.index(stage)
+
+
+def _saved_settings(key: str, path: Path, content: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """What the weights of a checkpoint depend on, from the configuration inside it."""
+    try:
+        return hashed_config(parse_saved(content["birthplace_lm"]["config"], path), stage)
+    except BirthplaceError as error:
+        raise CheckpointError(f"{key}={error}") from error
+
+
+def _check_same_configuration(
+    config: DictConfig, path: Path, content: Mapping[str, Any], plan: StagePlan
+) -> None:
+    ours = hashed_config(config, plan.name)
+    theirs = _saved_settings("resume", path, content, plan.name)
+    if theirs != ours:
         raise InputError(
-            f"model: {parameters:,} parameters need {needed >> 30} GiB to train, and this machine has"
-            f" {there >> 30} GiB; take a smaller model.n_embd or model.n_layer"
+            f"resume={path}: belongs to a run with another {first_difference(theirs, ours)}; repeat its"
+            " configuration, or train a finished run longer with extend_from=RUN"
         )
 
 
-def _check_given(model: GPT, path: Path, config: DictConfig, corpus: Corpus) -> None:
-    """Check that a checkpoint the user names fits: its weights, its characters, its stage."""
-    content = checkpoint.load(path)["birthplace_lm"]
-    if content["stage"] not in config.stages:
-        raise CheckpointError(f"{path}: of the stage {content['stage']}, which does not exist")
-    there, here = content["vocab"], list(corpus.vocab.symbols)
-    if there != here:
-        more, fewer = "".join(sorted({*there} - {*here})), "".join(sorted({*here} - {*there}))
-        raise CheckpointError(
-            f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only"
-            f" there: {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
+def _check_extension(config: DictConfig, path: Path, content: Mapping[str, Any], plan: StagePlan) -> None:
+    ours = hashed_config(config, plan.name)
+    theirs = _saved_settings("extend_from", path, content, plan.name)
+    for settings in (theirs, ours):
+        settings.pop("extend_from")
+        for key in EXTENDABLE_STAGE:
+            settings["stages"][plan.name].pop(key, None)
+        for key in EXTENDABLE_TRAINER:
+            settings["trainer"].pop(key)
+        settings["optimizer"] = settings["optimizer"]["_target_"]  # its numbers may change
+    if theirs != ours:
+        raise InputError(
+            f"extend_from={path}: belongs to a run with another {first_difference(theirs, ours)}; an"
+            " extension may change the epochs, rate, schedule and optimizer numbers of its stage alone"
         )
-    load_weights(model, path)
-    if path == Path(config.resume).expanduser() and not config.stages[content["stage"]].enabled:
-        raise CheckpointError(f"{path}: of the stage {content['stage']}, which this run does not have")
+    if content["global_step"] >= plan.total_steps:
+        raise InputError(
+            f"extend_from={path}: has {content['global_step']} steps already, and {plan.name} would end after"
+            f" {plan.total_steps}; give more stages.{plan.name}.max_epochs"
+        )
+
+
+def _check_next_batch(path: Path, content: Mapping[str, Any], plan: StagePlan, corpus: Corpus) -> None:
+    """Check that the checkpoint's next batch is the one that this code would make."""
+    if plan.processes > 1:
+        return  # the batches of several processes are known to them alone
+    data = build_datamodule(plan, corpus)
+    try:
+        data.load_state_dict(content[type(data).__qualname__])
+        data.train_dataloader()
+    except KeyError as error:
+        raise CheckpointError(f"resume={path}: does not say where in the data it was saved") from error

@@ -1,37 +1,33 @@
-"""One of several processes that train a stage.
+"""Entry point of a worker process: one of several that train a stage.
 
-`python -m birthplace_lm.training.worker TASK`, TASK being JSON.
+`python -m birthplace_lm.training.worker PLAN RESUME`: a StagePlan as JSON, and a checkpoint or nothing.
 """
 
-import json
 import logging
 import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
-from omegaconf import DictConfig, OmegaConf
-
-from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, Interrupted
 from birthplace_lm.runs import signals
 
 
-def main(task: str) -> int:
-    """Train, and say in one line what went wrong."""
+def main(plan_json: str, resume: str) -> int:
+    """Train; an error is one line on stderr."""
     signals.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from birthplace_lm.training.plan import StagePlan
     from birthplace_lm.training.stage import train_stage
 
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
-    given = json.loads(task)
-    start, resume = (None if given[key] is None else Path(given[key]) for key in ("start", "resume"))
+    plan = StagePlan.from_json(plan_json)
     try:
-        config = resolve_and_validate(DictConfig(OmegaConf.create(given["config"])))
-        corpus = read_corpus(config.data, config.model.block_size)
-        train_stage(given["stage"], config, corpus, Path(given["folder"]), start, resume)
+        corpus = read_corpus(SimpleNamespace(**plan.data), plan.model["block_size"])
+        train_stage(plan, corpus, Path(resume) if resume else None)
     except BirthplaceError as error:
         print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code

@@ -367,7 +367,7 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
     try:
         fit(config, "finetune", folder)
     except Exception as error:
-        said = str(pipeline._known(error, folder))
+        said = str(pipeline.to_birthplace_error(error, folder))
     if said:
         assert "\n" not in said
         return False

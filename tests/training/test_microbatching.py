@@ -14,8 +14,9 @@ from birthplace_lm.data.sequences import Batch
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.training import microbatching as module
+from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.microbatching import microbatched_loss_sum
-from birthplace_lm.training.preflight import build_datamodule
+from birthplace_lm.training.preflight import preflight
 
 PAD = 0
 
@@ -36,7 +37,8 @@ def corpus(config: DictConfig) -> Corpus:
 
 
 def batches(config: DictConfig, corpus: Corpus, stage: str) -> list[Batch]:
-    return list(build_datamodule(config, config.stages[stage], corpus).train_dataloader())
+    plan = next(plan for plan in preflight(config, corpus) if plan.name == stage)
+    return list(build_datamodule(plan, corpus).train_dataloader())
 
 
 def gradients(model: GPT, loss: Tensor) -> list[Tensor | None]:

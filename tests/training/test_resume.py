@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
+from stage import plan_of
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -17,6 +18,7 @@ from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT
+from birthplace_lm.training import components
 from birthplace_lm.training import stage as stages
 
 HOOKS = (
@@ -50,7 +52,7 @@ class Hooks(L.Callback):
 @pytest.fixture(autouse=True)
 def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs within a second: their event files are told apart by a count, which has to sort as text."""
-    monkeypatch.setattr(stages, "_await_new_second", lambda folder: None)
+    monkeypatch.setattr(components, "_await_new_second", lambda folder: None)
     monkeypatch.setattr(event_file_writer._global_uid, "_value", 10**6, raising=False)
 
 
@@ -70,9 +72,9 @@ def fit(
         before(trainer, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "progress", lambda *args: [Hooks(note)])
+        patch.setattr(components, "progress", lambda *args: [Hooks(note)])
         corpus = read_corpus(config.data, config.model.block_size)
-        stages.fit_stage(stage, config, corpus, folder, None)
+        stages.fit_stage(plan_of(stage, config, corpus, folder), corpus)
     return began[0]
 
 
@@ -216,9 +218,8 @@ def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
     file = checkpoint.list_checkpoints(tmp_path / "one")[0]
     config = configure(f"resume={file}")
     for _ in range(2):  # started again, it is finished
-        stages.fit_stage(
-            "finetune", config, read_corpus(config.data, config.model.block_size), tmp_path / "two", None
-        )
+        corpus = read_corpus(config.data, config.model.block_size)
+        stages.fit_stage(plan_of("finetune", config, corpus, tmp_path / "two"), corpus)
         assert digest(tmp_path / "two") == digest(tmp_path / "one")
 
 
@@ -235,7 +236,7 @@ def test_another_next_batch_is_refused(
     with pytest.raises(Stop):
         fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
     other = configure("checkpoint.every_n_steps=1", "stages.pretrain.length_bucket=1")
-    with pytest.raises(CheckpointError, match="was not the next one when the checkpoint was saved"):
+    with pytest.raises(CheckpointError, match="is not the batch that followed the checkpoint"):
         fit(other, "pretrain", tmp_path / "run", monkeypatch)
 
 

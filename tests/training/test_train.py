@@ -160,7 +160,8 @@ def test_the_same_command_again_returns_at_once(finished: Path, people: Path) ->
 def test_refuses_the_directory_of_another_run(finished: Path, people: Path) -> None:
     done = train(*short(people), f"run_dir={finished}", "seed=4", code=2)
     assert done.stderr == (
-        f"error: run_dir={finished}: belongs to a run with another seed; give another run_dir\n"
+        f"error: run_dir={finished}: belongs to a run with another seed (3 there, 4 here);"
+        " give another run_dir\n"
     )
 
 

@@ -5,7 +5,6 @@ Lightning would start its children by running the command line again, which in a
 holds a pipe that only we write to.
 """
 
-import json
 import logging
 import os
 import signal
@@ -19,8 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from omegaconf import DictConfig, OmegaConf
-
 from birthplace_lm.errors import (
     BirthplaceError,
     CheckpointError,
@@ -30,16 +27,15 @@ from birthplace_lm.errors import (
     NonFiniteError,
 )
 from birthplace_lm.runs import signals
+from birthplace_lm.training.plan import StagePlan
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # for the others after the first has failed: most fail for the same reason
 
 
-def fit_in_processes(
-    count: int, stage: str, config: DictConfig, folder: Path, start: Path | None, resume: Path | None
-) -> None:
-    """Train a stage in `count` processes of this host and wait for them.
+def fit_in_processes(plan: StagePlan, resume: Path | None) -> None:
+    """Train a stage in `plan.processes` processes of this host and wait for them.
 
     A signal is passed on to all of them, and they stop after the same step. When one fails the others are
     killed: they would wait for it for ever.
@@ -47,14 +43,9 @@ def fit_in_processes(
     Raises:
         BirthplaceError: what the first process to fail said, or how it ended.
     """
-    task = {
-        "config": OmegaConf.to_yaml(config),
-        "stage": stage,
-        "folder": str(folder),
-        "start": None if start is None else str(start),
-        "resume": None if resume is None else str(resume),
-    }
-    command = [sys.executable, "-m", "birthplace_lm.training.worker", json.dumps(task)]
+    count, stage = plan.processes, plan.name
+    task = [plan.to_json(), "" if resume is None else str(resume)]
+    command = [sys.executable, "-m", "birthplace_lm.training.worker", *task]
     port = _free_port()
     children: list[subprocess.Popen[str]] = []
     with ExitStack() as held:

@@ -1,0 +1,154 @@
+"""The objects of a stage: data module, LightningModule, callbacks and trainer, each made from the plan."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+
+from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.datamodule import BatchDataModule
+from birthplace_lm.errors import InputError
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
+from birthplace_lm.training.callbacks.curves import TrainingCurves
+from birthplace_lm.training.callbacks.ema import EMA
+from birthplace_lm.training.callbacks.progress import progress
+from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
+from birthplace_lm.training.callbacks.step_limit import StepLimit
+from birthplace_lm.training.distributed.fsdp import resolve_strategy
+from birthplace_lm.training.lightning_module import LanguageModelModule
+from birthplace_lm.training.plan import StagePlan
+
+
+@contextmanager
+def errors_name(key: str) -> Iterator[None]:
+    """Put the configuration key in front of what a factory says about its arguments."""
+    try:
+        yield
+    except ValueError as error:
+        separator = "." if re.match(r"[\w.]+=", str(error)) else ": "
+        raise InputError(f"{key}{separator}{error}") from error
+
+
+def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
+    """The data of a stage.
+
+    Raises:
+        InputError: an argument of the dataset is out of range.
+    """
+    with errors_name(f"stages.{plan.name}.dataset"):
+        data: BatchDataModule = instantiate(plan.dataset)(
+            corpus=corpus, loading=plan.loading, block_size=plan.model["block_size"]
+        )
+    return data
+
+
+def build_module(plan: StagePlan, model: GPT, corpus: Corpus) -> LanguageModelModule:
+    """The LightningModule of a stage."""
+    return LanguageModelModule(
+        stage=plan.name,
+        model=model,
+        vocab=corpus.vocab,
+        optimizer=instantiate(plan.optimizer),
+        learning_rate=plan.learning_rate,
+        schedule=instantiate(plan.schedule),
+        max_steps=plan.max_steps,
+        seed=plan.seed,
+        max_nonfinite_steps=plan.max_nonfinite_steps,
+        folder=plan.directory,
+    )
+
+
+def checkpoint_metadata(plan: StagePlan, corpus: Corpus) -> dict[str, Any]:
+    """What every checkpoint of a stage says about where it comes from."""
+    return {
+        "format": checkpoint.FORMAT,
+        "stage": plan.name,
+        "config": plan.config,
+        "config_sha256": plan.config_sha256,
+        "vocab": list(corpus.vocab.symbols),
+        "data": corpus.sha256,
+    }
+
+
+def build_callbacks(
+    plan: StagePlan, corpus: Corpus, resume: Path | None, curves: TrainingCurves
+) -> list[L.Callback]:
+    """The callbacks of a stage; the order matters: checkpoints come last.
+
+    Args:
+        resume: the checkpoint that the stage continues from.
+        curves: counts what the stage costs.
+    """
+    return [
+        curves,
+        SampleAnswers(plan.name),
+        AttentionMaps(plan.name),
+        *progress(plan.name, plan.trainer["enable_progress_bar"]),
+        StepLimit(),
+        *([EMA(plan.ema_decay)] if plan.ema_decay else []),
+        CheckpointCallback(
+            plan.directory,
+            plan.save_every_n_steps,
+            plan.keep_last,
+            checkpoint_metadata(plan, corpus),
+            resume,
+        ),
+    ]
+
+
+def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
+    """A trainer that shows which devices there are, and trains nothing."""
+    trainer: L.Trainer = instantiate(
+        flags,
+        strategy=resolve_strategy(flags["strategy"]),
+        logger=False,
+        enable_checkpointing=False,
+        plugins=[LightningEnvironment()],  # otherwise Lightning counts the tasks of Slurm
+    )
+    return trainer
+
+
+def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | None) -> L.Trainer:
+    """The trainer of a stage."""
+    _await_new_second(plan.directory)
+    # TensorBoard drops what was logged after the checkpoint: it is logged again.
+    purge = 0 if resume is None else checkpoint.parse_step(resume)
+    # name="" and version="" keep the event files of a stage in one folder.
+    logger = TensorBoardLogger(plan.directory, name="", version="", default_hp_metric=False, purge_step=purge)
+    trainer: L.Trainer = instantiate(
+        plan.trainer,
+        strategy=resolve_strategy(plan.trainer["strategy"]),
+        enable_progress_bar=False,  # Lightning's; ours is among the callbacks
+        default_root_dir=str(plan.directory),
+        logger=logger,
+        callbacks=callbacks,
+        plugins=[VerifiedCheckpointIO(), LightningEnvironment()],  # this program starts the processes
+        enable_checkpointing=False,
+        profiler=_profiler(plan.trainer["profiler"], plan.directory),
+        use_distributed_sampler=False,
+    )
+    # Lightning's handlers would end a run with code 0 within a window of accumulated batches; see `signals`.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _profiler(name: str | None, folder: Path) -> Any:
+    """A profiler that writes into the folder of the stage."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if name is None else kinds[name](dirpath=folder, filename="profile")
+
+
+def _await_new_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which hold the time in whole seconds."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
