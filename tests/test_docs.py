@@ -1,0 +1,262 @@
+"""README, CONTRIBUTING and docs/: every command parses, every path and link exists, every example runs."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import typer.core
+import typer.main
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from birthplace_lm.cli.commands import app
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.inference.export import export_model
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.build import build_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
+    "cache=None)",
+    "model.safetensors",
+    "weights_only=True",
+    "birthplace_lm/models/attention/mean.py",
+    "conf/attention/mean.yaml",
+    "runs/pretrained/",
+    "sed=1",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def inline_code(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def commands() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every command of a bash block, and every complete one in running text, as words."""
+    for page, text in TEXTS.items():
+        lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+        starts = ("python train.py ", "birthplace-lm ", "pytest ")
+        lines += [
+            code
+            for code in inline_code(text)
+            if code.startswith(starts) and not re.search(r"[\[A-Z.]{3}", code)
+        ]
+        for line in lines:
+            for command in re.split(r"&&|\|\||;", line):
+                words = shlex.split(command, comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                    words.pop(0)
+                if words:
+                    yield page, tuple(words)
+
+
+COMMANDS = sorted(set(commands()))
+
+
+def overrides_of(words: tuple[str, ...]) -> list[str]:
+    return [word for word in words[words.index("train.py") + 1 :] if not word.startswith("-")]
+
+
+@pytest.mark.parametrize("words", sorted({w for _, w in COMMANDS if "train.py" in w}), ids=" ".join)
+def test_train_commands_compose(words: tuple[str, ...]) -> None:
+    typed = [word.replace("vanilla,mean", "vanilla") for word in overrides_of(words)]  # mean: tested below
+    jobs = [typed]
+    if "-m" in words:
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    for job in jobs:
+        compose(job)
+
+
+@pytest.mark.parametrize("words", sorted({w for _, w in COMMANDS if w[0] == "birthplace-lm"}), ids=" ".join)
+def test_birthplace_lm_commands_parse(words: tuple[str, ...]) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    if not words[1].startswith("--"):
+        command = group.commands[words[1]]
+        if len(words) > 2:  # otherwise the page only names the command
+            command.make_context(words[1], list(words[2:]))  # parses; does not run
+
+
+def test_commands_were_collected() -> None:
+    """So that a change of the pages' form cannot make the tests above empty."""
+    programs = {words[0] for _, words in COMMANDS}
+    assert {"python", "birthplace-lm", "pytest", "pip", "tensorboard", "torchrun"} <= programs
+    assert sum("train.py" in words for _, words in COMMANDS) > 15
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_pytest_arguments_exist(page: str) -> None:
+    for name, words in COMMANDS:
+        if name == page and words[0] == "pytest":
+            assert all((ROOT / word).exists() for word in words[1:] if word.startswith("tests"))
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_and_images_exist(page: str) -> None:
+    text = re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, target
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page != "CHANGELOG.md"])
+def test_paths_exist(page: str) -> None:
+    for code in inline_code(TEXTS[page]):
+        if code in NOT_OURS or re.search(r"[A-Z*]{3}|\s|^/", code.replace("README", "")):
+            continue
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)*\.(py|yaml|yml|svg)|[\w.-]+/[\w./-]*(/|\.md)|\w+/", code):
+            candidates = [ROOT / code, ROOT / "birthplace_lm" / code]
+            in_a_run = code in {"config.yaml", "pretrained/", "predictions/", "pretrain/", "finetune/"}
+            assert in_a_run or any(path.exists() for path in candidates), code
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page != "CHANGELOG.md"])
+def test_configuration_keys_and_options_exist(page: str) -> None:
+    """Of what stands in running text, such as `model=tiny` or `stages.pretrain.dataset.loss_on`."""
+    config = compose()
+    for code in inline_code(TEXTS[page]):
+        code = code.replace("STAGE", "pretrain")
+        for word in code.split():
+            match = re.fullmatch(r"([a-z][a-z_.]*)(?:@[a-z.]+)?(?:=(.*))?", word)
+            if match is None or word in NOT_OURS or word.startswith("hydra"):
+                continue
+            key, value = match[1], match[2]
+            if value is None and not re.match(r"(stages|trainer|data|model|checkpoint|labels)\.[a-z_]", key):
+                continue
+            if (ROOT / "conf" / key).is_dir():
+                for option in filter(str.islower, (value or "").split(",")):
+                    if option not in ("mean", "null"):
+                        assert (ROOT / "conf" / key / f"{option}.yaml").is_file(), word
+            elif not key.endswith((".py", ".yaml")):
+                assert OmegaConf.select(config, key, default="missing") != "missing", word
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_python_examples_compile(page: str) -> None:
+    for number, block in enumerate(blocks(TEXTS[page], "python")):
+        compile(block, f"{page}:{number}", "exec")
+
+
+def test_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["model=tiny"])
+    vocab = CharVocab.from_text("Where was Padma Fortescue born? Soraya Amundsby Lisbon\n")
+    model = build_model(config.model, len(vocab))
+    export_model(TrainedModel(model, vocab), config, tmp_path / "model", "")
+    monkeypatch.chdir(tmp_path)
+    examples = blocks(TEXTS["docs/api.md"], "python")
+    assert len(examples) == 2
+    for example in examples:
+        values: dict[str, Any] = {}
+        exec(compile(example, "docs/api.md", "exec"), values)
+        if "weights" in values:
+            assert tuple(values["weights"].shape)[:2] == (2, 2)
+
+
+def test_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 150
+    for mark in ("<!-- run -->", "<!-- test -->"):
+        after = lines[lines.index(mark) :]
+        assert next(line for line in after if line.startswith("python")).startswith("python -m venv .venv")
+
+
+def test_map_names_every_folder() -> None:
+    packages = {f"birthplace_lm/{p.parent.name}/" for p in ROOT.glob("birthplace_lm/*/__init__.py")}
+    named = set(re.findall(r"^\| `([\w/]+/)`", TEXTS["README.md"], re.MULTILINE))
+    assert packages <= named
+    assert {"conf/", "tests/"} <= named
+    layers = set(re.findall(r"^\| `(birthplace_lm/\w+/)`", TEXTS["docs/architecture.md"], re.MULTILINE))
+    assert packages == layers
+
+
+def test_figure_shows_lines_of_the_embedded_corpus() -> None:
+    """The line, the training pair and the test question of docs/images/idea.svg are real."""
+    texts = ElementTree.parse(ROOT / "docs/images/idea.svg").iterfind(".//{*}text[@class='code']")
+    line, corrupted, pair, question, answer = ["".join(text.itertext()) for text in texts]
+    folder = embedded_corpus_dir()
+    person, place = re.match(r"(.*?)\. .*Born in (\w+)", line).groups()  # type: ignore[union-attr]
+    assert line in (folder / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    assert corrupted == f"{'·' * 10}{person}. [MASK][MASK]{place}[MASK]"
+    assert f"{question.removesuffix('[MASK]')}\t{place}\n" in (folder / "dev.tsv").read_text(encoding="utf-8")
+    assert answer.endswith(f"{place}[MASK]")
+    trained = pair.removesuffix("[MASK]").replace("[MASK]", "\t")
+    assert f"{trained}\n" in (folder / "train.tsv").read_text(encoding="utf-8")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    entries = [value for section in sections for value in section.values()]
+    files = [f for e in entries for f in ([e] if isinstance(e, str) else [v for d in e for v in d.values()])]
+    assert sorted(files) == sorted(page.name for page in ROOT.glob("docs/*.md"))
+
+
+def test_site_builds_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
+    """One Python file and one yaml, as the pages have them; a sweep on two processes; the report."""
+    place = tmp_path / "clone"
+    for name in ("birthplace_lm", "conf", "tests"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, place / name)
+    examples = []
+    for page in ("README.md", "docs/attention.md"):
+        (code,) = [block for block in blocks(TEXTS[page], "python") if "MeanAttention" in block]
+        (settings,) = [block for block in blocks(TEXTS[page], "yaml") if "MeanAttention" in block]
+        examples.append((code, settings))
+    assert examples[0] == examples[1]
+    (place / "birthplace_lm" / "models" / "attention" / "mean.py").write_text(code)
+    (place / "conf" / "attention" / "mean.yaml").write_text(settings)
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(place)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    contract = "tests/models/test_attention_contract.py"
+    assert " passed" in python("-m", "pytest", contract, "-k", "mean", "-p", "no:cacheprovider")
+    python(
+        "train.py", "-m", "attention=vanilla,mean", "trainer=ddp", "trainer.accelerator=cpu", "model=tiny",
+        f"data.root={people}", "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
+    )  # fmt: skip
+    command = "from birthplace_lm.cli.commands import app; app(['report', 'runs', '--format', 'csv'])"
+    head, *rows = python("-c", command).splitlines()
+    assert head.startswith("attention,")
+    assert sorted(row.split(",")[0] for row in rows) == ["mean", "vanilla"]
+    assert all(",done," in row for row in rows)
