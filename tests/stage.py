@@ -97,8 +97,8 @@ def digest(folder: Path) -> str:
     """SHA-256 of all that the newest checkpoint holds, but for times and paths."""
     state = checkpoint.load(checkpoint.list_checkpoints(folder)[0])
     ours = {key: value for key, value in state["birthplace_lm"].items() if key in ("stage", "vocab", "data")}
-    curves = state["callbacks"]["training_curves"]
-    del curves["seconds"]
+    del state["callbacks"]["cost"]["seconds"]
+    curves = state["callbacks"]["curves"]
     curves["points"] = curves["points"][:, :3]  # without the milliseconds
     sha = hashlib.sha256()
     _add(sha, {**state, "birthplace_lm": ours})

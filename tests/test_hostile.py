@@ -106,7 +106,7 @@ PLACES = [
     ("hyper_parameters",),
     ("datamodule_hyper_parameters",),
     ("callbacks",),
-    ("callbacks", "training_curves"),
+    ("callbacks", "curves"),
     ("birthplace_lm",),
     ("birthplace_lm", "config"),
     ("birthplace_lm", "environment"),

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from birthplace_lm.errors import InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
-from birthplace_lm.training.callbacks.curves import TrainingCurves
 from birthplace_lm.training.callbacks.ema import EMA
+from birthplace_lm.training.callbacks.nonfinite import NonFiniteGuard
 from birthplace_lm.training.callbacks.progress import progress
 from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
+from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
 from birthplace_lm.training.callbacks.step_limit import StepLimit
-from birthplace_lm.training.distributed.fsdp import resolve_strategy
+from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolve_strategy
 from birthplace_lm.training.lightning_module import LanguageModelModule
+from birthplace_lm.training.lr_schedules import TrainingClock, factor_by_step
 from birthplace_lm.training.plan import StagePlan
 
 
@@ -52,19 +55,23 @@ def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
     return data
 
 
-def build_module(plan: StagePlan, model: GPT, corpus: Corpus) -> LanguageModelModule:
+def training_clock(plan: StagePlan, train_rows: int) -> TrainingClock:
+    """The clock of a stage, by which its learning rate goes."""
+    rows_per_step = plan.loading.batch_size * plan.processes * plan.trainer["accumulate_grad_batches"]
+    return TrainingClock(train_rows, rows_per_step, plan.model["block_size"] - 1)
+
+
+def build_module(plan: StagePlan, model: GPT, corpus: Corpus, train_rows: int) -> LanguageModelModule:
     """The LightningModule of a stage."""
+    clock = training_clock(plan, train_rows)
+    schedule = instantiate(plan.schedule)(total_positions=clock.positions_seen(plan.total_steps))
     return LanguageModelModule(
         stage=plan.name,
         model=model,
         vocab=corpus.vocab,
-        optimizer=instantiate(plan.optimizer),
-        learning_rate=plan.learning_rate,
-        schedule=instantiate(plan.schedule),
-        max_steps=plan.max_steps,
-        seed=plan.seed,
-        max_nonfinite_steps=plan.max_nonfinite_steps,
-        folder=plan.directory,
+        optimizer=partial(instantiate(plan.optimizer), lr=plan.learning_rate),
+        lr_factor=factor_by_step(schedule, clock),
+        total_steps=plan.total_steps,
     )
 
 
@@ -80,22 +87,21 @@ def checkpoint_metadata(plan: StagePlan, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def build_callbacks(
-    plan: StagePlan, corpus: Corpus, resume: Path | None, curves: TrainingCurves
-) -> list[L.Callback]:
-    """The callbacks of a stage; the order matters: checkpoints come last.
+def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> list[L.Callback]:
+    """The callbacks of a stage but for cost and curves; the order matters: checkpoints come last.
 
     Args:
         resume: the checkpoint that the stage continues from.
-        curves: counts what the stage costs.
     """
     return [
-        curves,
+        SeedEveryBatch(plan.seed, plan.name),
         SampleAnswers(plan.name),
         AttentionMaps(plan.name),
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
-        StepLimit(),
+        NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),
+        StepLimit(plan.max_steps),
         *([EMA(plan.ema_decay)] if plan.ema_decay else []),
+        UnshardForValidation(),
         CheckpointCallback(
             plan.directory,
             plan.save_every_n_steps,

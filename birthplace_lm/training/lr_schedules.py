@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factors of the peak rate, as functions of the characters seen."""
+"""Learning-rate schedules: factors of the peak rate as functions of the positions seen."""
 
 import math
 from collections.abc import Callable
@@ -9,37 +9,42 @@ from birthplace_lm.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingClock:
-    """How far a stage is after a number of optimizer steps, counted without looking at the data.
+    """Progress of a stage after a number of optimizer steps, in positions.
 
-    A character here is a position of the batch, PAD counted: every row counts `block_size - 1`, so the clock
-    depends on the configuration alone and a resumed run reads the same time.
+    A position is a place of the batch, PAD counted: every row has `block_size - 1`. So the clock depends on
+    the configuration alone, and a resumed run reads the same time.
 
     Args:
         rows: rows of one epoch.
         rows_per_step: rows of one optimizer step, over all processes and accumulated batches.
-        row_characters: characters that a row counts.
+        positions_per_row: `block_size - 1`.
     """
 
     rows: int
     rows_per_step: int
-    row_characters: int
+    positions_per_row: int
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.rows // self.rows_per_step)
 
     def steps_of(self, epochs: int, max_steps: int) -> int:
-        """Optimizer steps of so many epochs, but at most `max_steps` if that is not negative."""
+        """Optimizer steps of `epochs`, at most `max_steps` unless that is negative."""
         steps = self.steps_per_epoch * epochs
         return steps if max_steps < 0 else min(steps, max_steps)
 
     def positions_seen(self, steps: int) -> int:
-        """Characters seen after `steps` optimizer steps."""
+        """Positions seen after `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
-        return self.row_characters * (epochs * self.rows + rest * self.rows_per_step)
+        return self.positions_per_row * (epochs * self.rows + rest * self.rows_per_step)
 
 
-Schedule = Callable[[int], float]  # characters seen -> factor of the peak learning rate
+Schedule = Callable[[int], float]  # positions seen -> factor of the peak learning rate
+
+
+def factor_by_step(schedule: Schedule, clock: TrainingClock) -> Callable[[int], float]:
+    """The schedule over the optimizer steps taken before; the positions of the step itself count too."""
+    return lambda step: schedule(clock.positions_seen(step + 1))
 
 
 def cosine(total_positions: int, warmup_fraction: float, min_lr_factor: float) -> Schedule:

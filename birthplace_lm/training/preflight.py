@@ -29,8 +29,7 @@ from birthplace_lm.runs.identity import (
     pretraining_directory,
     run_directory,
 )
-from birthplace_lm.training.components import build_datamodule, errors_name, probe_trainer
-from birthplace_lm.training.lr_schedules import TrainingClock
+from birthplace_lm.training.components import build_datamodule, errors_name, probe_trainer, training_clock
 from birthplace_lm.training.plan import StagePlan
 
 # What may change when a finished stage is extended; the stages after it may change altogether.
@@ -110,8 +109,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         start_over=config.resume == "never",
     )
     data = build_datamodule(plan, corpus)
-    rows_per_step = stage["batch_size"] * trainer.num_devices * trainer.accumulate_grad_batches
-    clock = TrainingClock(data.train_rows, rows_per_step, plan.model["block_size"] - 1)
+    clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(flags["max_epochs"], plan.max_steps)
     with errors_name(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))

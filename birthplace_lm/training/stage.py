@@ -14,7 +14,8 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
-from birthplace_lm.training.callbacks.curves import CURVES_STATE, TrainingCurves
+from birthplace_lm.training.callbacks.cost import CostCounter
+from birthplace_lm.training.callbacks.curves import TrainingCurves
 from birthplace_lm.training.components import (
     build_callbacks,
     build_datamodule,
@@ -90,9 +91,10 @@ def train_stage(plan: StagePlan, corpus: Corpus, resume: Path | None = None) -> 
     if resume is None and plan.init_checkpoint is not None:
         load_state_dict_checked(model, model_state_dict(init), plan.init_checkpoint)
     data = build_datamodule(plan, corpus)
-    module = build_module(plan, model, corpus)
-    curves = TrainingCurves(plan.name, init.get("callbacks", {}).get(CURVES_STATE))
-    trainer = build_trainer(plan, build_callbacks(plan, corpus, resume, curves), resume)
+    module = build_module(plan, model, corpus, data.train_rows)
+    cost = CostCounter()
+    curves = TrainingCurves(plan.name, cost, init.get("callbacks", {}).get(CostCounter.state_key))
+    trainer = build_trainer(plan, [cost, curves, *build_callbacks(plan, corpus, resume)], resume)
     log.info("%s: %d parameters, %d rows an epoch", plan.name, model.num_parameters, data.train_rows)
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
@@ -106,8 +108,7 @@ def train_stage(plan: StagePlan, corpus: Corpus, resume: Path | None = None) -> 
             raise InternalError(ending)
         log.info("%s, by trainer.%s", ending, flags[0])
     if trainer.is_global_zero:
-        cost = curves.state_dict()
         result = StageResult(
-            trainer.global_step, trainer.current_epoch, cost["characters"], cost["seconds"], cost["loss"]
+            trainer.global_step, trainer.current_epoch, cost.characters, cost.seconds, curves.loss
         )
         result.write(plan.directory / STAGE_RESULT)

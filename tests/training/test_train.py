@@ -113,6 +113,12 @@ def test_tensorboard_has_the_curves(finished: Path, stage: str) -> None:
     assert steps == list(range(metrics(finished)["stages"][stage]["steps"]))
 
 
+def test_the_last_exact_match_is_that_of_the_evaluation(finished: Path) -> None:
+    assert curves(finished / "finetune").Scalars("finetune/exact_match")[-1].value == pytest.approx(
+        metrics(finished)["dev"]["exact_match"]
+    )
+
+
 def test_hyperparameters_come_with_the_final_metric(finished: Path) -> None:
     events = curves(finished / "finetune")
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -230,14 +236,14 @@ def test_mixed_precision_is_a_flag(finished: Path, people: Path, tmp_path: Path)
     assert metrics(run)["dev"]["total"] == 8
 
 
-@pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
+@pytest.mark.parametrize("preset", ["smoke", "overfit", "profile"])
 def test_debug_presets_do_what_they_say(preset: str, people: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     smaller = ["model=tiny", "trainer.max_steps=4"] if preset == "profile" else []
     root = [] if preset == "overfit" else [f"data.root={people}"]  # of more than one batch
     train(f"debug={preset}", *root, f"runs_root={tmp_path}", f"run_dir={run}", *smaller)
     found = metrics(run)["stages"]
-    if preset == "fast":
+    if preset == "smoke":
         assert [found[stage]["steps"] for stage in ("pretrain", "finetune")] == [3, 3]
     elif preset == "overfit":
         assert found["finetune"]["steps"] == 150

@@ -1,9 +1,10 @@
-"""A model that is spread over several processes: FSDP2, `trainer.strategy=fsdp2`."""
+"""FSDP2, `trainer.strategy=fsdp2`: a model whose weights are sharded over several processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,9 +14,9 @@ from birthplace_lm.models.gpt import GPT
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Every process holds a part of each weight, its gradient and its optimizer state.
+    """Every process holds a shard of each weight, of its gradient and of its optimizer state.
 
-    A checkpoint is one file, as from one process: it can be asked, exported and started from alike.
+    A checkpoint is one file, the same as one process would save.
     """
 
     def __init__(self) -> None:
@@ -27,12 +28,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def resolve_strategy(name: str) -> Any:
-    """`trainer.strategy` as Lightning's Trainer takes it."""
+    """Turn `trainer.strategy` into what Lightning's Trainer takes."""
     return FSDP2Strategy() if name == "fsdp2" else name
 
 
 def shard(model: GPT, mesh: DeviceMesh) -> None:
-    """Spread the weights, block by block: a block is whole only while it is computed."""
+    """Shard the weights block by block: a block is gathered only while it is computed."""
     if not is_sharded(model):
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
@@ -40,13 +41,13 @@ def shard(model: GPT, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process has but a part of the weights."""
+    """Whether this process holds only a shard of the weights."""
     return isinstance(model, FSDPModule)
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Have all the weights in every process, to call the model as often as each needs to."""
+    """Gather all weights in every process, so that each can call the model as often as it needs."""
     unshard(model)
     try:
         yield
@@ -55,16 +56,26 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def unshard(model: nn.Module) -> None:
-    """Begin what `unsharded` does."""
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
+    """Gather all weights in every process."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
 
 
 def reshard(model: nn.Module) -> None:
-    """End what `unsharded` does."""
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.set_reshard_after_forward(part is not model, recurse=False)
-            part.reshard()
+    """Keep only this process's shard of the weights again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
+
+
+class UnshardForValidation(L.Callback):
+    """Gathers the weights during validation, where one process decodes for longer than another."""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        unshard(pl_module.model)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        reshard(pl_module.model)
