@@ -40,7 +40,7 @@ def to_input_error(error: Exception) -> InputError:
     parent = getattr(source, "parent_node", None)
     if isinstance(source, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
         return unknown_key(key, [*map(str, parent), *([] if "." in key else groups)])
-    if match := re.match(r"Could not override '([^']+)'", first):
+    if match := re.match(r"(?:Could not override|Error resolving interpolation) '(?:\$\{)?([^'}]+)", first):
         return unknown_key(match[1], groups)
     message, *_ = str(source).strip().splitlines() or [first]
     if match := re.search(r"hydra:runtime\.choices\.(\w+)", message):
