@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-PATH_KEYS = ("runs_root", "run_dir", "resume", "init_from", "data.root")
+PATH_KEYS = ("runs_root", "run_dir", "resume", "init_from", "extend_from", "data.root")
 
 
 def conf_dir() -> Path:
