@@ -35,6 +35,8 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "model.safetensors",
     "weights_only=True",
     "birthplace_lm/models/attention/mean.py",
+    "conf/spans/quarter.yaml",
+    "spans=quarter",
     "conf/attention/mean.yaml",
     "runs/pretrained/",
     "sed=1",
@@ -227,7 +229,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
 
 
 def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
-    """One Python file and one yaml, as the pages have them; a sweep on two processes; the report."""
+    """An attention and a masking, as the pages have them; a sweep on two processes; the report."""
     place = tmp_path / "clone"
     for name in ("birthplace_lm", "conf", "tests"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -241,6 +243,13 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     assert examples[0] == examples[1]
     (place / "birthplace_lm" / "models" / "attention" / "mean.py").write_text(code)
     (place / "conf" / "attention" / "mean.yaml").write_text(settings)
+    (code,) = [block for block in blocks(TEXTS["docs/architecture.md"], "python") if "QuarterSpans" in block]
+    (settings,) = [
+        block for block in blocks(TEXTS["docs/architecture.md"], "yaml") if "QuarterSpans" in block
+    ]
+    with (place / "birthplace_lm" / "data" / "masking" / "spans.py").open("a") as file:
+        file.write(f"\n\n{code}")
+    (place / "conf" / "spans" / "quarter.yaml").write_text(settings)
 
     def python(*arguments: str) -> str:
         done = subprocess.run(
@@ -258,7 +267,7 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     assert " passed" in python("-m", "pytest", contract, "-k", "mean", "-p", "no:cacheprovider")
     python(
         "train.py", "-m", "attention=vanilla,mean", "trainer=ddp", "trainer.accelerator=cpu", "model=tiny",
-        f"data.root={people}", "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
+        f"data.root={people}", "spans=quarter", "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
     )  # fmt: skip
     command = "from birthplace_lm.cli.commands import app; app(['report', 'runs', '--format', 'csv'])"
     head, *rows = python("-c", command).splitlines()
