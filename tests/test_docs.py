@@ -33,6 +33,7 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page 
 NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "cache=None)",
     "model.safetensors",
+    "trainer.lightning_module.model",
     "weights_only=True",
     "birthplace_lm/models/attention/mean.py",
     "conf/spans/quarter.yaml",
@@ -267,7 +268,8 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     assert " passed" in python("-m", "pytest", contract, "-k", "mean", "-p", "no:cacheprovider")
     python(
         "train.py", "-m", "attention=vanilla,mean", "trainer=ddp", "trainer.accelerator=cpu", "model=tiny",
-        f"data.root={people}", "spans=quarter", "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
+        f"data.root={people}", "spans=quarter",
+        "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
     )  # fmt: skip
     command = "from birthplace_lm.cli.commands import app; app(['report', 'runs', '--format', 'csv'])"
     head, *rows = python("-c", command).splitlines()
