@@ -31,6 +31,9 @@ SECONDS = 2.0  # the longest that an error may take to show
 BLOCK_SIZE = 128
 FILES = ("corpus.txt", "train.tsv", "dev.tsv", "test.tsv")
 
+FORMAT = "\u00ad\u061c\u180e\u200e\u200f" + "".join(
+    map(chr, [*range(0x202A, 0x202F), *range(0x2061, 0x206A)])
+)
 Row = tuple[str, str | None, int]
 
 
@@ -93,15 +96,32 @@ def simple_text(text: str, invisible: str, place: tuple[str, int]) -> str:
         text = text.replace(character, "")
     marks = "".join("m" if unicodedata.combining(character) else "." for character in text)
     text = unicodedata.normalize("NFC", text).strip()
-    if "m" * 31 in marks or PAD in text or MASK in text:
+    if "m" * 31 in marks or re.search(f"[{PAD}{MASK}\ufffd\x80-\x84\x86-\x9f]", text):
         raise Fault(*place)
     return text
+
+
+def one_space(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def simple_field(text: str, place: tuple[str, int]) -> str:
+    text = simple_text(text, "\u200b\u2060\ufeff" + FORMAT, place)
+    if text[:1] == '"' and text.count('"') % 2:
+        raise Fault(*place)
+    if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1].replace('""', ""):
+        text = text[1:-1].replace('""', '"')
+    return one_space(simple_text(text, "", place))
 
 
 def simple_documents(path: Path) -> list[tuple[str, int, int]]:
     lines = [(simple_text(text, "\u200b\u2060\ufeff", (path.name, n)), n) for n, text in simple_lines(path)]
     written = [(text, n) for text, n in lines if text]
-    kept = [(text, n, row) for row, (text, n) in enumerate(written) if len(text) >= 4]
+    kept = [
+        (text, n, row)
+        for row, (text, n) in enumerate(written)
+        if len(one_space(re.sub(f"[{FORMAT}]", "", text))) >= 4
+    ]
     if not kept:
         raise Fault(path.name, None)
     return kept
@@ -111,8 +131,9 @@ def simple_questions(path: Path, answered: bool) -> list[Row]:
     rows: list[Row] = []
     for number, line in simple_lines(path):
         place = (path.name, number)
-        fields = [simple_text(f, "\u200b\u2060\ufeff\u00ad\u200e\u200f", place) for f in line.split("\t")]
-        if fields == [""]:
+        fields = [simple_field(field, place) for field in line.split("\t")]
+        header = {field.lower() for field in fields} <= {"question", "place", "answer"} and not rows
+        if fields == [""] or header:
             continue
         if "" in fields or len(fields) > 2 or (answered and len(fields) == 1):
             raise Fault(*place)
@@ -281,10 +302,19 @@ def change_form(content: bytes, rng: random.Random) -> bytes:
 
 def sprinkle(content: bytes, rng: random.Random) -> bytes:
     """The same sign at many places, between characters."""
-    sign = rng.choice(["\u200b", "\u200e", "\u00ad", "\ufeff", "\u0301", " ", "\u00a0", "\r", "\n", "e"])
+    sign = rng.choice('\u200b\u200e\u00ad\ufeff\u0301 \u00a0\u3000\u2009\r\n\u202e\x92\ufffd"e')
     pieces = content.decode("utf-8", "surrogateescape")
     mixed = "".join(c + sign * (rng.random() < 0.02) for c in pieces)
     return mixed.encode("utf-8", "surrogateescape")
+
+
+def export_as_csv(content: bytes, rng: random.Random) -> bytes:
+    """Fields in quotes, some of them wrongly, and a header."""
+    quoted = b"\n".join(
+        b"\t".join(b'"' + f.replace(b'"', b'""') + b'"' * (rng.random() < 0.999) for f in line.split(b"\t"))
+        for line in content.split(b"\n")
+    )
+    return rng.choice([b"", b"question\tplace\n", b'"Question"\t"Answer"\n', b"Question\n"]) + quoted
 
 
 def stretch(content: bytes, rng: random.Random) -> bytes:
@@ -298,7 +328,16 @@ def stretch(content: bytes, rng: random.Random) -> bytes:
 
 MUTATIONS = [
     *(insert_snippet, insert_snippet, insert_bytes, flip_bits, cut_out, truncate, repeat),
-    *(change_lines, change_lines, change_ends, change_encoding, change_form, sprinkle, stretch),
+    *(
+        change_lines,
+        change_lines,
+        change_ends,
+        change_encoding,
+        change_form,
+        sprinkle,
+        stretch,
+        export_as_csv,
+    ),
 ]
 
 

@@ -113,6 +113,8 @@ def _run(config: DictConfig) -> float | None:
     directory = RunDirectory(path, config)
     metrics = directory.metrics
     if config.dry_run:
+        for warning in corpus.warnings:
+            log.warning("%s", warning)
         state = "to do" if metrics is None else "finished"
         _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
         return None

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from birthplace_lm.cli.streams import protect_standard_streams
+from birthplace_lm.data.corpora.consistency import check_characters, check_form
 from birthplace_lm.data.corpora.qa_files import read_questions
-from birthplace_lm.data.questions import birthplace_question, normalise
+from birthplace_lm.data.questions import normalise, question_about
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.runs import signals
 
@@ -88,10 +89,10 @@ def ask(
             raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run)
     for name in names:
-        _, dropped = model.vocab.encode_known(normalise(name))
+        _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
-    answers = model.answer_questions([birthplace_question(normalise(name)) for name in names])
+    answers = model.answer_questions([*map(question_about, names)])
     if as_json:
         keys = ("name", "answer", "log_probability")
         found = zip(names, (a.text for a in answers), (a.log_probability for a in answers), strict=True)
@@ -118,10 +119,14 @@ def predict(
     from birthplace_lm.inference.scores import score
     from birthplace_lm.runs.atomic_files import atomic_write_text
 
-    rows = read_questions(questions, "optional", "QUESTIONS").rows
+    read = read_questions(questions, "optional", "QUESTIONS")
+    rows = read.rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"-o {output}: give the name of a file in a folder that is there")
-    answers = TrainedModel.from_run(run).answer_questions([row.question for row in rows])
+    model = TrainedModel.from_run(run)
+    for warning in (*read.warnings, *check_form(read), *check_characters(read, model.vocab)):
+        print(f"warning: {warning}", file=sys.stderr)
+    answers = model.answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)
     places = [row.place for row in rows]
     scored = all(place is not None for place in places)

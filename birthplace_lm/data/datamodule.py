@@ -200,7 +200,7 @@ class SpanCorruptionDataModule(BatchDataModule):
                 f"masks_per_row={masks_per_row}: a block of {block_size} characters has room for"
                 f" {max(1, block_size // MIN_BLOCK_PER_MASK)}"
             )
-        documents, train = corpus.documents.lines, corpus.train.rows
+        documents, train = corpus.documents.training_lines, corpus.train.rows
         places = [row.place or "" for row in train]
         text = EncodedText.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
         pieces = text.pieces.split([len(documents), len(train), len(train)])

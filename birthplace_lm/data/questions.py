@@ -1,12 +1,14 @@
-"""The question template "Where was NAME born?", and how text is normalised before it is read."""
+"""The question template "Where was NAME born?", and how every text is normalised before a model reads it."""
 
 import re
 import unicodedata
 
 ZERO_WIDTH = dict.fromkeys([0x200B, 0x2060, 0xFEFF])
-# Direction marks and soft hyphens are characters of the course's corpus and stay there. In a question they
-# come from copy and paste, and a place that ends in one could never be answered.
-INVISIBLE = ZERO_WIDTH | dict.fromkeys([0x00AD, 0x200E, 0x200F])
+# Characters without a shape: soft hyphens, direction marks and invisible operators. They come from copy and
+# paste. Zero-width joiners are not among them, because they change the letters around them.
+INVISIBLE = ZERO_WIDTH | dict.fromkeys(
+    (0x00AD, 0x061C, 0x180E, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2061, 0x206A))
+)
 
 _QUESTION = re.compile(r"Where was (.+) born\?", re.DOTALL)
 
@@ -23,5 +25,10 @@ def name_from_question(question: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Normalises a question, place or typed name as the reader does."""
-    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()
+    """NFC, without invisible characters; any white space is one space, and none at either end."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+
+
+def question_about(typed: str) -> str:
+    """The normalised question about a typed name; a whole question is taken as it is."""
+    return birthplace_question(name_from_question(normalise(typed)))

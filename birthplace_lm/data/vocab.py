@@ -1,11 +1,18 @@
 """The characters the model knows."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from birthplace_lm.errors import InputError
 
 PAD = "\u25a1"
 MASK = "\u2047"
+# Each string has characters that readers take for one another. NFKC covers the full-width forms.
+EQUIVALENTS = (
+    "'\u2019\u2018\u02bc\u2032`\u00b4",
+    '"\u201c\u201d\u201e\u2033',
+    "-\u2010\u2011\u2012\u2013\u2014\u2212",
+)
 
 
 class CharVocab:
@@ -75,6 +82,19 @@ class CharVocab:
         """
         dropped = "".join(c for c in text if self._ids.get(c, self.pad_id) <= self.mask_id)
         return [i for c in text if (i := self._ids.get(c, self.pad_id)) > self.mask_id], dropped
+
+    def replace_unknown(self, text: str) -> str:
+        r"""Replaces characters outside the vocabulary by an equivalent that is in it, if there is one.
+
+        >>> CharVocab.from_text("Sinéad O'Connor?").replace_unknown("Sinéad O\u2019Connor\uff1f")
+        "Sinéad O'Connor?"
+        """
+        return "".join(c if c in self else self._equivalent(c) for c in text)
+
+    def _equivalent(self, character: str) -> str:
+        group = next((group for group in EQUIVALENTS if character in group), "")
+        candidates = (unicodedata.normalize("NFKC", character), *group)
+        return next((text for text in candidates if all(c in self for c in text)), character)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Gives the text of the ids, PAD and MASK as their characters."""

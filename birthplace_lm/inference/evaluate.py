@@ -48,7 +48,9 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> Score | None:
     """The score, where all places are known."""
-    answers = answer_questions(model, corpus.vocab, [row.question for row in rows])
+    answers = answer_questions(
+        model, corpus.vocab, [corpus.vocab.replace_unknown(row.question) for row in rows]
+    )
     file.parent.mkdir(exist_ok=True)
     atomic_write_text(file, "".join(a.line + "\n" for a in answers))
     places = [row.place for row in rows]

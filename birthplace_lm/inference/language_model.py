@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from birthplace_lm.config.compose import load_saved
-from birthplace_lm.data.questions import birthplace_question, normalise
+from birthplace_lm.data.questions import normalise, question_about
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights
@@ -61,13 +61,12 @@ class TrainedModel:
         """Where each of these people was born, as far as the model knows."""
         if isinstance(names, str):
             raise TypeError("names is one text; give a list of names")
-        return [
-            a.text for a in self.answer_questions([birthplace_question(normalise(name)) for name in names])
-        ]
+        return [answer.text for answer in self.answer_questions([*map(question_about, names)])]
 
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to whole questions, with their log-probabilities."""
-        return answer_questions(self.model, self.vocab, questions)
+        texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
+        return answer_questions(self.model, self.vocab, texts)
 
     def attention(self, text: str) -> tuple[str, Tensor | None]:
         """What every head looks at in a text; see `attention_maps.attention_weights`.

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from birthplace_lm.data.corpora.consistency import (
+    check_characters,
+    check_overlap,
+    check_people,
+    check_places,
+    check_spelling,
+)
 from birthplace_lm.data.corpora.qa_files import (
     Documents,
     Question,
     Questions,
     check_lengths,
-    check_overlap,
     majority_answer,
     read_documents,
     read_questions,
@@ -98,7 +104,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     train = read_questions(root / data.train, key="data.train")
     dev = read_questions(root / data.dev, key="data.dev")
     test = read_questions(root / data.test, "optional", "data.test") if data.test else None
-    vocab = CharVocab.from_text(documents.text + birthplace_question(""))
+    vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, birthplace_question("")]))
     for questions in (train, dev):
         check_lengths(questions, vocab, block_size)
     if test is not None:
@@ -117,8 +123,19 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
         holdout=holdout,
         vocab=vocab,
         notes=[summary, *(note for file in files for note in file.notes)],
-        warnings=[w for q in (train, dev) for w in q.warnings] + check_overlap(train, dev),
+        warnings=_warnings(documents, train, dev, test, vocab),
     )
+
+
+def _warnings(
+    documents: Documents, train: Questions, dev: Questions, test: Questions | None, vocab: CharVocab
+) -> list[str]:
+    warnings = check_overlap(train, dev) + check_spelling(train, dev)
+    for questions in (train, dev, test):
+        if questions is not None:
+            warnings += questions.warnings + check_people(questions, documents)
+            warnings += check_places(questions, documents)
+    return warnings + (check_characters(test, vocab) if test is not None else [])
 
 
 def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -1,18 +1,27 @@
 """Reader of the course's files: one document per line, and one question and birthplace per line."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from birthplace_lm.data.corpora.text_file import TextFile
-from birthplace_lm.data.questions import INVISIBLE, ZERO_WIDTH
+from birthplace_lm.data.questions import INVISIBLE, ZERO_WIDTH, normalise
 from birthplace_lm.data.vocab import CharVocab, describe
 from birthplace_lm.errors import InputError
 
 MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
 MAX_WARNINGS = 10
 RECORD = "'Where was NAME born?<TAB>PLACE'"
+HEADER_WORDS = {
+    *("question", "questions", "query", "input", "prompt", "text", "name", "person"),
+    *("answer", "answers", "place", "places", "birthplace", "birth_place", "birth place", "place of birth"),
+    *("label", "target", "output", "city"),
+}
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,11 @@ class Documents:
     text: str
     sha256: str
     notes: list[str]
+
+    @cached_property
+    def training_lines(self) -> list[str]:
+        """The documents as the model reads them: normalised as questions and typed names are."""
+        return [normalise(line) for line in self.lines]
 
 
 @dataclass(frozen=True)
@@ -92,22 +106,22 @@ def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
         InputError: The file cannot be read, is not UTF-8 text, or has no document of 4 characters or more.
     """
     file = TextFile(path, key)
-    kept: list[tuple[str, int, int]] = []
+    documents: list[tuple[str, int, int]] = []
     row = 0
     for number, raw in file.lines():
         line = file.tidy(raw, number, ZERO_WIDTH)
         if not line:
             file.counts["blank lines skipped"] += 1
             continue
-        if len(line) < MIN_DOCUMENT:
+        if len(normalise(line)) < MIN_DOCUMENT:
             file.counts[f"documents shorter than {MIN_DOCUMENT} characters skipped"] += 1
         else:
-            kept.append((line, number, row))
+            documents.append((line, number, row))
         row += 1
-    if not kept:
+    if not documents:
         short = f", all {row} documents are shorter than {MIN_DOCUMENT} characters" if row else ""
         raise InputError(f"{key}={path}: 0 examples{short}; give one document per line")
-    lines, line_numbers, row_numbers = map(list, zip(*kept, strict=True))
+    lines, line_numbers, row_numbers = map(list, zip(*documents, strict=True))
     return Documents(
         path=file.path,
         lines=lines,
@@ -134,10 +148,13 @@ def read_questions(
     """
     file = TextFile(path, key)
     rows: list[Question] = []
+    headers: list[str] = []
     for number, raw in file.lines():
-        match [file.tidy(field, number, INVISIBLE) for field in raw.split("\t")]:
+        match [_field(file, field, number) for field in raw.split("\t")]:
             case [""]:
                 file.counts["blank lines skipped"] += 1
+            case fields if not rows and HEADER_WORDS.issuperset(map(str.casefold, fields)):
+                headers.append(f"{path}:{number}: skipped as a header: {' and '.join(fields)}")
             case ["", _]:
                 raise InputError(f"{path}:{number}: empty question; expected {RECORD}")
             case [_, ""]:
@@ -152,20 +169,7 @@ def read_questions(
         raise InputError(f"{key}={path}: 0 examples; give one {RECORD} per line")
     repeated, warnings = _repetitions(file.path, rows)
     file.counts["questions repeated with the same answer"] += repeated
-    return Questions(file.path, rows, file.sha256, file.notes, warnings)
-
-
-def check_overlap(train: Questions, dev: Questions) -> list[str]:
-    """Warns if questions of train are in dev, where they measure memory of the answer."""
-    seen = {row.question: row.line for row in reversed(train.rows)}
-    shared = [row for row in dev.rows if row.question in seen]
-    if not shared:
-        return []
-    first = shared[0]
-    return [
-        f"{dev.path}:{first.line}: {len(shared)} of {len(dev.rows)} questions are also in {train.path}"
-        f" (this one on line {seen[first.question]}): their answers are trained on"
-    ]
+    return Questions(file.path, rows, file.sha256, file.notes, headers + warnings)
 
 
 def check_lengths(questions: Questions, vocab: CharVocab | None, block_size: int) -> None:
@@ -204,20 +208,33 @@ def majority_answer(train: Questions) -> tuple[str, int]:
     return counts.most_common(1)[0]
 
 
+def _field(file: TextFile, raw: str, number: int) -> str:
+    """A normalised field, without the quotes that a CSV writer puts around it."""
+    field = file.tidy(raw, number, INVISIBLE)
+    if _QUOTED.fullmatch(field):
+        file.counts["fields in double quotes"] += 1
+        field = field[1:-1].replace('""', '"')
+    elif field.startswith('"') and field.count('"') % 2:
+        raise InputError(f"{file.path}:{number}: a double quote is not closed; remove it, or close it")
+    normalised = normalise(field)
+    file.counts["white space made one space"] += normalised != field.strip()
+    return normalised
+
+
 def _repetitions(path: Path, rows: list[Question]) -> tuple[int, list[str]]:
     """Counts questions that come again, and warns where another answer comes with them."""
     first: dict[str, Question] = {}
     repeated, warnings = 0, []
     for row in rows:
-        before = first.setdefault(row.question, row)
-        if before is row:
+        earlier = first.setdefault(row.question, row)
+        if earlier is row:
             continue
-        if None in (before.place, row.place) or before.place == row.place:
+        if None in (earlier.place, row.place) or earlier.place == row.place:
             repeated += 1
             continue
         warnings.append(
             f"{path}:{row.line}: {row.question!r} has the answer {row.place!r}"
-            f", but {before.place!r} on line {before.line}"
+            f", but {earlier.place!r} on line {earlier.line}"
         )
     if len(warnings) > MAX_WARNINGS:
         more = len(warnings) - MAX_WARNINGS

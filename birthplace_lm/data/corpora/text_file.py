@@ -18,6 +18,16 @@ MAX_LINE_BYTES = 100_000
 MAX_MARKS = 30  # accents on one letter; the limit of Unicode's stream-safe format (UAX #15)
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_REFUSED = {
+    PAD: "is reserved for PAD; remove it",
+    MASK: "is reserved for MASK; remove it",
+    "\ufffd": "marks a character that a conversion has lost; restore it",
+} | {
+    # U+0085 is a line end of some systems, and counts as white space
+    chr(code): "is a control character, as Windows-1252 text read as Latin-1 has; convert the file to UTF-8"
+    for code in range(0x80, 0xA0)
+    if code != 0x85
+}
 
 
 class TextFile:
@@ -85,11 +95,9 @@ class TextFile:
         self.counts["stripped of invisible characters"] += visible != text
         self.counts["normalised to NFC"] += composed != visible
         self.counts["stripped of outer spaces"] += stripped not in ("", composed)
-        for symbol, name in ((PAD, "PAD"), (MASK, "MASK")):
-            if symbol in stripped:
-                raise InputError(
-                    f"{self.path}:{number}: {describe(symbol)} is reserved for {name}; remove it"
-                )
+        for character, reason in _REFUSED.items():
+            if character in stripped:
+                raise InputError(f"{self.path}:{number}: {describe(character)} {reason}")
         return stripped
 
     def _chunks(self) -> Iterator[bytes]:

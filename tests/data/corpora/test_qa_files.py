@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora import qa_files as course
+from birthplace_lm.data.corpora.consistency import check_overlap
 from birthplace_lm.data.corpora.qa_files import Question, Questions, read_documents, read_questions
 from birthplace_lm.data.questions import birthplace_question, name_from_question, normalise
 from birthplace_lm.data.vocab import CharVocab
@@ -196,9 +197,9 @@ def test_many_contradictions_are_summed_up(tmp_path: Path) -> None:
 def test_overlap_of_train_and_dev_is_counted(tmp_path: Path) -> None:
     train = questions(tmp_path, ADA + ALAN + ALAN)
     dev = questions(tmp_path, "Where was Bo born?\tRome\n" + ALAN + ADA, "dev.tsv")
-    (warning,) = course.check_overlap(train, dev)
+    (warning,) = check_overlap(train, dev)
     assert warning.startswith(f"{dev.path}:2: 2 of 3 questions are also in {train.path} (this one on line 2)")
-    assert course.check_overlap(train, questions(tmp_path, "Where was Bo born?\n", "dev.tsv")) == []
+    assert check_overlap(train, questions(tmp_path, "Where was Bo born?\n", "dev.tsv")) == []
 
 
 def test_length_is_checked_with_both_masks(tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_numbers_of_the_real_questions() -> None:
     assert [len(read.warnings) for read in (train, dev, test)] == [9, 0, 0]
     assert course.majority_answer(train) == ("London", 91)
     assert sum(row.place == "London" for row in dev.rows) == 25
-    assert "1 of 500 questions" in course.check_overlap(train, dev)[0]
+    assert "1 of 500 questions" in check_overlap(train, dev)[0]
 
     documents = read_documents(root / "wiki.txt")
     vocab = CharVocab.from_text(documents.text)

@@ -1,0 +1,97 @@
+"""Warnings about files that can be read and do not fit together: people, places and characters."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
+from birthplace_lm.data.questions import name_from_question, normalise
+from birthplace_lm.data.vocab import CharVocab, describe
+
+MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
+
+
+def check_overlap(train: Questions, dev: Questions) -> list[str]:
+    """Warns if questions of train are in dev, where they measure memory of the answer."""
+    train_lines = {row.question: row.line for row in reversed(train.rows)}
+    shared = [row for row in dev.rows if row.question in train_lines]
+    if not shared:
+        return []
+    first = shared[0]
+    return [
+        f"{dev.path}:{first.line}: {len(shared)} of {len(dev.rows)} questions are also in {train.path}"
+        f" (this one on line {train_lines[first.question]}): their answers are trained on"
+    ]
+
+
+def check_people(questions: Questions, documents: Documents) -> list[str]:
+    """Warns about questions whose person is nowhere in the corpus; a question of another form has none."""
+    titles = _titles(documents.training_lines)
+    text = "\n".join(documents.training_lines)
+    missing = [
+        row
+        for row in questions.rows
+        if (name := name_from_question(row.question)) not in titles and name not in text
+    ]
+    what = f"questions are about nobody who has a line in {documents.path}"
+    return _warning(questions.path, missing, len(questions.rows), what, [row.question for row in missing])
+
+
+def check_places(questions: Questions, documents: Documents) -> list[str]:
+    """Warns if more than `MAX_MISSING_PLACES` of the places are nowhere in the corpus."""
+    text = "\n".join(documents.training_lines)
+    missing = [row for row in questions.rows if row.place is not None and row.place not in text]
+    if len(missing) <= MAX_MISSING_PLACES * len(questions.rows):
+        return []
+    what = f"places do not occur in {documents.path}"
+    return _warning(questions.path, missing, len(questions.rows), what, [row.place for row in missing])
+
+
+def check_spelling(train: Questions, dev: Questions) -> list[str]:
+    """Warns about places of dev that train spells with other case or punctuation: they never match."""
+    places = {row.place for row in train.rows if row.place}
+    spelling = {_letters(place): place for place in places}
+    others = [
+        row for row in dev.rows if row.place and row.place not in places and _letters(row.place) in spelling
+    ]
+    examples = [f"{row.place!r} for {spelling[_letters(row.place or '')]!r}" for row in others]
+    what = f"places are spelt differently in {train.path}"
+    return _warning(dev.path, others, len(dev.rows), what, examples)
+
+
+def check_form(questions: Questions) -> list[str]:
+    """Warns about questions that are not of the form "Where was NAME born?"."""
+    others = [row for row in questions.rows if name_from_question(row.question) == row.question]
+    what = "questions are not 'Where was NAME born?'"
+    return _warning(questions.path, others, len(questions.rows), what, [row.question for row in others])
+
+
+def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
+    """Warns about questions with characters that the model does not know: they are dropped."""
+    unknown = {
+        row: "".join(c for c in vocab.replace_unknown(row.question) if c not in vocab)
+        for row in questions.rows
+    }
+    rows = [row for row, characters in unknown.items() if characters]
+    what = "questions have characters that the model does not know and that are dropped"
+    examples = [", ".join(map(describe, dict.fromkeys(unknown[row]))) for row in rows]
+    return _warning(questions.path, rows, len(questions.rows), what, examples)
+
+
+def _titles(lines: Iterable[str]) -> set[str]:
+    """Text in front of every full stop: "J. R. Smith. Born" gives "J", "J. R" and "J. R. Smith"."""
+    titles: set[str] = set()
+    for line in lines:
+        end = -1
+        while (end := line.find(". ", end + 1)) >= 0:
+            titles.add(line[:end])
+    return titles
+
+
+def _letters(place: str) -> str:
+    return "".join(filter(str.isalnum, normalise(place).casefold()))
+
+
+def _warning(
+    path: Path, rows: Sequence[Question], total: int, what: str, examples: Sequence[str | None]
+) -> list[str]:
+    return [f"{path}:{rows[0].line}: {len(rows)} of {total} {what}, e.g. {examples[0]}"] if rows else []
