@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config.compose import parse_saved
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import LoaderConfig
+from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict
@@ -109,13 +109,14 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         start_over=config.resume == "never",
     )
     data = build_datamodule(plan, corpus)
+    flags = _resolve_limits(plan, data)
     clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(flags["max_epochs"], plan.max_steps)
     with errors_name(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
     with errors_name("optimizer"):  # torch checks its own numbers
         instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
-    return replace(plan, total_steps=total_steps)
+    return replace(plan, trainer=flags, total_steps=total_steps)
 
 
 def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +128,30 @@ def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[s
         every = min(own["check_val_every_n_epoch"], own["max_epochs"])
         own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
     return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps
+
+
+def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
+    """The trainer's flags with numbers of batches in place of fractions of an epoch."""
+    train_batches = -(-data.train_rows // (plan.loading.batch_size * plan.processes))
+    val_batches = min(len(loader) for loader in data.val_dataloader())
+    flags = dict(plan.trainer)
+    for key, count in (
+        ("limit_train_batches", train_batches),
+        ("overfit_batches", train_batches),
+        ("limit_val_batches", val_batches),
+    ):
+        limit = flags[key]
+        if isinstance(limit, float) and 0 < limit < 1:
+            if int(limit * count) == 0:
+                raise InputError(
+                    f"trainer.{key}={limit}: less than one of the {count} batches of {plan.name}; give a"
+                    f" larger fraction, at most 1.0, or a number of batches"
+                )
+            if key != "limit_val_batches":  # two loaders, each with its own length
+                flags[key] = int(limit * count)
+    if flags["limit_train_batches"] == 0:
+        raise InputError("trainer.limit_train_batches=0: nothing to train on; give 1 or more, or null")
+    return flags
 
 
 def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:

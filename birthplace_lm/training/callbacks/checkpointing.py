@@ -78,7 +78,9 @@ class CheckpointCallback(L.Callback):
         self._step = step
         self._signal = _agreed_signal(trainer)
         self._due = self._due or step % self.every_n_steps == 0 or self._signal > 0
-        validated = (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        across_epochs = trainer.check_val_every_n_epoch is None
+        batches = trainer.fit_loop.total_batch_idx if across_epochs else batch_idx
+        validated = (batches + 1) % (trainer.val_check_batch or 1) == 0
         if not (trainer.is_last_batch or validated):
             self._save_if_due(trainer)
 

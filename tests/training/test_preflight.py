@@ -1,0 +1,59 @@
+"""Every decision is taken and checked before the first stage trains."""
+
+from typing import Any
+
+import pytest
+
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import InputError
+from birthplace_lm.training.plan import StagePlan
+from birthplace_lm.training.preflight import preflight
+
+
+def plans(configure: Any, *overrides: str) -> list[StagePlan]:
+    config = configure(*overrides)
+    return preflight(config, read_corpus(config.data, config.model.block_size))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("limit_train_batches=0", "nothing to train on"),
+        ("limit_train_batches=0.01", "less than one of the 3 batches of pretrain"),
+        ("overfit_batches=0.1", "less than one of the 3 batches of pretrain"),
+        ("limit_val_batches=0.5", "less than one of the 1 batches of pretrain"),
+        ("limit_train_batches=2.5", "invalid value 2.5 for limit_train_batches"),
+        ("max_time=soon", "not a valid duration"),
+    ],
+)
+def test_flags_that_do_not_fit_the_loaders_are_refused(configure: Any, flag: str, message: str) -> None:
+    """They once showed after pretraining as a mistake of ours."""
+    with pytest.raises(InputError, match=message):
+        plans(configure, f"trainer.{flag}")
+
+
+def test_a_fraction_of_an_epoch_is_a_number_of_batches(configure: Any) -> None:
+    """The loader and Lightning once both took half, which left a quarter."""
+    pretrain, finetune = plans(configure, "trainer.limit_train_batches=0.7")
+    assert [pretrain.trainer["limit_train_batches"], finetune.trainer["limit_train_batches"]] == [2, 2]
+
+
+@pytest.mark.parametrize("interval", [2, 10, 1000])
+def test_an_interval_in_batches_crosses_epochs(configure: Any, interval: int) -> None:
+    for plan in plans(configure, f"trainer.val_check_interval={interval}"):
+        assert plan.trainer["check_val_every_n_epoch"] is None
+
+
+def test_a_plan_survives_the_way_to_a_worker(configure: Any) -> None:
+    for plan in plans(configure):
+        assert StagePlan.from_json(plan.to_json()) == plan
+
+
+def test_the_trainer_beats_the_stage(configure: Any) -> None:
+    assert [plan.trainer["max_epochs"] for plan in plans(configure)] == [2, 2]
+    assert [plan.trainer["max_epochs"] for plan in plans(configure, "trainer.max_epochs=4")] == [4, 4]
+
+
+def test_a_number_out_of_range_names_its_key(configure: Any) -> None:
+    with pytest.raises(InputError, match=r"stages\.pretrain\.dataset\.question_fraction=2: must be"):
+        plans(configure, "stages.pretrain.dataset.question_fraction=2")
