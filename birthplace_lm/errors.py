@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with the exit code that train.py and the commands give for it."""
+"""Errors that a user can cause, with the exit code of train.py and of the commands for each."""
 
 import signal
 
@@ -7,9 +7,8 @@ class BirthplaceError(Exception):
     """An error that is shown as one line, without a traceback.
 
     The message names the place, what is wrong and how to fix it:
-    ``train.tsv:3: no tabs; expected 'Where was NAME born?<TAB>PLACE'``. Characters that do not print
-    (newlines, terminal escapes, undecodable bytes of a path) are escaped, so a message is one line whatever
-    it quotes.
+    ``train.tsv:3: no tabs; expected 'Where was NAME born?<TAB>PLACE'``. Non-printing characters (newlines,
+    terminal escapes, undecodable bytes of a path) are escaped, so that every message is one line.
     """
 
     exit_code: int = 2
@@ -23,36 +22,36 @@ class InputError(BirthplaceError):
 
 
 class NonFiniteError(BirthplaceError):
-    """A loss, gradient or weight that is not finite."""
+    """A loss, gradient or weight is not finite."""
 
     exit_code = 3
 
 
 class CheckpointError(BirthplaceError):
-    """A checkpoint that cannot be read or trusted, or a disk that cannot be written."""
+    """A checkpoint is unreadable or untrusted, or a disk is not writable."""
 
     exit_code = 4
 
 
 class InternalError(BirthplaceError):
-    """Something that no input should cause: a mistake of ours, or of a library."""
+    """A bug in this project or in a library: no input should cause it."""
 
     exit_code = 1
 
 
 class Interrupted(BirthplaceError):
-    """A signal has ended the run, which the same command goes on with."""
+    """A signal ended the run; the same command resumes it."""
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name} {where}; the same command goes on from there"
+            f"interrupted by {signal.Signals(number).name} {where}; run the same command to resume"
         )
         self.number = number
         self.where = where
         self.exit_code = 128 + number
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
-        return type(self), (self.number, self.where)  # it comes back from other processes
+        return type(self), (self.number, self.where)  # exceptions are pickled between processes
 
 
 def _escape(character: str) -> str:

@@ -87,10 +87,10 @@ def plan_of(stage: str, config: DictConfig, corpus: Corpus, folder: Path) -> Sta
     return replace(plan, directory=folder)
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def run(config: DictConfig, wait: bool = False) -> dict[str, Any]:
     """The whole pipeline; the content of metrics.json."""
     with without_waiting():
-        return pipeline.run(config, read_corpus(config.data, config.model.block_size)).to_dict()
+        return pipeline.run(config, read_corpus(config.data, config.model.block_size), wait).to_dict()
 
 
 def digest(folder: Path) -> str:

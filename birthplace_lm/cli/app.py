@@ -124,7 +124,9 @@ def _run(config: DictConfig) -> float | None:
         )
 
         signals.raise_if_signalled("before it began")
-        metrics = run_pipeline(config, corpus)
+        # Two jobs of a sweep can be equal: a sampler suggests the same values twice.
+        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        metrics = run_pipeline(config, corpus, wait=in_sweep)
     _show(_summary(metrics, config))
     return metrics.dev.exact_match
 

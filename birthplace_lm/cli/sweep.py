@@ -42,7 +42,7 @@ class Job:
     @property
     def started_by_this_sweep(self) -> bool:
         """Whether this sweep has begun it, in whichever process."""
-        return self.directory.written != self.status_mtime_before
+        return self.directory.status_mtime != self.status_mtime_before
 
 
 class SweepRejected(BaseException):
@@ -126,7 +126,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     seen.add(str(path))
     directory = RunDirectory(path, settings)
     finished = directory.finished and not settings.overwrite
-    return Job(overrides, directory, finished, directory.written)
+    return Job(overrides, directory, finished, directory.status_mtime)
 
 
 def table(jobs: Sequence[Job]) -> "Table":

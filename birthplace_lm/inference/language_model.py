@@ -1,6 +1,7 @@
 """A trained model as its users see it."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.directory import stage_directory
 
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an exported model, beside its config.yaml
 
@@ -49,7 +51,7 @@ class TrainedModel:
         config = load_saved(run / "config.yaml")
         stage = "finetune" if config.stages.finetune.enabled else "pretrain"
         exported = (run / WEIGHTS).is_file()
-        file, symbols, weights = _exported(run) if exported else _newest(run / stage)
+        file, symbols, weights = _exported(run) if exported else _newest(run, stage)
         vocab = CharVocab(symbols)
         with torch.device("meta"):  # where sizes that are not those of the weights take no memory
             check_state_dict(build_model(config.model, len(vocab)), weights, file)
@@ -76,13 +78,19 @@ class TrainedModel:
         return attention_weights(self.model, self.vocab, text)
 
 
-def _newest(stage: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
-    """The newest checkpoint or none: that an older one is asked would not be seen in the answers."""
-    found = checkpoint.list_checkpoints(stage)
-    if not found:
-        raise CheckpointError(f"{stage}: no checkpoint; run the training first")
-    content = checkpoint.load(found[0])
-    return found[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
+def _newest(run: Path, stage: str) -> tuple[Path, list[str], dict[str, Tensor]]:
+    """The newest checkpoint of a stage or an error: the answers of an older one would look just as good."""
+    folder = stage_directory(run, stage)
+    paths = checkpoint.list_checkpoints(folder)
+    if not paths and not folder.is_dir() and os.path.lexists(run / stage):
+        raise CheckpointError(
+            f"{run / stage}: its checkpoints are in {os.path.realpath(folder)}, which is missing;"
+            " copy that folder too, or move the model with birthplace-lm export"
+        )
+    if not paths:
+        raise CheckpointError(f"{folder}: no checkpoint; run the training first")
+    content = checkpoint.load(paths[0])
+    return paths[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
 
 
 def _exported(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:

@@ -1,48 +1,67 @@
-"""Writing files as a whole or not at all."""
+"""Atomic writing of files: a reader sees the old content or the new, also after a crash."""
 
 import errno
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-TEMPORARY = ".tmp"  # ends the names of files that are being written
+log = logging.getLogger(__name__)
+
+TEMPORARY = ".tmp"  # suffix of files that are being written
+# What file systems answer to a call that they do not have: Colab's Drive, exFAT, SMB, some NFS mounts.
+UNSUPPORTED = {
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EPERM,
+}
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time that this process gives it."""
+    log.warning("%s", message)
 
 
 @contextmanager
 def atomic_replace(path: Path, content: bytes | memoryview) -> Iterator[None]:
-    """Put `content` on disk beside `path`, read it back, and let it take that place when the block ends.
+    """Write `content` to a temporary file beside `path`, verify it, and rename it when the block ends.
 
     Raises:
-        OSError: it cannot be written, or reads back otherwise; what was at `path` is there still.
+        OSError: it cannot be written, or reads back differently; `path` is unchanged.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         _write(temporary, content)
         if sha256_of(temporary) != hashlib.sha256(content).hexdigest():
-            raise OSError(errno.EIO, "reads back otherwise than it was written", str(temporary))
+            raise OSError(errno.EIO, "reads back differently from what was written", str(temporary))
         yield
         os.replace(temporary, path)
-        _sync(path.parent)  # else the new name may be lost with the power
+        _sync_folder(path.parent)  # otherwise a power failure can undo the rename
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk shows in os.write, which knows of no name
+            error.filename = str(path)  # os.write knows no name to report for a full disk
         raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Replace a small file."""
+    """Replace a small file atomically."""
     with atomic_replace(path, text.encode()):
         pass
 
 
 def remove_temp_files(directory: Path) -> None:
-    """Remove what a killed process was writing; only for who holds the folder's lock."""
-    for left in directory.glob(f"*{TEMPORARY}"):
-        left.unlink(missing_ok=True)
+    """Remove what a killed process was writing. The caller must hold the lock of the folder."""
+    for path in directory.glob(f"*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -55,20 +74,36 @@ def sha256_of(path: Path) -> str:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    # Not through a link that somebody has laid there to a file of ours elsewhere.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    # O_NOFOLLOW: a symbolic link at the temporary name must not lead to another file. Windows has no such
+    # flag, and would translate line ends without O_BINARY.
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o666)
     try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(file, left) :]
-        os.fsync(file)
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+        _sync(descriptor, "files")
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
-def _sync(directory: Path) -> None:
-    folder = os.open(directory, os.O_RDONLY)
+def _sync_folder(directory: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open a folder
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        _sync(descriptor, "folders")
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def _sync(descriptor: int, kind: str) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(
+            f"this file system cannot sync {kind} ({error.strerror}): a power failure, but no crash of the"
+            " program, may lose what was saved last"
+        )

@@ -1,4 +1,4 @@
-"""Run directories: named after what determines the result, locked while somebody works in them."""
+"""Run directories: config.yaml, status.json, log.txt and the folders of the stages."""
 
 import json
 import logging
@@ -16,35 +16,42 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.atomic_files import TEMPORARY, atomic_write_text, remove_temp_files
+from birthplace_lm.runs.atomic_files import (
+    TEMPORARY,
+    UNSUPPORTED,
+    atomic_write_text,
+    remove_temp_files,
+    warn_once,
+)
 from birthplace_lm.runs.identity import first_difference, hashed_config
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics
 
-BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by who was killed before the folder was theirs
+BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by a process that was killed at its start
+LINKED_FOLDER_LIMIT = 4096  # bytes of a file that stands for a link
 
 
 def check_run_dir(path: Path, config: DictConfig) -> None:
-    """Check that a folder is new, empty, or of this very run; touches nothing.
+    """Check that a folder is new, empty, or belongs to this configuration; nothing is written.
 
     Raises:
-        InputError: it belongs to a run of another configuration, or to something else.
+        InputError: it belongs to another configuration, or holds other files.
     """
     saved = path / "config.yaml"
     if saved.is_file():
-        ours, theirs = hashed_config(config), hashed_config(load_saved(saved))
-        if ours != theirs:
-            key = first_difference(theirs, ours)
+        requested, existing = hashed_config(config), hashed_config(load_saved(saved))
+        if requested != existing:
+            key = first_difference(existing, requested)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
     elif path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BOOTSTRAP_FILES):
-        raise InputError(f"run_dir={path}: holds something else; give an empty or a new folder")
+        raise InputError(f"run_dir={path}: contains other files; give an empty or a new folder")
 
 
 class RunDirectory:
-    """One run on disk: config.yaml, status.json, log.txt and what the stages leave.
+    """One run on disk.
 
-    status.json tells the truth: `running` with a `pid` that lives, or was killed; `preempted` by a signal;
-    `failed` with its `error`; `done`. In all but the last the same command goes on.
+    The `state` in status.json is `running` (with a `pid`; if no such process lives, it was killed),
+    `preempted` by a signal, `failed` with an `error`, or `done`. The same command resumes all but the last.
     """
 
     def __init__(self, path: Path, config: DictConfig) -> None:
@@ -53,30 +60,33 @@ class RunDirectory:
         self._stage: str | None = None
 
     @contextmanager
-    def opened(self) -> Iterator["RunDirectory"]:
-        """Lock the folder and make it ours; what is logged until the end goes into its log.txt too.
+    def open_for_run(self, wait: bool = False) -> Iterator["RunDirectory"]:
+        """Lock the folder, write its config.yaml, and copy the log to its log.txt until the block ends.
+
+        Args:
+            wait: for another process that works in it; otherwise that is an error.
 
         Raises:
-            InputError: the folder belongs to another configuration, to something else, or to another process.
-            CheckpointError: it cannot be written.
+            InputError: it belongs to another configuration or process, or holds other files.
+            CheckpointError: it is not writable.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(run_lock(self.path, wait=False))
+                stack.enter_context(run_lock(self.path, wait))
                 self._claim()
-                held.enter_context(_logging_to(self.path / "log.txt"))
+                stack.enter_context(_logging_to(self.path / "log.txt"))
             except OSError as error:
                 raise CheckpointError(f"run_dir={self.path}: {error.strerror or error}") from error
             yield self
 
     @property
     def finished(self) -> bool:
-        """Whether the same command has nothing left to do."""
+        """Whether nothing is left to do for the same command."""
         return self.metrics is not None
 
     @property
     def metrics(self) -> RunMetrics | None:
-        """Of a finished run; None before, and if metrics.json cannot be read: it is then written again."""
+        """Metrics of a finished run; None before, and if metrics.json is unreadable: a run rewrites it."""
         if self.status.get("state") != "done":
             return None
         try:
@@ -84,25 +94,25 @@ class RunDirectory:
         except CheckpointError:
             return None
 
-    def begin(self, stage: str) -> None:
-        """Say what is being done from now on, unless a signal has asked to end.
+    def mark_stage(self, stage: str) -> None:
+        """Record in status.json that a stage begins.
 
         Raises:
-            Stopped: it has.
+            Interrupted: a signal has arrived.
         """
         self._stage = stage
         signals.raise_if_signalled(f"before {stage}")
         self._status("running")
 
-    def end(self, state: str, error: BaseException | None = None) -> None:
-        """Say how it ended."""
+    def mark_ended(self, state: str, error: BaseException | None = None) -> None:
+        """Record in status.json how the run ended."""
         reason = None if error is None else str(error) or type(error).__name__
-        with suppress(OSError):  # on a full disk the error itself has to come through
+        with suppress(OSError):  # a full disk must not hide `error`
             self._status(state, reason)
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty if there is none that can be read."""
+        """The content of status.json; empty if it is missing or unreadable."""
         try:
             content = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -110,8 +120,8 @@ class RunDirectory:
         return content if isinstance(content, dict) else {}
 
     @property
-    def written(self) -> float | None:
-        """When status.json was written; None if it never was."""
+    def status_mtime(self) -> float | None:
+        """When status.json was last written; None if it does not exist."""
         try:
             return (self.path / "status.json").stat().st_mtime
         except OSError:
@@ -130,7 +140,7 @@ class RunDirectory:
         atomic_write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
 
     def _clear(self) -> None:
-        last = self.path / "config.yaml"  # with it the folder stays ours, should we be killed meanwhile
+        last = self.path / "config.yaml"  # until then a process that is killed can claim the folder again
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == last):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -138,9 +148,39 @@ class RunDirectory:
                 entry.unlink()
 
 
+def stage_directory(run: Path, stage: str) -> Path:
+    """The folder of a stage; a shared pretraining lies outside the run directory, see `link_stage`."""
+    link = run / stage
+    if not link.is_file() or link.stat().st_size > LINKED_FOLDER_LIMIT:
+        return link
+    return run / link.read_text(encoding="utf-8").strip()
+
+
+def link_stage(run: Path, stage: str, target: Path) -> None:
+    """Let a run directory show a stage that lies elsewhere.
+
+    By a symbolic link, or without those by a text file with the relative path, as git does it.
+    """
+    link = run / stage
+    if link.is_dir() and not link.is_symlink():
+        return
+    link.unlink(missing_ok=True)
+    path = os.path.relpath(target.resolve(), run.resolve())
+    try:
+        link.symlink_to(path, target_is_directory=True)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(
+            f"this file system has no symbolic links ({error.strerror}): text files hold the paths instead,"
+            f" and TensorBoard shows the curves of {stage} only below {target.parent}"
+        )
+        atomic_write_text(link, path + "\n")
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Everything we, Lightning and `warnings` have to say, with times, at the end of a file."""
+    """Append the log of this package, of Lightning and of `warnings` to a file, with times."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("birthplace_lm", "lightning.pytorch", "py.warnings")]
@@ -151,13 +191,13 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        with suppress(OSError):  # what a full disk has not taken
+        with suppress(OSError):  # a full disk refuses the rest again
             handler.close()
 
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Let a full disk end the run; logging would print a traceback and go on."""
+        """Let a full disk end the run; `logging` would print a traceback and continue."""
         error = sys.exception()
         if isinstance(error, OSError) and threading.current_thread() is threading.main_thread():
             raise OSError(error.errno, error.strerror, self.baseFilename) from error

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: they are noted here, and heeded where nothing is lost."""
+"""Record termination signals; training polls them after each optimizer step, where nothing is lost."""
 
 import os
 import signal
@@ -6,14 +6,18 @@ from types import FrameType
 
 from birthplace_lm.errors import Interrupted
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+HANDLED = tuple(
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    if name in signal.Signals.__members__  # Windows, where exports are loaded, has the first two
+)
 
 _received: int | None = None
 _process: int | None = None
 
 
 def install() -> None:
-    """Note these signals from now on, but those that whoever started us has them ignored (`nohup`)."""
+    """Handle these signals from now on, except those that the parent process ignores (`nohup`)."""
     global _process
     _process = os.getpid()
     for number in HANDLED:
@@ -22,20 +26,20 @@ def install() -> None:
 
 
 def installed() -> bool:
-    """Whether this very process notes them; one that a sweep has started does not yet."""
+    """Whether this process handles them. The process of a sweep's job does not at first."""
     return _process == os.getpid()
 
 
 def pending_signal() -> int | None:
-    """The first of them that has come, if any has."""
+    """The first signal that arrived; None before."""
     return _received
 
 
 def raise_if_signalled(where: str) -> None:
-    """End here if a signal has asked for it.
+    """Raise if a signal has arrived.
 
     Raises:
-        Stopped: with the signal and `where`.
+        Interrupted: with the signal and `where`, a phrase such as "before finetune".
     """
     if _received is not None:
         raise Interrupted(_received, where)
@@ -43,7 +47,7 @@ def raise_if_signalled(where: str) -> None:
 
 def _handler(number: int, frame: FrameType | None) -> None:
     global _received
-    if _received is None and os.getpid() == _process:  # a worker that was forked from us has nothing to save
+    if _received is None and os.getpid() == _process:  # a forked data worker has nothing to save
         _received = number
         if number == signal.SIGINT:
             os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")

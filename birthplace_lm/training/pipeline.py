@@ -1,7 +1,6 @@
 """A run from start to end: pretrain, finetune, evaluate."""
 
 import logging
-import os
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from birthplace_lm.inference.evaluate import evaluate
 from birthplace_lm.inference.weights import load_weights, weights_sha256
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint, signals
-from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.directory import RunDirectory, link_stage
 from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
@@ -26,15 +25,20 @@ from birthplace_lm.training.tensorboard import log_hyperparameters
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, corpus: Corpus) -> RunMetrics:
+def run(config: DictConfig, corpus: Corpus, wait: bool = False) -> RunMetrics:
     """Run what is not finished yet, and return the metrics.
+
+    Args:
+        wait: for another process with the same run, whose result is then returned; otherwise it is an error.
 
     Raises:
         BirthplaceError: for everything that goes wrong; status.json has the message, log.txt the traceback.
     """
     plans = preflight(config, corpus)
     directory = RunDirectory(run_directory(config), config)
-    with directory.opened():
+    with directory.open_for_run(wait):
+        if (finished := directory.metrics) is not None:  # by the process that was waited for
+            return finished
         try:
             metrics = _run(config, corpus, plans, directory)
             metrics.write(directory.path / METRICS_FILE)
@@ -42,12 +46,12 @@ def run(config: DictConfig, corpus: Corpus) -> RunMetrics:
             failure = to_birthplace_error(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
                 log.debug("%s", failure, exc_info=not isinstance(error, Interrupted))
-            directory.end("preempted" if isinstance(failure, Interrupted) else "failed", failure)
+            directory.mark_ended("preempted" if isinstance(failure, Interrupted) else "failed", failure)
             raise failure from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
-            directory.end("preempted", error)
+            directory.mark_ended("preempted", error)
             raise
-        directory.end("done")
+        directory.mark_ended("done")
         return metrics
 
 
@@ -88,14 +92,14 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     results = {name: StageResult() for name in config.stages}
     last: Path | None = None  # checkpoint of the stage before
     for plan in plans:
-        directory.begin(plan.name)
+        directory.mark_stage(plan.name)
         if plan.shared:
-            _link(directory.path / plan.name, plan.directory)  # its curves belong to this run too
+            link_stage(directory.path, plan.name, plan.directory)  # its curves belong to this run too
         with run_lock(plan.directory, wait=True) if plan.shared else nullcontext():
             plan = replace(plan, init_checkpoint=last or plan.init_checkpoint)
             results[plan.name] = fit_stage(plan, corpus)
         last = checkpoint.checkpoint_path(plan.directory, results[plan.name].steps)
-    directory.begin("evaluate")
+    directory.mark_stage("evaluate")
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_weights(model, last)
@@ -118,10 +122,3 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     )
     log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])
     return metrics
-
-
-def _link(link: Path, target: Path) -> None:
-    """Let the run directory show the shared pretraining."""
-    if link.is_symlink() or not link.exists():
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)

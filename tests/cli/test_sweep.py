@@ -91,7 +91,7 @@ def test_killed_at_any_moment(
         assert shown.count("stopped") == 1
         assert shown.count("not started") + shown.count("stopped before") == 12 - 1 - len(finished)
         said = program.stderr.read_text()
-        assert re.fullmatch(r"stopped by SIGTERM .*; the same command goes on from there\n", said)
+        assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", said)
 
     program = Program([*sweep, f"runs_root={root}"], output)
     assert program.wait() == 0, program.stderr.read_text()

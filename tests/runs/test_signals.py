@@ -14,8 +14,8 @@ import pytest
 from program import SIGNALS, Program, leftovers, outcome, saved_step, steps_taken, unfinished
 
 STOPPED = (
-    r"stopped by {name} (after step (?P<step>\d+) of (?P<stage>\w+)|before \w+( \w+)?|during the evaluation);"
-    r" the same command goes on from there\n"
+    r"interrupted by {name} (after step (?P<step>\d+) of (?P<stage>\w+)|before \w+( \w+)?|"
+    r"during the evaluation); run the same command to resume\n"
 )
 AGAIN = "stopping after this step; press Ctrl-C again to stop at once"
 

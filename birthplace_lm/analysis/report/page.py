@@ -26,6 +26,7 @@ from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs.atomic_files import atomic_write_text
+from birthplace_lm.runs.directory import stage_directory
 
 Curve = list[tuple[float, float]]  # characters read, value
 
@@ -61,10 +62,11 @@ def learning_curve(run: Run, name: str = "exact_match") -> Curve:
     """A curve of the run against the characters read by then, over its stages."""
     curve: Curve = []
     for stage in run.stages:
-        if not (run.path / stage).is_dir():
+        folder = stage_directory(run.path, stage)
+        if not folder.is_dir():
             continue  # a shared pretraining that was deleted, or not copied
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
-        events = EventAccumulator(str(run.path / stage), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         if (tag := f"by_characters/{name}") in events.Tags()["scalars"]:
             curve += [(event.step, event.value) for event in events.Scalars(tag)]

@@ -15,6 +15,7 @@ import yaml
 
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.errors import InputError
+from birthplace_lm.runs.directory import stage_directory
 from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
 from birthplace_lm.runs.lock import is_locked
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, Score
@@ -119,9 +120,8 @@ def _flat(node: Any, key: str = "") -> dict[str, Any]:
 def _progress(folder: Path) -> str:
     """The stage of an unfinished run, and the step it would go on from."""
     for stage in ("finetune", "pretrain"):
-        steps = [
-            int(path.stem[5:]) for path in (folder / stage).glob("step-*.ckpt") if path.stem[5:].isdigit()
-        ]
+        paths = stage_directory(folder, stage).glob("step-*.ckpt")
+        steps = [int(path.stem[5:]) for path in paths if path.stem[5:].isdigit()]
         if steps:
             return f"{stage} step {max(steps)}"
     return ""
