@@ -9,13 +9,14 @@ if TYPE_CHECKING:
 
 
 def load(path: "str | Path") -> "TrainedModel":
-    """The trained model of a run directory: `lm.model(ids)`, `lm.vocab`, `lm.answer(["NAME", ...])`.
+    """Load the model of a run directory or of an export: `lm.model(ids)`, `lm.vocab`, `lm.answer([NAME])`.
+
+    To move a model to another machine, copy the folder that `birthplace-lm export RUN OUT` writes. A run
+    directory also works, but a run that only pretrains needs the folder `pretrained/` beside it.
 
     Raises:
-        BirthplaceError: there is no whole checkpoint in it.
+        BirthplaceError: the folder holds no intact checkpoint.
     """
-    from birthplace_lm.inference.language_model import (
-        TrainedModel,  # torch takes its time: import it when it is needed
-    )
+    from birthplace_lm.inference.language_model import TrainedModel  # imports torch, which takes seconds
 
     return TrainedModel.from_run(path)

@@ -431,7 +431,7 @@ def test_a_config_of_a_model_that_fits_nowhere(sizes: tuple[str, int], victim: P
     key, value = sizes
     text = (victim / "config.yaml").read_text()
     (victim / "config.yaml").write_text(re.sub(rf"\b{key}: \d+", f"{key}: {value}", text))
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match="belongs to another model"):
         birthplace_lm.load(victim)
 
 

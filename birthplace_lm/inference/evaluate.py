@@ -1,4 +1,4 @@
-"""What a trained model answers, on disk and as numbers."""
+"""Evaluate a trained model: write its predictions and compute its scores."""
 
 import time
 from pathlib import Path
@@ -20,11 +20,11 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
 
     Args:
         run: the run directory.
-        on_gpu: use one if there is one.
+        on_gpu: use a GPU if one is available.
 
     Returns:
-        The score of every split whose places are known, and of the `baseline` that always gives the most
-        frequent train answer; and the seconds it took to answer dev.
+        The score of every split with gold places, and of the `baseline`, which always gives the most
+        frequent train answer; and the seconds that answering dev took.
     """
     model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     splits = {
@@ -47,7 +47,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
 
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> Score | None:
-    """The score, where all places are known."""
+    """Write the predictions; score them if all gold places are available."""
     answers = answer_questions(
         model, corpus.vocab, [corpus.vocab.replace_unknown(row.question) for row in rows]
     )

@@ -20,9 +20,9 @@ MACHINE_SPECIFIC = {
 
 
 def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str) -> None:
-    """Write `model.safetensors`, `config.yaml`, `vocab.json` and a model card, for `birthplace_lm.load` too.
+    """Write `model.safetensors`, `config.yaml`, `vocab.json` and a model card, for `birthplace_lm.load`.
 
-    Paths of this machine are left out of the configuration.
+    Paths of this machine are removed from the configuration.
 
     Args:
         config: how the model was trained.
@@ -40,7 +40,7 @@ def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
-            raise InputError(f"{out}: is not empty; give a new folder")
+            raise InputError(f"{out}: is not empty; choose a new folder")
         with atomic_replace(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
             atomic_write_text(out / "config.yaml", OmegaConf.to_yaml(portable))
             atomic_write_text(out / "README.md", card)

@@ -1,4 +1,4 @@
-"""A model that a student of the course has saved, as one of ours."""
+"""Import a model that a student of the course has saved."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,26 @@ from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model, load_state_dict_checked
 
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # hold the weights in a larger checkpoint
+# Modules that DataParallel, torch.compile, Lightning, FSDP and activation checkpointing wrap around others.
+WRAPPERS = {"module", "_orig_mod", "model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 
 def read_course_model(
     file: Path, attention: str, corpus: Path, n_head: int
 ) -> tuple[TrainedModel, DictConfig]:
-    """Read what `torch.save(model.state_dict(), FILE)` left in the assignment of 2021.
+    """Read what `torch.save(model.state_dict(), FILE)` wrote in the assignment of 2021.
 
-    All sizes but the number of heads are those of the weights. Nothing in the file is executed.
+    A checkpoint that holds the state_dict among other things, and weights of a wrapped model
+    (`module.`, `_orig_mod.`), are read, too. The weights tell all sizes but the number of heads. Nothing in
+    the file is executed.
 
     Args:
-        attention: vanilla, synthesizer or another whose parameters have these names.
+        attention: vanilla, synthesizer or another variant with the same parameter names.
         corpus: the course's wiki.txt, whose characters are the vocabulary.
 
     Raises:
-        CheckpointError: the file is damaged, holds more than weights, or is of another attention.
+        CheckpointError: the file is damaged, holds more than weights, or belongs to another attention.
         InputError: the corpus has another number of characters, or a size is out of range.
     """
     weights = _weights(file)
@@ -37,12 +43,14 @@ def read_course_model(
         symbols, n_embd = weights["tok_emb.weight"].shape
         block_size = weights["pos_emb"].shape[1]
     except (KeyError, IndexError, ValueError):
-        raise CheckpointError(f"{file}: no model of the course: no tok_emb.weight or pos_emb") from None
+        raise CheckpointError(
+            f"{file}: not a model of the course: it has no tok_emb.weight or pos_emb"
+        ) from None
     if symbols != len(vocab):
         raise InputError(
             f"--corpus {corpus}: has {len(vocab)} symbols, and {file} was trained with {symbols}"
         )
-    layers = [int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))]
+    layers = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
     config = compose(
         [
             "pretrain=none", "data=cs224n", f"attention={attention}", f"model.n_head={n_head}",
@@ -63,10 +71,18 @@ def _weights(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
-    except Exception as error:  # of any kind: zip, pickle and torch each have their own
-        raise CheckpointError(f"{file}: cannot be read as weights: {type(error).__name__}") from error
+    except Exception as error:  # zip, pickle and torch each raise their own kinds
+        raise CheckpointError(
+            f"{file}: cannot be read as weights: {type(error).__name__}; save model.state_dict() alone"
+        ) from error
+    if isinstance(content, Mapping):
+        nested = (content[key] for key in CHECKPOINT_KEYS if isinstance(content.get(key), Mapping))
+        content = next(nested, content)
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise CheckpointError(f"{file}: no state_dict: it has to map names to tensors")
-    return {name: value for name, value in content.items() if not name.endswith(".attn.mask")}
+        raise CheckpointError(f"{file}: no state_dict: it must map names to tensors")
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in content}
+    if len({*names.values()}) < len(names):
+        raise CheckpointError(f"{file}: holds the weights of several models; save one model.state_dict()")
+    return {names[name]: value for name, value in content.items() if not names[name].endswith(".attn.mask")}

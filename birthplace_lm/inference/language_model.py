@@ -1,4 +1,4 @@
-"""A trained model as its users see it."""
+"""Public API for a trained model: load, answer, attention maps."""
 
 import json
 import os
@@ -21,8 +21,10 @@ from birthplace_lm.models.build import build_model, check_state_dict, load_state
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.directory import stage_directory
+from birthplace_lm.runs.metrics import METRICS_FILE
 
-WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an exported model, beside its config.yaml
+WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an export, beside its config.yaml
+MOVE = "copy them too, or move the model with birthplace-lm export RUN OUT"
 
 
 class TrainedModel:
@@ -30,7 +32,7 @@ class TrainedModel:
 
     Attributes:
         model: maps (B, T) ids to (B, T, V) logits.
-        vocab: what the ids mean.
+        vocab: maps characters to ids.
     """
 
     def __init__(self, model: GPT, vocab: CharVocab) -> None:
@@ -39,64 +41,68 @@ class TrainedModel:
 
     @classmethod
     def from_run(cls, path: str | Path) -> "TrainedModel":
-        """The finetuned model of a run directory, or of what was exported from one.
+        """The model of the last stage of a run directory, or of an export.
+
+        A run that only pretrains has a link to a pretraining that runs share. To move it to another machine,
+        copy `pretrained/` as well, or move its export.
 
         Raises:
-            InputError: it is neither.
-            CheckpointError: its last stage has no checkpoint, or the newest is damaged or of another model.
+            InputError: the path is neither.
+            CheckpointError: the last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
         if not (run / "config.yaml").is_file():
-            raise InputError(f"{run}: no run directory: it has no config.yaml")
+            raise InputError(f"{run}: not a run directory or an export: it has no config.yaml")
         config = load_saved(run / "config.yaml")
-        stage = "finetune" if config.stages.finetune.enabled else "pretrain"
+        *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
         exported = (run / WEIGHTS).is_file()
-        file, symbols, weights = _exported(run) if exported else _newest(run, stage)
+        file, symbols, weights = _read_export(run) if exported else _read_newest(run, stage)
         vocab = CharVocab(symbols)
-        with torch.device("meta"):  # where sizes that are not those of the weights take no memory
+        with torch.device("meta"):  # a config.yaml with other sizes than the weights takes no memory
             check_state_dict(build_model(config.model, len(vocab)), weights, file)
         model = build_model(config.model, len(vocab))
         load_state_dict_checked(model, weights, file)
         return cls(model, vocab)
 
     def answer(self, names: Sequence[str]) -> list[str]:
-        """Where each of these people was born, as far as the model knows."""
+        """The model's answer to `Where was NAME born?` for each name."""
         if isinstance(names, str):
-            raise TypeError("names is one text; give a list of names")
+            raise TypeError("names is a string; pass a list of names")
         return [answer.text for answer in self.answer_questions([*map(question_about, names)])]
 
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
-        """Answers to whole questions, with their log-probabilities."""
+        """Answers to complete questions, with their log-probabilities."""
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
         return answer_questions(self.model, self.vocab, texts)
 
     def attention(self, text: str) -> tuple[str, Tensor | None]:
-        """What every head looks at in a text; see `attention_maps.attention_weights`.
+        """The attention weights of every head for a text; see `attention_maps.attention_weights`.
 
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # (layers, heads, T, T)
         """
         return attention_weights(self.model, self.vocab, text)
 
 
-def _newest(run: Path, stage: str) -> tuple[Path, list[str], dict[str, Tensor]]:
+def _read_newest(run: Path, stage: str) -> tuple[Path, list[str], dict[str, Tensor]]:
     """The newest checkpoint of a stage or an error: the answers of an older one would look just as good."""
     folder = stage_directory(run, stage)
     paths = checkpoint.list_checkpoints(folder)
     if not paths and not folder.is_dir() and os.path.lexists(run / stage):
         raise CheckpointError(
-            f"{run / stage}: its checkpoints are in {os.path.realpath(folder)}, which is missing;"
-            " copy that folder too, or move the model with birthplace-lm export"
+            f"{run / stage}: its checkpoints are in {os.path.realpath(folder)}, which is missing; {MOVE}"
         )
+    if not paths and (run / METRICS_FILE).is_file():
+        raise CheckpointError(f"{run / stage}: the checkpoints of this finished run are missing; {MOVE}")
     if not paths:
         raise CheckpointError(f"{folder}: no checkpoint; run the training first")
     content = checkpoint.load(paths[0])
     return paths[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
 
 
-def _exported(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
+def _read_export(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
     file = folder / WEIGHTS
     try:
         vocab = CharVocab.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
         return file, list(vocab.symbols), safetensors.torch.load(file.read_bytes())
     except (OSError, ValueError, AttributeError, SafetensorError, InputError) as error:
-        raise CheckpointError(f"{folder}: not what was exported: {error}") from error
+        raise CheckpointError(f"{folder}: not a valid export: {error}") from error

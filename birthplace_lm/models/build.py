@@ -31,7 +31,7 @@ def load_state_dict_checked(model: GPT, weights: Mapping[str, Tensor], path: Pat
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # tensors that cannot be copied: sparse, quantized, without values
-        raise CheckpointError(f"{path}: its weights are no plain tensors") from error
+        raise CheckpointError(f"{path}: its weights are not plain tensors") from error
 
 
 def check_state_dict(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -43,7 +43,8 @@ def check_state_dict(model: GPT, weights: Mapping[str, Tensor], path: Path) -> N
     if mismatches := state_dict_mismatches(weights, model.state_dict()):
         more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
         raise CheckpointError(
-            f"{path}: is of another model: {'; '.join(mismatches[:3])}{more}; give its attention= and model.*"
+            f"{path}: belongs to another model: {'; '.join(mismatches[:3])}{more};"
+            " give its attention= and model.*"
         )
 
 

@@ -93,7 +93,10 @@ def test_report_has_a_row_and_a_curve(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "{tmp}/nowhere", "X"], "{tmp}/nowhere: no run directory: it has no config.yaml"),
+        (
+            ["ask", "{tmp}/nowhere", "X"],
+            "{tmp}/nowhere: not a run directory or an export: it has no config.yaml",
+        ),
         (["report", "{tmp}"], "{tmp}: no run in it; a run has a config.yaml"),
         (["make-biographies", "{tmp}/x", "--people", "3"], "people=3: must be from 12 to 10000"),
         (["predict", "{tmp}/run", "{tmp}/none.tsv"], "QUESTIONS={tmp}/none.tsv: "),
@@ -131,7 +134,7 @@ def test_what_is_exported_answers_alike(
         assert set(file.keys()) == set(one.model.state_dict())
     capsys.readouterr()
     assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == f"error: {out}: is not empty; give a new folder\n"
+    assert capsys.readouterr().err == f"error: {out}: is not empty; choose a new folder\n"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_a_damaged_export_is_one_line(
     capsys.readouterr()
     assert call("ask", str(out), "Ada Lovelace", monkeypatch=monkeypatch) == 4
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {out}: not what was exported: ")
+    assert said.startswith(f"error: {out}: not a valid export: ")
     assert said.count("\n") == 1
 
 

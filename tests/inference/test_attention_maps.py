@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.vocab import MASK, CharVocab
-from birthplace_lm.inference.attention_maps import CELL, FUTURE, attention_picture, attention_weights
+from birthplace_lm.inference.attention_maps import MAP_SIZE, MASKED, attention_picture, attention_weights
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -75,9 +75,9 @@ def test_picture() -> None:
     weights = torch.eye(4).expand(2, 3, 4, 4)
     page = attention_picture(weights, "text")
     top, left = np.argwhere((page == (253, 231, 37)).all(-1))[0]
-    assert tuple(page[top + CELL // 4, left]) == (68, 1, 84)  # below the diagonal: none
-    assert tuple(page[top, left + CELL // 4]) == FUTURE
-    assert (page == (253, 231, 37)).all(-1).sum() == 2 * 3 * 4 * (CELL // 4) ** 2
+    assert tuple(page[top + MAP_SIZE // 4, left]) == (68, 1, 84)  # below the diagonal: none
+    assert tuple(page[top, left + MAP_SIZE // 4]) == MASKED
+    assert (page == (253, 231, 37)).all(-1).sum() == 2 * 3 * 4 * (MAP_SIZE // 4) ** 2
 
 
 def test_a_run_leaves_maps_of_every_validation(configure: object, tmp_path: object) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from safetensors import safe_open
 import birthplace_lm
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose
+from birthplace_lm.inference.import_course import read_course_model
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT
 
 ROOT = os.environ.get("BIRTHPLACE_LM_COURSE_DATA")
 SIZES = ["model.n_layer=2", "model.n_head=4", "model.n_embd=32", "model.block_size=24"]
@@ -55,6 +59,36 @@ def test_is_imported_with_its_logits(
     assert call("ask", out, "Ada Bee", monkeypatch=monkeypatch) == 0
 
 
+def compiled(model: torch.nn.Module) -> Any:
+    return torch.compile(model)
+
+
+WRAPPED = {
+    "DataParallel": lambda model: torch.nn.DataParallel(model).state_dict(),
+    "torch.compile": lambda model: compiled(model).state_dict(),
+    "compiled, then DataParallel": lambda model: torch.nn.DataParallel(compiled(model)).state_dict(),
+    "compiled block": lambda model: {
+        name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in model.state_dict().items()
+    },
+    "Lightning": lambda model: {
+        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
+        "epoch": 3,
+    },
+    "with an optimizer": lambda model: {"model": model.state_dict(), "optimizer": {"lr": 0.1}},
+}
+
+
+@pytest.mark.parametrize("save", WRAPPED.values(), ids=WRAPPED)
+def test_weights_of_a_wrapped_model(save: Callable[[GPT], Any], corpus: Path, tmp_path: Path) -> None:
+    """`module.tok_emb.weight` was "no model of the course"."""
+    model = build_model(compose(SIZES).model, 40).eval()
+    file = tmp_path / "a.params"
+    torch.save(save(model), file)
+    trained, _ = read_course_model(file, "vanilla", corpus, 4)
+    ids = torch.randint(0, 40, (3, 23))
+    assert torch.equal(trained.model(ids), model(ids))
+
+
 @pytest.mark.skipif(ROOT is None, reason="needs the course's files: BIRTHPLACE_LM_COURSE_DATA")
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
 def test_has_the_logits_of_the_reference(
@@ -90,7 +124,9 @@ def test_what_cannot_be_imported_is_one_line(
         (weights, ["--corpus", corpus, "--n-head", "5"], 2, "model.n_head=5"),
         ({**weights, "more": torch.zeros(1)}, ["--corpus", corpus], 4, "more"),
         ({"a": 1}, ["--corpus", corpus], 4, "no state_dict"),
-        ({"a": torch.zeros(1)}, ["--corpus", corpus], 4, "no model of the course"),
+        ({"model": {"a": 1}}, ["--corpus", corpus], 4, "no state_dict"),
+        ({**weights, "model.pos_emb": torch.zeros(1)}, ["--corpus", corpus], 4, "several models"),
+        ({"a": torch.zeros(1)}, ["--corpus", corpus], 4, "not a model of the course"),
         (Evil(), ["--corpus", corpus], 4, "cannot be read as weights"),
         (b"half", ["--corpus", corpus], 4, "cannot be read as weights"),
     ]

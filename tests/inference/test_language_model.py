@@ -1,0 +1,71 @@
+"""Loading a trained model elsewhere than where it was trained."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.errors import CheckpointError
+from birthplace_lm.inference.export import export_model
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.build import build_model
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    config = compose(["model=tiny"])
+    vocab = CharVocab.from_text("Where was Ada Bee born?")
+    export_model(TrainedModel(build_model(config.model, len(vocab)), vocab), config, tmp_path / "out", "")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    """A run directory of a run that only pretrains, before its first checkpoint."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = compose(["model=tiny", "stages.finetune.enabled=false"])
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    return run
+
+
+def test_a_run_that_was_copied_without_its_pretraining(unfinished: Path) -> None:
+    """The message was "no checkpoint; run the training first"."""
+    (unfinished / "pretrain").symlink_to("../pretrained/vanilla")
+    shared = unfinished.parent / "pretrained" / "vanilla"
+    with pytest.raises(CheckpointError, match=f"its checkpoints are in {shared}, which is missing; copy"):
+        TrainedModel.from_run(unfinished)
+    (unfinished / "pretrain").unlink()  # a copy without symbolic links
+    (unfinished / "metrics.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"finished run are missing; .*birthplace-lm export"):
+        TrainedModel.from_run(unfinished)
+
+
+def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
+    with pytest.raises(CheckpointError, match="run the training first"):
+        TrainedModel.from_run(unfinished)
+
+
+WINDOWS = """
+import os, signal, sys
+import torch  # whose own imports differ there
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGUSR1", "SIGKILL"):
+    delattr(signal, name)
+for name in ("sysconf", "getuid", "fork", "lockf", "F_TEST", "sched_getaffinity"):
+    delattr(os, name)
+import birthplace_lm
+print(birthplace_lm.load(sys.argv[1]).answer(["Ada Bee"]))
+"""
+
+
+def test_an_export_loads_without_what_only_posix_has(exported: Path) -> None:
+    """`load` needed `fcntl`, so no export could be used on Windows."""
+    done = subprocess.run([sys.executable, "-c", WINDOWS, exported], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
