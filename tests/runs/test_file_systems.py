@@ -128,7 +128,7 @@ def test_a_run_copied_without_its_pretraining(
         lacking(errno.EPERM, "symlink")
     run(quick(people, tmp_path, f"run_dir={tmp_path / 'run'}", "stages.finetune.enabled=false"))
     (tmp_path / "runs" / "pretrained").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"runs/pretrained/.*, which is missing; copy that folder too"):
+    with pytest.raises(CheckpointError, match=r"runs/pretrained/.*, which is missing; copy them too"):
         birthplace_lm.load(tmp_path / "run")
 
 
