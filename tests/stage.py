@@ -20,6 +20,7 @@ from tensorboard.summary.writer import event_file_writer
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.identity import with_inputs
 from birthplace_lm.runs.metrics import RunMetrics, Score, StageResult
 from birthplace_lm.training import components, pipeline
 from birthplace_lm.training.plan import StagePlan
@@ -88,9 +89,10 @@ def plan_of(stage: str, config: DictConfig, corpus: Corpus, folder: Path) -> Sta
 
 
 def run(config: DictConfig, wait: bool = False) -> dict[str, Any]:
-    """The whole pipeline; the content of metrics.json."""
+    """The whole pipeline as `train.py` starts it; the content of metrics.json."""
+    corpus = read_corpus(config.data, config.model.block_size)
     with without_waiting():
-        return pipeline.run(config, read_corpus(config.data, config.model.block_size), wait).to_dict()
+        return pipeline.run(with_inputs(config, corpus.sha256), corpus, wait).to_dict()
 
 
 def digest(folder: Path) -> str:
