@@ -71,7 +71,7 @@ def named_checkpoint(key: str, value: str) -> Path:
         if path.is_dir():
             raise CheckpointError(f"{key}={value}: no finished stage; name the directory of a finished run")
     if not path.is_file():
-        raise CheckpointError(f"{key}={value}: there is no such checkpoint; give the path of a local file")
+        raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
     return path
 
 

@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
 from birthplace_lm.inference.evaluate import evaluate
-from birthplace_lm.inference.weights import load_weights, weights_sha256
-from birthplace_lm.models.build import build_model
-from birthplace_lm.runs import checkpoint, signals
+from birthplace_lm.inference.weights import model_state_dict, weights_sha256
+from birthplace_lm.models.build import build_model, load_state_dict_checked
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.directory import RunDirectory, link_stage
 from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
@@ -90,19 +91,19 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     for warning in corpus.warnings:
         log.warning("%s", warning)
     results = {name: StageResult() for name in config.stages}
-    last: Path | None = None  # checkpoint of the stage before
+    last: LoadedCheckpoint | None = None  # of the stage before
     for plan in plans:
         directory.mark_stage(plan.name)
         if plan.shared:
             link_stage(directory.path, plan.name, plan.directory)  # its curves belong to this run too
         with run_lock(plan.directory, wait=True) if plan.shared else nullcontext():
-            plan = replace(plan, init_checkpoint=last or plan.init_checkpoint)
-            results[plan.name] = fit_stage(plan, corpus)
-        last = checkpoint.checkpoint_path(plan.directory, results[plan.name].steps)
+            if last is not None:
+                plan = replace(plan, init_checkpoint=last.path)
+            results[plan.name], last = fit_stage(plan, corpus, last)
     directory.mark_stage("evaluate")
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
-    load_weights(model, last)
+    load_state_dict_checked(model, model_state_dict(last.content), last.path)
     scores, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     metrics = RunMetrics(
         **config.labels,

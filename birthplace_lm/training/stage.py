@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -32,18 +33,25 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lin
 EARLY_STOP_FLAGS = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
 
 
-def fit_stage(plan: StagePlan, corpus: Corpus) -> StageResult:
-    """Train one stage to its end.
+def fit_stage(
+    plan: StagePlan, corpus: Corpus, init: LoadedCheckpoint | None = None
+) -> tuple[StageResult, LoadedCheckpoint]:
+    """Train one stage to its end, and return its last checkpoint.
 
     It continues from its newest checkpoint; without one it starts from `plan.init_checkpoint`. With several
     devices the training happens in as many processes of this program.
+
+    Args:
+        plan: of the stage.
+        corpus: its data.
+        init: the content of `plan.init_checkpoint`, if it has been read.
     """
     folder = plan.directory
     result = folder / STAGE_RESULT
     if result.is_file():
         finished = StageResult.read(result)
-        if checkpoint.is_intact(checkpoint.checkpoint_path(folder, finished.steps)):
-            return finished
+        with suppress(CheckpointError):
+            return finished, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, finished.steps))
     folder.mkdir(parents=True, exist_ok=True)
     resume = _resume_checkpoint(plan)
     if resume is None and result.is_file() and not plan.start_over:
@@ -55,10 +63,11 @@ def fit_stage(plan: StagePlan, corpus: Corpus) -> StageResult:
     if resume is not None:
         log.info("%s: resuming after step %d, from %s", plan.name, checkpoint.parse_step(resume), resume)
     if plan.processes == 1:
-        train_stage(plan, corpus, resume)
+        train_stage(plan, corpus, resume, init)
     else:
         fit_in_processes(plan, resume)
-    return StageResult.read(result)
+    trained = StageResult.read(result)
+    return trained, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, trained.steps))
 
 
 def _resume_checkpoint(plan: StagePlan) -> Path | None:
@@ -76,24 +85,29 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     return checkpoint.copy_into(loaded, plan.directory)
 
 
-def train_stage(plan: StagePlan, corpus: Corpus, resume: Path | None = None) -> None:
+def train_stage(
+    plan: StagePlan, corpus: Corpus, resume: Path | None = None, init: LoadedCheckpoint | None = None
+) -> None:
     """Train in this process, which may be one of several; leaves the last checkpoint and the result.
 
     Args:
         plan: of the stage.
         corpus: its data.
         resume: a checkpoint to continue from; without one training starts from `plan.init_checkpoint`.
+        init: the content of that, if it has been read.
     """
     L.seed_everything(plan.seed, workers=True, verbose=False)
     disable_malloc_trim()
     model = build_model(plan.model, len(corpus.vocab))
-    init = {} if plan.init_checkpoint is None else checkpoint.load(plan.init_checkpoint)
-    if resume is None and plan.init_checkpoint is not None:
-        load_state_dict_checked(model, model_state_dict(init), plan.init_checkpoint)
+    if init is None and plan.init_checkpoint is not None:
+        init = LoadedCheckpoint.read(plan.init_checkpoint)
+    if resume is None and init is not None:
+        load_state_dict_checked(model, model_state_dict(init.content), init.path)
     data = build_datamodule(plan, corpus)
     module = build_module(plan, model, corpus, data.train_rows)
+    previous_cost = None if init is None else init.content.get("callbacks", {}).get(CostCounter.state_key)
     cost = CostCounter()
-    curves = TrainingCurves(plan.name, cost, init.get("callbacks", {}).get(CostCounter.state_key))
+    curves = TrainingCurves(plan.name, cost, previous_cost)
     trainer = build_trainer(plan, [cost, curves, *build_callbacks(plan, corpus, resume)], resume)
     log.info("%s: %d parameters, %d rows an epoch", plan.name, model.num_parameters, data.train_rows)
     with warnings.catch_warnings():

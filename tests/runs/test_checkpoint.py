@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from stage import digest, fit, forge, forked, orphans, quick, sign, write_config
+from stage import run as run_pipeline
 
 from birthplace_lm.cli import app, session
 from birthplace_lm.errors import BirthplaceError, CheckpointError
@@ -179,7 +180,7 @@ def test_falls_back_to_the_one_before(
     with caplog.at_level(logging.WARNING, "birthplace_lm"):
         fit(config, "finetune", folder)
     aside = last.with_name("step-00000006.ckpt.damaged")
-    assert [r.getMessage() for r in caplog.records] == [f"a damaged checkpoint was set aside as {aside}"]
+    assert [r.getMessage() for r in caplog.records] == [f"moved a damaged checkpoint to {aside}"]
     assert aside.read_bytes() == left
     assert digest(folder) == digest(stage)
     assert orphans(folder) == []
@@ -223,6 +224,32 @@ def test_asking_a_run_whose_newest_checkpoint_is_damaged(
     DAMAGE["one bit"](checkpoint.checkpoint_path(tmp_path / "run" / "finetune", 6))
     with pytest.raises(CheckpointError, match=r"step-00000006\.ckpt: damaged"):
         TrainedModel.from_run(tmp_path / "run")
+
+
+def test_files_are_read_once_or_twice(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume reads its checkpoint twice: to find an intact one, and to load it. A finished stage: once."""
+    config = quick(people, tmp_path, f"run_dir={tmp_path / 'run'}")
+    run_pipeline(config)
+    finetune = tmp_path / "run" / "finetune"
+    last, before = checkpoint.list_checkpoints(finetune)
+    reads: Counter[str] = Counter()
+    real = Path.open
+
+    def counted(path: Path, *args: Any, **options: Any) -> Any:
+        if path.suffix == ".ckpt":
+            reads[path.name] += 1
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    (tmp_path / "run" / "status.json").unlink()
+    run_pipeline(config)
+    assert reads == {"step-00000008.ckpt": 1, last.name: 1}
+    reads.clear()
+    (tmp_path / "run" / "status.json").unlink()
+    (finetune / STAGE_RESULT).unlink()
+    checkpoint.remove(last)
+    run_pipeline(config)
+    assert reads == {"step-00000008.ckpt": 1, before.name: 2, last.name: 1}
 
 
 # What an attacker writes, whose hash is right.
