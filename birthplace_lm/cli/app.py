@@ -147,6 +147,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
         "pretraining": metrics.pretrain,
+        **({} if metrics.extended_from is None else {"extended from": metrics.extended_from}),
         "dev exact match": f"{dev.correct} of {dev.total}: {dev.exact_match:.1%}",
         f"always {metrics.majority_answer!r}": (
             f"{baseline.correct} of {baseline.total}: {baseline.exact_match:.1%}"

@@ -103,6 +103,7 @@ class RunMetrics:
         majority_answer, baseline: the most frequent train answer, and the score of always giving it.
         questions, evaluate_seconds: how many questions of dev were answered in which time.
         test, holdout: scores of the splits that not every corpus has.
+        extended_from: the checkpoint of another run that this one continues; None for a run from its start.
     """
 
     attention: str
@@ -121,6 +122,7 @@ class RunMetrics:
     evaluate_seconds: float
     test: Score | None = None
     holdout: Score | None = None
+    extended_from: str | None = None
 
     @property
     def characters(self) -> int:
@@ -145,6 +147,7 @@ class RunMetrics:
             "pretrain": self.pretrain,
             "data": self.data,
             "seed": self.seed,
+            **({} if self.extended_from is None else {"extended_from": self.extended_from}),
             "data_sha256": dict(self.data_sha256),
             "weights_sha256": self.weights_sha256,
             "vocab_size": self.vocab_size,
@@ -184,6 +187,7 @@ class RunMetrics:
             evaluate_seconds=_number(evaluation, "seconds"),
             test=Score.from_dict(content["test"]) if "test" in content else None,
             holdout=Score.from_dict(content["holdout"]) if "holdout" in content else None,
+            extended_from=_text(content, "extended_from") if "extended_from" in content else None,
         )
 
     def write(self, path: Path) -> None:

@@ -91,6 +91,9 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     for warning in corpus.warnings:
         log.warning("%s", warning)
     results = {name: StageResult() for name in config.stages}
+    extended = plans[0].extended_checkpoint
+    if extended is not None and (earlier := extended.parents[1] / METRICS_FILE).is_file():
+        results |= RunMetrics.read(earlier).stages  # of the stages before the extended one
     last: LoadedCheckpoint | None = None  # of the stage before
     for plan in plans:
         directory.mark_stage(plan.name)
@@ -120,6 +123,7 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         stages=results,
         questions=len(corpus.dev.rows),
         evaluate_seconds=seconds,
+        extended_from=None if extended is None else str(extended),
     )
     log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])
     return metrics

@@ -135,7 +135,8 @@ def varying(runs: Sequence[Run]) -> dict[str, str]:
     named = [tuple(run.named(name) for name in NAMES) for run in runs]
     columns: list[str] = []
     patterns = set()
-    for key in sorted({key for run in runs for key in run.config} - WITHOUT_INTEREST - set(NAMES)):
+    keys = {key for run in runs for key in run.config if key.partition(".")[0] not in WITHOUT_INTEREST}
+    for key in sorted(keys - WITHOUT_INTEREST - set(NAMES)):
         values = [run.named(key) for run in runs]
         pattern = tuple(values.index(value) for value in values)
         follows = len({*zip(named, values, strict=True)}) == len({*named})

@@ -23,12 +23,18 @@ class EMA(L.Callback):
         self.decay = decay
         self._steps = self._last_step = 0
         self._average: list[Tensor] = []
+        self._ended = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         parameters = [p.detach() for p in pl_module.parameters()]
         average = self._average or parameters
         self._average = [a.to(p.device, copy=True) for a, p in zip(average, parameters, strict=True)]
         self._last_step = trainer.global_step
+        if (
+            self._ended
+        ):  # a finished stage is extended: its weights are the average, and the average the weights
+            self._swap(pl_module)
+            self._ended = False
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -49,6 +55,7 @@ class EMA(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
+        self._ended = True
 
     @torch.no_grad()
     def _swap(self, pl_module: L.LightningModule) -> None:
@@ -58,7 +65,8 @@ class EMA(L.Callback):
             average.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average, "steps": self._steps}
+        return {"average": self._average, "steps": self._steps, "ended": self._ended}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._average, self._steps = state_dict["average"], state_dict["steps"]
+        self._ended = state_dict["ended"]
