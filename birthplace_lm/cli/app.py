@@ -18,8 +18,9 @@ from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
+from birthplace_lm.config.overrides import quote_paths
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import (
@@ -72,7 +73,11 @@ def main(arguments: Sequence[str]) -> int:
     first, state.torchrun_processes = torchrun.claim_rank_zero()
     if not first:
         return 0
-    sys.argv[1:] = options_first(arguments)  # Hydra reads them there
+    try:
+        sys.argv[1:] = quote_paths(options_first(arguments))  # Hydra reads them there
+    except InputError as error:
+        state.report_error(error)
+        return state.exit_code()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run)()
     except BirthplaceError as error:  # of a job in another process

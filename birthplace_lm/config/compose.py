@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from birthplace_lm.config.allowlist import check_allowlist
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
+from birthplace_lm.config.overrides import quote_paths
 from birthplace_lm.config.precision import auto_precision
 from birthplace_lm.config.schema import Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
@@ -31,7 +32,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            config = hydra.compose("train", list(overrides), return_hydra_config=True)
+            config = hydra.compose("train", quote_paths(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
         except Exception as error:  # of any kind: a TypeError at attention=[{a:1}], an OSError at a long name
             raise to_input_error(error) from error

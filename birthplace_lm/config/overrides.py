@@ -1,0 +1,49 @@
+"""Paths on the command line: taken as the shell gives them, though Hydra's grammar wants some quoted."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from birthplace_lm.config.groups import PATH_KEYS
+from birthplace_lm.errors import InputError
+
+_PATH = re.compile(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, PATH_KEYS))}))=(.*)", re.DOTALL)
+_MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote the values of path keys that Hydra's grammar would refuse or read as something else than text.
+
+    `run_dir=/x (1)` becomes `run_dir='/x (1)'`. A value that Hydra reads as text or as null stays as it is:
+    quoted text, interpolations, escaped characters. So does a list for a sweep, with `-m`.
+
+    Raises:
+        InputError: with `-m`, a comma may separate paths or belong to one.
+    """
+    multirun = any(argument in _MULTIRUN for argument in arguments)
+    return [_quote(*match.groups(), multirun) if (match := _PATH.fullmatch(a)) else a for a in arguments]
+
+
+def _quote(key: str, value: str, multirun: bool) -> str:
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        if override.is_sweep_override():
+            readable = multirun
+        else:
+            text = override.value()
+            readable = text is None or (isinstance(text, str) and value == value.strip())
+    except (HydraException, RecursionError):
+        readable = False
+        if multirun and "," in value:
+            typed = ",".join(f'"{path}"' for path in value.split(","))
+            raise InputError(
+                f"{key}={value}: with -m a comma separates paths; quote each: '{key}={typed}'"
+            ) from None
+    if readable:
+        return f"{key}={value}"
+    path = value if "\0" in value else os.path.expanduser(value)
+    return f"{key}={QuotedString(path, Quote.single).with_quotes()}"
