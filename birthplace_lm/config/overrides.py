@@ -25,12 +25,14 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         InputError: with `-m`, a comma may separate paths or belong to one.
     """
     multirun = any(argument in _MULTIRUN for argument in arguments)
-    return [_quote(*match.groups(), multirun) if (match := _PATH.fullmatch(a)) else a for a in arguments]
+    return [
+        _quote(a, match[1], match[2], multirun) if (match := _PATH.fullmatch(a)) else a for a in arguments
+    ]
 
 
-def _quote(key: str, value: str, multirun: bool) -> str:
+def _quote(argument: str, key: str, value: str, multirun: bool) -> str:
     try:
-        override = OverridesParser.create().parse_override(f"{key}={value}")
+        override = OverridesParser.create().parse_override(argument)
         if override.is_sweep_override():
             readable = multirun
         else:
@@ -41,9 +43,9 @@ def _quote(key: str, value: str, multirun: bool) -> str:
         if multirun and "," in value:
             typed = ",".join(f'"{path}"' for path in value.split(","))
             raise InputError(
-                f"{key}={value}: with -m a comma separates paths; quote each: '{key}={typed}'"
+                f"{argument}: with -m a comma separates paths; quote each: '{key}={typed}'"
             ) from None
     if readable:
-        return f"{key}={value}"
+        return argument
     path = value if "\0" in value else os.path.expanduser(value)
     return f"{key}={QuotedString(path, Quote.single).with_quotes()}"
