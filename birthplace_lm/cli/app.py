@@ -38,12 +38,18 @@ OPTIONS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", 
 
 
 def run(config: DictConfig) -> float | None:
-    """Check everything, then train; the dev exact match, or None for a dry run or after an error.
+    """Check everything, then train.
+
+    Returns:
+        What a sweeper may maximise, the dev exact match; 0 for a dry run; None after an error.
 
     Raises:
         BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
     """
     state = session.current()
+    settings = HydraConfig.get()
+    if settings.job.chdir:  # paths are relative to where the command was typed, whatever launches the job
+        os.chdir(settings.runtime.cwd)
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         protect_standard_streams()
@@ -59,7 +65,6 @@ def run(config: DictConfig) -> float | None:
         if not isinstance(known, BirthplaceError):
             known = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
         state.report_error(known, show_traceback=bool(config.get("traceback")))
-        settings = HydraConfig.get()
         if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, known):
             raise known from error
         return None  # raised, Hydra would print more than one line
@@ -122,7 +127,7 @@ def _run(config: DictConfig) -> float | None:
             log.warning("%s", warning)
         state = "to do" if metrics is None else "finished"
         _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
-        return None
+        return 0.0  # a number, for sweepers that search
     if metrics is None or config.overwrite:
         from birthplace_lm.training.pipeline import (
             run as run_pipeline,  # torch and lightning take seconds to import

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.cli import session
@@ -57,8 +58,8 @@ class ValidateSweep(Callback):
     """Composes and checks every job of a sweep over lists, data included, before the first is started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return  # others find their jobs one by one
+        if searches(config):
+            return
         state = session.current()
         loader = GlobalHydra.instance().config_loader()
         seen: set[str] = set()
@@ -72,6 +73,14 @@ class ValidateSweep(Callback):
         state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
             threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
+            # That thread gets these signals from now on. The launcher's processes inherit the mask: a terminal
+            # sends Ctrl-C to them too, and while they start it would end them with tracebacks.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+
+
+def searches(config: DictConfig) -> bool:
+    """Whether the sweeper chooses the jobs one by one, from the results of those before, and may repeat one."""
+    return not config.hydra.sweeper._target_.endswith(".BasicSweeper")
 
 
 def _in_other_processes(launcher: str) -> bool:
@@ -102,12 +111,11 @@ def _pass_on_signals(jobs: Sequence[Job]) -> None:
 
 def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
     """The overrides of each job, as Hydra's sweeper will make them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     given += [str(override) for override in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    sweeper: Any = get_class(config.hydra.sweeper._target_)
+    return [job for batch in sweeper.split_arguments(parsed, None) for job in batch]
 
 
 def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[str], seen: set[str]) -> Job:

@@ -16,6 +16,17 @@ from birthplace_lm.config.schema import Config
 from birthplace_lm.errors import InputError
 
 
+# What brings the options of hydra/launcher and hydra/sweeper that Hydra itself does not have.
+PLUGINS = {
+    "joblib": "'birthplace-lm[joblib]'",
+    "submitit_local": "'birthplace-lm[submitit]'",
+    "submitit_slurm": "'birthplace-lm[submitit]'",
+    "optuna": "hydra-optuna-sweeper",
+    "nevergrad": "hydra-nevergrad-sweeper",
+    "ax": "hydra-ax-sweeper",
+}
+
+
 def to_input_error(error: Exception) -> InputError:
     """Translate an error of Hydra, OmegaConf or YAML into one line with the closest valid names."""
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
@@ -23,6 +34,8 @@ def to_input_error(error: Exception) -> InputError:
         if error.options is None:
             return InputError(f"{error.missing_cfg_file}.yaml: no such file; a defaults list names it")
         group, _, wrong = error.missing_cfg_file.rpartition("/")
+        if group in ("hydra/launcher", "hydra/sweeper") and wrong in PLUGINS:
+            return InputError(f"{group}={wrong}: not installed; pip install {PLUGINS[wrong]}")
         return InputError(f"{group}={wrong}: unknown; {suggest(wrong, error.options)}")
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")

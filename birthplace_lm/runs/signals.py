@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 from birthplace_lm.errors import Interrupted
@@ -50,5 +51,6 @@ def _handler(number: int, frame: FrameType | None) -> None:
     if _received is None and os.getpid() == _process:  # a forked data worker has nothing to save
         _received = number
         if number == signal.SIGINT:
-            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
             signal.signal(signal.SIGINT, signal.SIG_DFL)

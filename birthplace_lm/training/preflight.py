@@ -1,6 +1,7 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,13 @@ def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
 
 
 def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:
+    if (
+        hasattr(sys, "ps1") and flags["devices"] != 1
+    ):  # Lightning would advise a strategy that is for notebooks
+        raise InputError(
+            f"trainer.devices={flags['devices']}: not from a notebook or an interactive Python, which cannot"
+            " start processes; run birthplace-lm train in a terminal, or in a cell with ! before it"
+        )
     try:
         trainer = probe_trainer(flags)
     except InstantiationException as error:

@@ -58,7 +58,7 @@ def fit_in_processes(plan: StagePlan, resume: Path | None) -> None:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors[rank],
-                    text=True,
+                    encoding="utf-8",
                     start_new_session=True,  # Ctrl-C is for us to pass on
                 )
                 children.append(child)
@@ -84,6 +84,7 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(count),
         "NODE_RANK": "0",
         "LOCAL_RANK": str(rank),
+        "PYTHONIOENCODING": "utf-8",  # whatever the terminal's encoding is: their output is a pipe to us
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
     }
 
