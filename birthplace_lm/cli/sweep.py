@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -58,6 +59,10 @@ class ValidateSweep(Callback):
     """Composes and checks every job of a sweep over lists, data included, before the first is started."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for group in ("sweeper", "launcher"):
+            if not isinstance(name := config.hydra[group], DictConfig):
+                error = InputError(f"hydra.{group}={name}: is a group; write hydra/{group}={name}")
+                raise SweepRejected(error)
         if searches(config):
             return
         state = session.current()
@@ -73,19 +78,27 @@ class ValidateSweep(Callback):
         state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
             threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
-            # That thread gets these signals from now on. The launcher's processes inherit the mask: a terminal
-            # sends Ctrl-C to them too, and while they start it would end them with tracebacks.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+            _keep_from_children(signal.SIGINT, signal.SIGHUP)
 
 
 def searches(config: DictConfig) -> bool:
-    """Whether the sweeper chooses the jobs one by one, from the results of those before, and may repeat one."""
+    """Whether the sweeper chooses jobs by the results of those before; it may choose one twice."""
     return not config.hydra.sweeper._target_.endswith(".BasicSweeper")
 
 
 def _in_other_processes(launcher: str) -> bool:
     """Whether a launcher runs jobs in processes of this host; with Slurm they end by its own rules."""
     return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
+
+
+def _keep_from_children(*numbers: signal.Signals) -> None:
+    """Let only other threads of this process receive these signals; the children of this thread inherit that.
+
+    A terminal sends Ctrl-C to the processes of a launcher too. While they start, it would end them with
+    tracebacks. They get SIGTERM from `_pass_on_signals` instead.
+    """
+    resource_tracker.ensure_running()  # now, because it unblocks SIGINT in the thread that starts it
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def _pass_on_signals(jobs: Sequence[Job]) -> None:

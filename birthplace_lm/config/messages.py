@@ -15,7 +15,6 @@ from birthplace_lm.config.groups import conf_dir, options
 from birthplace_lm.config.schema import Config
 from birthplace_lm.errors import InputError
 
-
 # What brings the options of hydra/launcher and hydra/sweeper that Hydra itself does not have.
 PLUGINS = {
     "joblib": "'birthplace-lm[joblib]'",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from program import TRAIN, leftovers, outcome
@@ -39,12 +40,16 @@ def quick(people: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def start(root: Path, launcher: str, arguments: list[str]) -> "subprocess.Popen[str]":
+def start(root: Path, launcher: str, arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
     given = [*arguments, f"runs_root={root}", f"hydra/launcher={launcher}"]
     if launcher == "joblib":
         given.append("hydra.launcher.n_jobs=2")
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), "-m", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(TRAIN), "-m", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -130,6 +135,21 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     assert sweep.returncode == 0, out + err
     assert [outcome(run) for run in runs(root)] == [outcome(run) for run in runs(whole)]
     assert len(runs(root)) == 2
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3, 1.0])
+def test_ctrl_c_at_the_start_prints_no_traceback(moment: float, people: Path, tmp_path: Path) -> None:
+    """It goes to the processes of the launcher too, which ended in their imports."""
+    root = tmp_path / "runs"
+    sweep = start(root, "joblib", longer(people), start_new_session=True)
+    while sweep.poll() is None and not Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children").read_text():
+        time.sleep(0.01)
+    time.sleep(moment)
+    os.killpg(sweep.pid, signal.SIGINT)
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    assert "press Ctrl-C again" in err
 
 
 def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 import fcntl
 import json
+import os
 import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Program, leftovers, outcome
+from program import TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.runs import checkpoint
 
@@ -149,6 +152,8 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
         (["stages.finetune.learning_rate=1e-3,7"], "stages.finetune.learning_rate=7.0: must be"),
         (["attention=vanila,vanilla"], "vanila"),
         (["seed=1,2", "run_dir=${runs_root}/one"], "run_dir"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; pip install hydra-optuna-sweeper"),
+        (["hydra.launcher=joblib"], "hydra.launcher=joblib: is a group; write hydra/launcher=joblib"),
     ],
 )
 def test_is_refused_before_anything_is_created(
@@ -159,3 +164,73 @@ def test_is_refused_before_anything_is_created(
     assert re.fullmatch(f"error: .*{reason}.*\n", program.stderr.read_text())
     assert program.stdout.read_text() == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_options_may_stand_between_overrides(tiny: list[str], tmp_path: Path) -> None:
+    """`a=1 -m b=2` printed the usage of argparse."""
+    root = f"runs_root={tmp_path}/runs"
+    program = Program([*tiny, "dry_run=true", "-m", root, "seed=1,2", "--cfg", "job"], tmp_path / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    program = Program([*tiny, "dry_run=true", "-m", root, "seed=1,2"], tmp_path / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    assert states(program) == ["not started"] * 2
+
+
+def test_paths_are_relative_to_where_the_command_was_typed(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `hydra.job.chdir=true` the runs went elsewhere, and the table said "not started"."""
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", *tiny, "pretrain=none", "runs_root=runs", "seed=0,1", "hydra.job.chdir=true"]
+    done = subprocess.run([sys.executable, str(TRAIN), *sweep], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^\d  (done) ", done.stdout, re.MULTILINE) == ["done", "done"]
+    assert len(jobs(tmp_path / "runs")) == 2
+
+
+SEARCH = """
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Search(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        make = Plugins.instance().instantiate_launcher
+        self.launcher = make(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        returns = self.launcher.launch([arguments, arguments], initial_job_idx=0)
+        print("results", *(float(job.return_value) for job in returns))
+
+@dataclass
+class Settings:
+    _target_: str = "hydra_plugins.search.Search"
+
+ConfigStore.instance().store(group="hydra/sweeper", name="search", node=Settings)
+"""
+
+
+def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp_path: Path) -> None:
+    """As Optuna does: the second job failed, "another process is working in it"; a dry run had no result."""
+    plugin = tmp_path / "hydra_plugins" / "search.py"
+    plugin.parent.mkdir()
+    plugin.write_text(SEARCH)
+    arguments = [
+        "-m",
+        *tiny,
+        f"runs_root={tmp_path / 'runs'}",
+        "hydra/sweeper=search",
+        "hydra/launcher=joblib",
+    ]
+    for more, results in ((["dry_run=true"], "results 0.0 0.0"), (["hydra.launcher.n_jobs=2"], "results 0.")):
+        done = subprocess.run(
+            [sys.executable, str(TRAIN), *arguments, *more],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"\n{results}" in done.stdout
+    assert len(jobs(tmp_path / "runs")) == 1
