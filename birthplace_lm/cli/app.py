@@ -134,9 +134,7 @@ def _run(config: DictConfig) -> float | None:
         )
 
         signals.raise_if_signalled("before it began")
-        # Two jobs of a sweep can be equal: a sampler suggests the same values twice.
-        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        metrics = run_pipeline(config, corpus, wait=in_sweep)
+        metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()))
     _show(_summary(metrics, config))
     return metrics.dev.exact_match
 

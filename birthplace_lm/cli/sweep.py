@@ -63,7 +63,7 @@ class ValidateSweep(Callback):
             if not isinstance(name := config.hydra[group], DictConfig):
                 error = InputError(f"hydra.{group}={name}: is a group; write hydra/{group}={name}")
                 raise SweepRejected(error)
-        if searches(config):
+        if searches(config.hydra):
             return
         state = session.current()
         loader = GlobalHydra.instance().config_loader()
@@ -81,9 +81,9 @@ class ValidateSweep(Callback):
             _keep_from_children(signal.SIGINT, signal.SIGHUP)
 
 
-def searches(config: DictConfig) -> bool:
-    """Whether the sweeper chooses jobs by the results of those before; it may choose one twice."""
-    return not config.hydra.sweeper._target_.endswith(".BasicSweeper")
+def searches(settings: Any) -> bool:
+    """Whether Hydra's settings name a sweeper that chooses jobs by results; it may choose one twice."""
+    return not settings.sweeper._target_.endswith(".BasicSweeper")
 
 
 def _in_other_processes(launcher: str) -> bool:
