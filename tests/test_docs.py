@@ -1,5 +1,6 @@
 """README, CONTRIBUTING and docs/: every command parses, every path and link exists, every example runs."""
 
+import ast
 import os
 import re
 import shlex
@@ -214,6 +215,24 @@ def test_map_names_every_folder() -> None:
     assert {"conf/", "tests/"} <= named
     layers = set(re.findall(r"^\| `(birthplace_lm/\w+/)`", TEXTS["docs/architecture.md"], re.MULTILINE))
     assert packages == layers
+
+
+def test_private_attributes_of_libraries_are_listed() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("birthplace_lm/**/*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    private = re.compile(r"_[a-z]\w*")
+    used, ours = set(), {"_exit", "_target_"}  # of os, which is documented; of a configuration
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and private.fullmatch(node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (ours if own else used).add(node.attr)
+        elif isinstance(node, ast.FunctionDef):
+            ours.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("birthplace_lm"):
+            used |= {part for part in (node.module or "").split(".") if private.fullmatch(part)}
+            used |= {name.name for name in node.names if private.fullmatch(name.name)}
+    table = TEXTS["docs/architecture.md"].split("## Private attributes of libraries")[1]
+    assert used - ours == set(re.findall(r"`(_\w+)`", table))
 
 
 def test_figure_shows_lines_of_the_embedded_corpus() -> None:
