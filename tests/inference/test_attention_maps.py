@@ -11,6 +11,7 @@ from birthplace_lm.config.compose import compose
 from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.inference.attention_maps import MAP_SIZE, MASKED, attention_picture, attention_weights
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
 TEXT = f"Where was Ada born?{MASK}Rome{MASK}"
@@ -25,7 +26,7 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
     """(H, T, T), head by head and position by position, as the formulas in the papers have it."""
     length, heads = x.shape[0], layer.n_head
     depth = x.shape[1] // heads
-    found = torch.zeros(heads, length, length)
+    weights = torch.zeros(heads, length, length)
     for head in range(heads):
         own = slice(head * depth, (head + 1) * depth)
         for t in range(length):
@@ -35,8 +36,8 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
             else:
                 h = torch.relu(layer.w1(x))[t, own]
                 scores = h @ layer.w2[:, : t + 1] + layer.b2[: t + 1]
-            found[head, t, : t + 1] = torch.exp(scores) / torch.exp(scores).sum()
-    return found
+            weights[head, t, : t + 1] = torch.exp(scores) / torch.exp(scores).sum()
+    return weights
 
 
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
@@ -47,17 +48,15 @@ def test_weights_are_those_of_the_formulas(attention: str, vocab: CharVocab) -> 
         torch.nn.init.normal_(parameter, std=0.3)
     inputs = []
     layers: list[Any] = [block.attn for block in model.blocks]
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0])) for layer in layers
-    ]
+    hooks = [layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0])) for layer in layers]
     read, weights = attention_weights(model, vocab, TEXT)
     for hook in hooks:
         hook.remove()
     assert read == TEXT
     assert weights is not None
     with torch.no_grad():
-        for found, layer, x in zip(weights, layers, inputs, strict=True):
-            torch.testing.assert_close(found, expected(attention, layer, x[0]))
+        for layer_weights, layer, x in zip(weights, layers, inputs, strict=True):
+            torch.testing.assert_close(layer_weights, expected(attention, layer, x[0]))
 
 
 def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
@@ -69,6 +68,29 @@ def test_recording_changes_nothing_and_ends(vocab: CharVocab) -> None:
     assert len(recorded) == model.n_layer
     model(ids)
     assert len(recorded) == model.n_layer
+
+
+class MeanAttention(torch.nn.Module):
+    """Without `ScaledDotProductAttention`."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__()
+        self.n_head = sizes["n_head"]
+
+    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        return self.attention_weights(x)[:, 0] @ x
+
+    def attention_weights(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        ones = x.new_ones(len(x), self.n_head, x.shape[1], x.shape[1]).tril()
+        return ones / ones.sum(-1, keepdim=True)
+
+
+def test_a_variant_may_provide_its_weights_itself(vocab: CharVocab) -> None:
+    model = GPT(len(vocab), 2, 2, 16, 64, dropout=0.0, attention=MeanAttention).eval()
+    _, weights = attention_weights(model, vocab, "Ada")
+    assert weights is not None
+    assert weights.shape == (2, 2, 3, 3)
+    assert torch.equal(weights[1, 1, 1], torch.tensor([0.5, 0.5, 0.0]))
 
 
 def test_picture() -> None:

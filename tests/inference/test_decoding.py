@@ -22,7 +22,7 @@ SEEDS = {VanillaAttention: 1, SynthesizerAttention: 3}  # of networks whose answ
 
 
 def make(attention: type = VanillaAttention, block_size: int = 128) -> GPT:
-    """A network with an opinion: logits far apart, so that rounding changes no answer."""
+    """A network whose logits are far apart, so that rounding changes no answer."""
     torch.manual_seed(SEEDS[attention])
     model = GPT(len(VOCAB), 2, 2, 32, block_size, dropout=0.5, attention=attention)
     assert model.pos_emb is not None
@@ -54,9 +54,9 @@ def silent() -> GPT:
 
 @torch.no_grad()
 def naive(model: GPT, question: str, longest: int = 32) -> tuple[str, float]:
-    """The course's way: the whole forward for every character of every name."""
-    known = [c for c in question if c in VOCAB.symbols and c not in (PAD, MASK)]
-    prompt = "".join(known[-(model.block_size - longest - 1) :]) + MASK
+    """The course's way: a full forward pass for every character of every name."""
+    characters = [c for c in question if c in VOCAB.symbols and c not in (PAD, MASK)]
+    prompt = "".join(characters[-(model.block_size - longest - 1) :]) + MASK
     text = prompt
     while len(text) - len(prompt) < longest and text.count(MASK) < 2:
         logits = model(torch.tensor([VOCAB.encode(text)]))[0, -1]
@@ -67,16 +67,16 @@ def naive(model: GPT, question: str, longest: int = 32) -> tuple[str, float]:
 
 
 def test_the_last_row_of_a_batch_is_not_the_longest() -> None:
-    """A longer question that is answered in no time leaves it alone in a cache made for both."""
+    """A longer question whose answer ends first leaves a shorter one in a cache made for both."""
     model = make()
     alone = {question: answer_questions(model, VOCAB, [question])[0] for question in QUESTIONS}
     short = [question for question in QUESTIONS if len(alone[question].text) <= 1]
     pairs = [(a, b) for a in short for b in QUESTIONS if len(a) > len(b) and len(alone[b].text) > 1]
     assert len(pairs) > 5
     for pair in pairs:
-        for question, found in zip(pair, answer_questions(model, VOCAB, pair), strict=True):
-            assert found.text == alone[question].text
-            assert found.log_probability == pytest.approx(alone[question].log_probability, abs=1e-3)
+        for question, answer in zip(pair, answer_questions(model, VOCAB, pair), strict=True):
+            assert answer.text == alone[question].text
+            assert answer.log_probability == pytest.approx(alone[question].log_probability, abs=1e-3)
 
 
 def test_equals_the_naive_loop(model: GPT) -> None:
@@ -91,7 +91,7 @@ def test_equals_the_naive_loop(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "?", " born?"])
-def test_what_questions_share_is_read_once(model: GPT, end: str) -> None:
+def test_a_shared_prefix_of_questions(model: GPT, end: str) -> None:
     """Nothing in common, all but the last character, one question the beginning of another."""
     for questions in ([f"{c}A{end}" for c in "ABx"], ["AB", "ABC"], [f"Where was A{end}"] * 3):
         expected = [naive(model, question)[0] for question in questions]
@@ -147,7 +147,7 @@ def test_of_a_long_question_the_end_is_read(silent: GPT) -> None:
 
 @pytest.mark.parametrize("block_size", [8, 32, 33, 34, 63])
 def test_a_block_without_room_for_32_characters(block_size: int) -> None:
-    """`known[-(room - 1):]` was the whole question, or none of it, once `room` was 1 or less."""
+    """`ids[-(max_length - 1):]` was the full question, or none of it, once `max_length` was 1 or less."""
     model, question = make(block_size=block_size), "xyzA" * 30
     longest = block_size // 2
     got = answer_questions(model, VOCAB, [question, "A"])

@@ -1,4 +1,4 @@
-"""Models that students have saved."""
+"""Import of models that students have saved."""
 
 import os
 import sys
@@ -51,8 +51,8 @@ def test_is_imported_with_its_logits(
     model = build_model(compose([f"attention={attention}", *SIZES]).model, 40).eval()
     file, out = tmp_path / "a.params", tmp_path / "out"
     torch.save(with_masks(model.state_dict()), file, _use_new_zipfile_serialization=not old_format)
-    given = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
-    assert call("import-course", file, out, *given, monkeypatch=monkeypatch) == 0
+    options = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
+    assert call("import-course", file, out, *options, monkeypatch=monkeypatch) == 0
     ids = torch.randint(0, 40, (3, 23))
     assert torch.equal(birthplace_lm.load(out).model(ids), model(ids))
     assert "Imported from a.params" in (out / "README.md").read_text()
@@ -99,8 +99,8 @@ def test_has_the_logits_of_the_reference(
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     file, out = tmp_path / "a.params", tmp_path / "out"
     torch.save(with_masks(weights), file)
-    given = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
-    assert call("import-course", file, out, *given, monkeypatch=monkeypatch) == 0
+    options = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
+    assert call("import-course", file, out, *options, monkeypatch=monkeypatch) == 0
     logits = birthplace_lm.load(out).model(tensors["inputs"])
     torch.testing.assert_close(logits, tensors["logits"], atol=1e-4, rtol=0)
 
@@ -130,17 +130,17 @@ def test_what_cannot_be_imported_is_one_line(
         (Evil(), ["--corpus", corpus], 4, "cannot be read as weights"),
         (b"half", ["--corpus", corpus], 4, "cannot be read as weights"),
     ]
-    for content, given, code, reason in cases:
+    for content, options, code, reason in cases:
         file = tmp_path / "a.params"
         if isinstance(content, bytes):
             file.write_bytes(content)
         else:
             torch.save(content, file)
-        arguments = given if "--n-head" in given else [*given, "--n-head", 4]
+        arguments = options if "--n-head" in options else [*options, "--n-head", 4]
         assert call("import-course", file, tmp_path / "out", *arguments, monkeypatch=monkeypatch) == code
-        said = capsys.readouterr().err
-        assert said.startswith("error: ")
-        assert reason in said
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert reason in message
+        assert message.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "executed").exists()

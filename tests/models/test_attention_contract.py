@@ -1,4 +1,4 @@
-"""What every attention variant must do; every yaml in conf/attention/ is held to it."""
+"""The contract of attention variants, checked for every yaml in conf/attention/."""
 
 import io
 from functools import cache
@@ -29,7 +29,7 @@ def composed(name: str, dropout: float = 0.0) -> DictConfig:
 
 
 def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:
-    """A network none of whose parameters is zero, so that nothing hides behind an initialization."""
+    """A network without parameters that are zero, which could hide an error."""
     torch.manual_seed(seed)
     model = build_model(composed(name, dropout).model, SYMBOLS)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def characters(*shape: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> Tensor:
-    """Logits of `ids` read with a cache: prompts of the given lengths, padded, then so many at a time.
+    """Logits of `ids` read with a cache: prompts of these lengths, padded, then pieces.
 
     Where a row ends before the longest does, its logits stay zero.
     """
@@ -143,23 +143,23 @@ def test_cached_decoding_equals_the_full_forward(name: str, prefill: list[int], 
 
 
 @torch.no_grad()
-def test_cached_rows_that_are_kept_go_on_alone(name: str) -> None:
+def test_selected_rows_of_a_cache_decode_alone(name: str) -> None:
     model, ids = built(name), characters(4, 40)
     cache = KVCache(model.n_layer, 40)
     cache.set_positions(torch.arange(30).expand(4, -1), 40)
     model(ids[:, :30], cache)
     full = model(ids)
-    for position, kept in ((30, [3, 0, 1]), (31, [2, 0]), (32, [1])):
-        cache.select_rows(torch.tensor(kept))
-        ids, full = ids[kept], full[kept]
-        cache.set_positions(torch.full((len(kept), 1), position), 40)
+    for position, rows in ((30, [3, 0, 1]), (31, [2, 0]), (32, [1])):
+        cache.select_rows(torch.tensor(rows))
+        ids, full = ids[rows], full[rows]
+        cache.set_positions(torch.full((len(rows), 1), position), 40)
         logits = model(ids[:, position : position + 1], cache)[:, 0]
         torch.testing.assert_close(logits, full[:, position], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("prefix_length", [1, 10])
-def test_what_rows_share_may_be_read_once(name: str, prefix_length: int) -> None:
-    """As training does: loss and every gradient are those of reading all of it in every row."""
+def test_a_shared_prefix_is_computed_once(name: str, prefix_length: int) -> None:
+    """Loss and every gradient equal those of computing the prefix in every row."""
     model, ids = built(name).double(), characters(5, 30)
     ids[:, :prefix_length] = ids[0, :prefix_length]
     targets = ids[:, 1:].clone()
@@ -167,17 +167,17 @@ def test_what_rows_share_may_be_read_once(name: str, prefix_length: int) -> None
     plain = model.loss(ids[:, :-1], targets, pad_id=0, reduction="sum")
     expected = torch.autograd.grad(plain, list(model.parameters()))
     loss = loss_sum(model, ids[:, :-1], targets, 0, prefix_length)
-    found = torch.autograd.grad(loss, list(model.parameters()))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
+    torch.testing.assert_close(gradients, expected, atol=1e-9, rtol=1e-6)
 
 
-def test_what_is_read_once_leaves_dropout_of_attention_alone(name: str) -> None:
+def test_a_shared_prefix_keeps_attention_dropout(name: str) -> None:
     model, ids = built(name, dropout=0.5).train(), characters(5, 30)
     ids[:, :10] = ids[0, :10]
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.p = 0.0  # leaves that of the weights, if the variant has any
+            module.p = 0.0  # leaves the dropout of the attention weights, if the variant has any
 
     def losses(prefix_length: int) -> set[float]:
         targets = ids[:, 1:].where(torch.arange(29) >= 10, 0)

@@ -1,4 +1,4 @@
-"""The shared kernel and dropout against what they stand for."""
+"""Dropout and scaled dot-product attention against their definitions."""
 
 import pytest
 import torch
@@ -13,16 +13,16 @@ def test_dropout_is_torchs_in_distribution(p: float) -> None:
     torch.manual_seed(0)
     x = torch.full((1001, 999), 3.0, requires_grad=True)
     y = dropout(x, p)
-    kept = y != 0
+    keep = y != 0
     error = 5 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16
-    assert kept.double().mean().item() == pytest.approx(1 - p, abs=error)
-    assert torch.allclose(y[kept], torch.tensor(3.0 / (1 - p)))
+    assert keep.double().mean().item() == pytest.approx(1 - p, abs=error)
+    assert torch.allclose(y[keep], torch.tensor(3.0 / (1 - p)))
     for lag in range(1, 5):  # four numbers come from one draw
-        both = (kept.flatten()[lag:] & kept.flatten()[:-lag]).double().mean().item()
+        both = (keep.flatten()[lag:] & keep.flatten()[:-lag]).double().mean().item()
         assert both == pytest.approx((1 - p) ** 2, abs=2 * error + 1e-9)
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(gradient != 0, kept)
-    assert torch.allclose(gradient[kept], torch.tensor(1 / (1 - p)))
+    assert torch.equal(gradient != 0, keep)
+    assert torch.allclose(gradient[keep], torch.tensor(1 / (1 - p)))
 
 
 def test_dropout_is_for_training_and_follows_the_seed() -> None:

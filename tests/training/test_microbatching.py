@@ -52,18 +52,18 @@ def gradients(model: GPT, loss: Tensor) -> list[Tensor | None]:
 def test_a_batch_in_parts_is_the_batch(
     config: DictConfig, corpus: Corpus, stage: str, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss and every gradient; the plain way reads all rows at once, PAD and all."""
+    """Loss and every gradient equal those of one forward pass over all rows, PAD included."""
     torch.manual_seed(0)
     model = build_model(config.model, len(corpus.vocab)).double()
     model.tok_emb.weight.requires_grad_(not frozen)
     parts: list[module.MicroBatch] = []
-    divide = module._split
+    split = module._split
 
-    def noted(*given: Any, **named: Any) -> list[module.MicroBatch]:
-        parts[:] = divide(*given, **named)
+    def recording(*args: Any, **kwargs: Any) -> list[module.MicroBatch]:
+        parts[:] = split(*args, **kwargs)
         return parts
 
-    monkeypatch.setattr(module, "_split", noted)
+    monkeypatch.setattr(module, "_split", recording)
     for batch in batches(config, corpus, stage):
         plain = model.loss(batch["inputs"], batch["targets"], PAD, reduction="sum")
         expected = gradients(model, 3 * plain)
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_is_the_batch(
     "rows", [["_____"], ["_____", "__abc"], ["abcde", "abcde"], ["a", "b"], ["__ab", "__ab"]]
 )
 def test_rows_of_any_kind(rows: list[str]) -> None:
-    """PADs alone, all alike, a single character: nothing is shared that is a target, or is all there is."""
+    """Only PADs, equal rows, a single character: a prefix holds no target and never all of a row."""
     torch.manual_seed(0)
     model = build_model(compose(["model=tiny"]).model, 8).double()
     width = max(map(len, rows)) + 1
