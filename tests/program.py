@@ -91,31 +91,31 @@ def _train(arguments: list[str], stdout: str, stderr: str) -> None:
 def outcome(run: Path) -> dict[str, Any]:
     """What a finished run leaves, but for times: metrics, answers, and of each stage weights and curves."""
     assert json.loads((run / "status.json").read_text())["state"] == "done"
-    found: dict[str, Any] = {"metrics": _without_times(json.loads((run / "metrics.json").read_text()))}
-    found |= {path.name: path.read_text() for path in (run / "predictions").iterdir()}
+    result: dict[str, Any] = {"metrics": _without_times(json.loads((run / "metrics.json").read_text()))}
+    result |= {path.name: path.read_text() for path in (run / "predictions").iterdir()}
     for stage in ("pretrain", "finetune"):
         if (run / stage).exists():
-            found[f"{stage} result"] = _without_times(json.loads((run / stage / "result.json").read_text()))
-            found[f"{stage} weights"] = _digest(checkpoint.load(checkpoint.list_checkpoints(run / stage)[0]))
-            found |= {f"{stage} {tag}": points for tag, points in curves(run / stage).items()}
-    return found
+            result[f"{stage} result"] = _without_times(json.loads((run / stage / "result.json").read_text()))
+            result[f"{stage} weights"] = _digest(checkpoint.load(checkpoint.list_checkpoints(run / stage)[0]))
+            result |= {f"{stage} {tag}": points for tag, points in curves(run / stage).items()}
+    return result
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """What TensorBoard shows: (step, value) by tag; of speeds the steps alone."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})  # as TensorBoard itself reads them
     events.Reload()
-    found: dict[str, list[tuple[int, Any]]] = {}
+    points: dict[str, list[tuple[int, Any]]] = {}
     for tag in events.Tags()["tensors"]:
         timed = tag.endswith(("characters_per_second", "final/seconds"))
-        found[tag] = [
+        points[tag] = [
             (event.step, None if timed else make_ndarray(event.tensor_proto).tolist())
             for event in events.Tensors(tag)
         ]
         if "by_milliseconds/" in tag:
-            assert found[tag] == sorted(found[tag], key=itemgetter(0))
-            found[tag] = [(0, value) for _, value in found[tag]]
-    return found
+            assert points[tag] == sorted(points[tag], key=itemgetter(0))
+            points[tag] = [(0, value) for _, value in points[tag]]
+    return points
 
 
 def steps_taken(folder: Path, stage: str) -> int:

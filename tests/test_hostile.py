@@ -127,8 +127,8 @@ def test_what_is_pickled_in_a_checkpoint_is_not_called(
     place: tuple[str, ...], kind: type[Does], victim: Path, config: DictConfig, tmp_path: Path
 ) -> None:
     path = checkpoint.checkpoint_path(victim / "finetune", 6)
-    found = checkpoint.load(path)
-    node = found
+    loaded = checkpoint.load(path)
+    node = loaded
     for key in place[:-1]:
         node = node[key]
     harm = tmp_path / "harm"
@@ -142,7 +142,7 @@ def test_what_is_pickled_in_a_checkpoint_is_not_called(
     )
     for call in calls:
         node[place[-1]] = kind(*call)
-        forge(path, found)
+        forge(path, loaded)
         with pytest.raises(CheckpointError, match="it contains more than plain data"):
             checkpoint.load(path)
         assert not harm.exists()
@@ -168,12 +168,12 @@ def test_what_lightning_would_build_from_a_checkpoint_is_not_built(
 ) -> None:
     folder = victim / "finetune"
     path = checkpoint.checkpoint_path(folder, 4)
-    found = checkpoint.load(path)
+    loaded = checkpoint.load(path)
     evil = {"_target_": "os.system", "class_path": "os.system", "_class_path": "os.system", "command": "x"}
     forge(
         path,
         {
-            **found,
+            **loaded,
             "_instantiator": "os.system",
             "_class_path": "os.system",
             "class_path": "os.system",
@@ -291,13 +291,13 @@ def refused(victim: Path, text: str) -> str:
     before = everything(victim)
     with pytest.raises(InputError) as caught:
         birthplace_lm.load(victim)
-    said = str(caught.value)
-    assert said.startswith(f"{victim / 'config.yaml'}: ")
-    assert "the-secret" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{victim / 'config.yaml'}: ")
+    assert "the-secret" not in message
     with pytest.raises(InputError):
         check_run_dir(victim, OURS)
     assert everything(victim) == before
-    return said
+    return message
 
 
 @pytest.mark.parametrize("key", FACTORIES)
@@ -307,16 +307,16 @@ def test_a_config_names_only_what_belongs_in_its_place(key: str, victim: Path) -
     assert own in text
     targets = TARGETS if key == "model.attention" else TARGETS[:8]
     for target in (*targets, *(other for other in FACTORIES.values() if other != FACTORIES[key])):
-        said = refused(victim, text.replace(own, f"_target_: {target}\n"))
-        assert f"{key}._target_={target}: not allowed" in said
+        message = refused(victim, text.replace(own, f"_target_: {target}\n"))
+        assert f"{key}._target_={target}: not allowed" in message
 
 
 def test_a_trainer_is_a_trainer(victim: Path) -> None:
     text = (victim / "config.yaml").read_text()
     for target in (*TARGETS[:8], *FACTORIES.values()):
         if target != "lightning.Trainer":
-            said = refused(victim, text.replace("_target_: lightning.Trainer\n", f"_target_: {target}\n"))
-            assert f"trainer._target_={target}: not allowed" in said
+            message = refused(victim, text.replace("_target_: lightning.Trainer\n", f"_target_: {target}\n"))
+            assert f"trainer._target_={target}: not allowed" in message
 
 
 VALUES = [
@@ -346,7 +346,7 @@ VALUES = [
 )
 def test_a_config_looks_up_nothing(key: str, value: str, victim: Path) -> None:
     text = (victim / "config.yaml").read_text()
-    changed = re.sub(rf"^( *{key}:) .*$", lambda found: f"{found[1]} {value}", text, flags=re.MULTILINE)
+    changed = re.sub(rf"^( *{key}:) .*$", lambda match: f"{match[1]} {value}", text, flags=re.MULTILINE)
     assert changed != text
     refused(victim, changed)
 
@@ -413,16 +413,16 @@ def test_the_commands_say_so_in_one_line(
     own = FACTORIES["model.attention"]
     (victim / "config.yaml").write_text(text.replace(own, "os.system"))
     assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"error: {victim / 'config.yaml'}: model.attention._target_=os.system")
-    assert said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"error: {victim / 'config.yaml'}: model.attention._target_=os.system")
+    assert output.err.count("\n") == 1
     (victim / "config.yaml").write_text(text)
     path = checkpoint.checkpoint_path(victim / "finetune", 6)
     forge(path, Does(os.mkdir, str(victim / "harm")))
     assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 4
-    said = capsys.readouterr()
-    assert said.err == f"error: {path}: cannot be loaded: it contains more than plain data\n"
+    output = capsys.readouterr()
+    assert output.err == f"error: {path}: cannot be loaded: it contains more than plain data\n"
     assert not (victim / "harm").exists()
 
 

@@ -47,9 +47,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_gives_back_what_was_saved(saved: Path) -> None:
-    found = checkpoint.load(saved)
-    assert torch.equal(found["state_dict"].pop("w"), STATE["state_dict"]["w"])
-    assert found == {**STATE, "state_dict": {}}
+    loaded = checkpoint.load(saved)
+    assert torch.equal(loaded["state_dict"].pop("w"), STATE["state_dict"]["w"])
+    assert loaded == {**STATE, "state_dict": {}}
     assert sorted(p.name for p in saved.parent.iterdir()) == [
         "step-00000007.ckpt",
         "step-00000007.ckpt.sha256",
@@ -278,8 +278,8 @@ WRONG: list[Any] = [
 
 def change_structure(whole: bytes, draw: random.Random) -> bytes:
     """Put something of another type somewhere, or remove it, or name it otherwise."""
-    found = torch.load(io.BytesIO(whole), weights_only=True)
-    node, depth = found, draw.choice([1, 1, 2, 2, 3, 4, 6])
+    loaded = torch.load(io.BytesIO(whole), weights_only=True)
+    node, depth = loaded, draw.choice([1, 1, 2, 2, 3, 4, 6])
     while True:
         key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
         inner = node[key]
@@ -296,7 +296,7 @@ def change_structure(whole: bytes, draw: random.Random) -> bytes:
     else:
         node[key] = draw.choice(WRONG)
     out = io.BytesIO()
-    torch.save(found, out)
+    torch.save(loaded, out)
     return out.getvalue()
 
 
@@ -390,13 +390,13 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
     path = checkpoint.checkpoint_path(folder, 4)
     path.write_bytes(content)
     sign(path)
-    said = ""
+    message = ""
     try:
         fit(config, "finetune", folder)
     except Exception as error:
-        said = str(pipeline.to_birthplace_error(error, folder))
-    if said:
-        assert "\n" not in said
+        message = str(pipeline.to_birthplace_error(error, folder))
+    if message:
+        assert "\n" not in message
         return False
     last = checkpoint.list_checkpoints(folder)[0]
     model = build_model(config.model, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
@@ -426,18 +426,18 @@ def test_forged_checkpoints(
 
 
 def nested(depth: int) -> list[Any]:
-    found: list[Any] = []
+    items: list[Any] = []
     for _ in range(depth):
-        found = [found]
-    return found
+        items = [items]
+    return items
 
 
 def laughs() -> list[Any]:
     """10 ** 40 items, of which 400 are stored."""
-    found: list[Any] = ["ha"] * 10
+    items: list[Any] = ["ha"] * 10
     for _ in range(40):
-        found = [found] * 10
-    return found
+        items = [items] * 10
+    return items
 
 
 def pickled(content: Any) -> bytes:
@@ -457,7 +457,7 @@ class Shadowed:
 
 
 def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    found = torch.load(io.BytesIO(whole), weights_only=True)
+    loaded = torch.load(io.BytesIO(whole), weights_only=True)
     files = entries(whole)
     data = next(name for name in files if name.endswith("/data/0"))
     yield "compressed", zipped({**files, data: bytes(1 << 27)}, zipfile.ZIP_DEFLATED)
@@ -468,18 +468,18 @@ def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"claims 4 GB at {offset}", bytes(claimed)
     yield "short storage", zipped({**files, data: files[data][:8]})
     yield "no storage", zipped({**files, data: b""})
-    weights = {name: torch.zeros(1).expand(10**6, 10**6) for name in found["state_dict"]}
-    yield "expanded weights", pickled({**found, "state_dict": weights})
-    no_values = {name: value.to("meta") for name, value in found["state_dict"].items()}
-    yield "no values", pickled({**found, "state_dict": no_values})
-    sparse = {name: value.to_sparse() for name, value in found["state_dict"].items()}
-    yield "sparse", pickled({**found, "state_dict": sparse})
+    weights = {name: torch.zeros(1).expand(10**6, 10**6) for name in loaded["state_dict"]}
+    yield "expanded weights", pickled({**loaded, "state_dict": weights})
+    no_values = {name: value.to("meta") for name, value in loaded["state_dict"].items()}
+    yield "no values", pickled({**loaded, "state_dict": no_values})
+    sparse = {name: value.to_sparse() for name, value in loaded["state_dict"].items()}
+    yield "sparse", pickled({**loaded, "state_dict": sparse})
     for method in ("items", "keys", "values", "get"):
-        yield f"weights without {method}", pickled({**found, "state_dict": Shadowed(method, weights)})
-        yield f"all without {method}", pickled(Shadowed(method, found))
-    numbered = dict(enumerate(found["state_dict"].values()))
-    yield "numbers for names", pickled({**found, "state_dict": numbered})
-    ours = found["birthplace_lm"]
+        yield f"weights without {method}", pickled({**loaded, "state_dict": Shadowed(method, weights)})
+        yield f"all without {method}", pickled(Shadowed(method, loaded))
+    numbered = dict(enumerate(loaded["state_dict"].values()))
+    yield "numbers for names", pickled({**loaded, "state_dict": numbered})
+    ours = loaded["birthplace_lm"]
     many = [chr(number) for number in range(0x20000) if not 0xD800 <= number < 0xE000]
     for name, vocab in (
         ("many symbols", many),
@@ -487,18 +487,18 @@ def bombs(whole: bytes) -> Iterator[tuple[str, bytes]]:
         ("none", []),
         ("long", ["ab"]),
     ):
-        yield f"vocabulary: {name}", pickled({**found, "birthplace_lm": {**ours, "vocab": vocab}})
-    yield "nested lists", pickled({**found, "loops": nested(200)})
+        yield f"vocabulary: {name}", pickled({**loaded, "birthplace_lm": {**ours, "vocab": vocab}})
+    yield "nested lists", pickled({**loaded, "loops": nested(200)})
     (data,) = (name for name in files if name.endswith("/data.pkl"))
     deep = b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."
     yield "deeply nested lists", zipped({**files, data: deep})
     inner = files[data].removeprefix(b"\x80\x02").removesuffix(b".")
     beside = b"\x80\x02" + inner + b"X\x01\x00\x00\x00x" + deep[2:-1] + b"s."
     yield "deeply nested lists beside ours", zipped({**files, data: beside})
-    yield "laughs", pickled({**found, "birthplace_lm": {**ours, "vocab": laughs()}})
-    yield "laughs elsewhere", pickled({**found, "more": laughs()})
-    yield "laughs for a format", pickled({**found, "birthplace_lm": {**ours, "format": laughs()}})
-    yield "a long format", pickled({**found, "birthplace_lm": {**ours, "format": 10**6000}})
+    yield "laughs", pickled({**loaded, "birthplace_lm": {**ours, "vocab": laughs()}})
+    yield "laughs elsewhere", pickled({**loaded, "more": laughs()})
+    yield "laughs for a format", pickled({**loaded, "birthplace_lm": {**ours, "format": laughs()}})
+    yield "a long format", pickled({**loaded, "birthplace_lm": {**ours, "format": 10**6000}})
 
 
 def test_bombs(stage: Path, run: Path) -> None:
@@ -513,8 +513,8 @@ def test_bombs(stage: Path, run: Path) -> None:
 def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
     """Write a checkpoint that does not fit to `path`."""
     whole = checkpoint.checkpoint_path(stage, 6)
-    found = checkpoint.load(whole)
-    ours = found["birthplace_lm"]
+    loaded = checkpoint.load(whole)
+    ours = loaded["birthplace_lm"]
     if name in ("another attention", "another size"):
         overrides = ["attention=synthesizer"] if "attention" in name else ["model.n_embd=16"]
         folder = path.parent / "other"
@@ -522,13 +522,13 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
         shutil.copy(checkpoint.checkpoint_path(folder, 6), path)
         sign(path)
     elif name == "another vocabulary":
-        forge(path, {**found, "birthplace_lm": {**ours, "vocab": [*ours["vocab"][:-1], "漢"]}})
+        forge(path, {**loaded, "birthplace_lm": {**ours, "vocab": [*ours["vocab"][:-1], "漢"]}})
     elif name == "another version":
-        forge(path, {**found, "birthplace_lm": {**ours, "format": 1}})
+        forge(path, {**loaded, "birthplace_lm": {**ours, "format": 1}})
     elif name == "weights only":
-        forge(path, {"state_dict": found["state_dict"]})
+        forge(path, {"state_dict": loaded["state_dict"]})
     elif name == "bare weights":
-        forge(path, found["state_dict"])
+        forge(path, loaded["state_dict"])
     elif name == "without hash":
         shutil.copy(whole, path)
     elif name == "text":
@@ -544,7 +544,7 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
 
 @pytest.mark.parametrize("key", ["resume", "init_from"])
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("missing", "no such checkpoint; give the path of a local file"),
         ("empty", "damaged: its 0 bytes do not match its SHA-256"),
@@ -562,7 +562,7 @@ def make_another(name: str, path: Path, stage: Path, people: Path) -> None:
 )
 def test_a_checkpoint_that_cannot_be_meant(
     name: str,
-    said: str,
+    message: str,
     key: str,
     stage: Path,
     people: Path,
@@ -580,7 +580,7 @@ def test_a_checkpoint_that_cannot_be_meant(
     shown = capsys.readouterr().err
     symbols = len(checkpoint.load(checkpoint.checkpoint_path(stage, 6))["birthplace_lm"]["vocab"])
     size = str(path.stat().st_size) if path.exists() else ""
-    expected = said.replace("SIZE", size).replace("SYMBOLS", str(symbols))
+    expected = message.replace("SIZE", size).replace("SYMBOLS", str(symbols))
     assert shown.startswith(f"error: {key}={path}: {expected}")
     assert shown.count("\n") == 1
     assert not runs.exists()

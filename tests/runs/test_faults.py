@@ -211,15 +211,15 @@ def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path:
     while True:
         n += 1
         path = checkpoint.checkpoint_path(tmp_path, 1 + n)
-        said = ""
+        message = ""
         try:
             with Disk(tmp_path, Failing(call, n, number)):
                 checkpoint.save({"step": 1 + n}, path)
         except CheckpointError as error:
-            said = str(error)
-        if not said:
+            message = str(error)
+        if not message:
             break
-        assert said == f"{path}: cannot be written: {os.strerror(number)}"
+        assert message == f"{path}: cannot be written: {os.strerror(number)}"
         assert checkpoint.is_intact(checkpoint.checkpoint_path(tmp_path, 1))
         assert all(map(checkpoint.is_intact, checkpoint.list_checkpoints(tmp_path)))
         assert orphans(tmp_path) == []
@@ -262,8 +262,8 @@ def test_a_full_disk_ends_the_program_in_one_line(
     assert str(tmp_path) in str(caught.value)
     status = tmp_path / "run" / "status.json"
     if file not in ("config.yaml", "status.json"):
-        said = json.loads(status.read_text())
-        assert (said["state"], said["error"]) == ("failed", str(caught.value))
+        content = json.loads(status.read_text())
+        assert (content["state"], content["error"]) == ("failed", str(caught.value))
         assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
     again = run(config)
     assert json.loads(status.read_text())["state"] == "done"
@@ -274,13 +274,13 @@ def test_a_full_disk_ends_the_program_in_one_line(
 
 def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
     config = quick(people, tmp_path, f"run_dir={tmp_path / 'run'}")
-    said = tmp_path / "said"
+    output = tmp_path / "output"
 
     def refuse(self: RecordWriter, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def program() -> None:
-        file = os.open(said, os.O_WRONLY | os.O_CREAT)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
@@ -292,11 +292,11 @@ def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
         sys.stderr.flush()
         os._exit(code)
 
-    assert forked(program) == 4, said.read_text()
-    assert re.findall("^error: .*", said.read_text(), re.MULTILINE) == [
+    assert forked(program) == 4, output.read_text()
+    assert re.findall("^error: .*", output.read_text(), re.MULTILINE) == [
         f"error: {tmp_path / 'run'}: No space left on device"
     ]
-    assert "Traceback" not in said.read_text()
+    assert "Traceback" not in output.read_text()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert run(config)["stages"]["finetune"]["steps"] == 6
 
@@ -314,8 +314,8 @@ def test_a_full_disk_under_the_log(people: Path, tmp_path: Path) -> None:
     (folder / "log.txt").symlink_to("/dev/full")
     program = Program(arguments, tmp_path / "output")
     assert program.wait() == 4, program.stderr.read_text()
-    said = program.stderr.read_text()
-    assert said == f"error: {folder / 'log.txt'}: No space left on device\n"
+    message = program.stderr.read_text()
+    assert message == f"error: {folder / 'log.txt'}: No space left on device\n"
     assert "Traceback" not in program.stdout.read_text()
 
 

@@ -106,7 +106,7 @@ def test_a_whole_run(
         ("lock", "has no file locks"),
         ("fsync", "cannot sync"),
     ):
-        assert any(text in warning for warning in warnings) == any(given.startswith(name) for given in names)
+        assert any(text in warning for warning in warnings) == any(call.startswith(name) for call in names)
     # Whatever reads the pretraining through the run directory finds it.
     assert stage_directory(tmp_path / "run", "pretrain").samefile(*(tmp_path / "runs/pretrained").iterdir())
     assert learning_curve(find_runs(tmp_path / "run")[0]) == expected[1]

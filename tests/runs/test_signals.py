@@ -66,12 +66,12 @@ def test_signalled_at_any_moment(
                 program.running(moments.uniform(0, seconds))
                 program.send(number, to_all=moments.random() < 0.5)
             code = program.wait()
-            said = program.stderr.read_text()
-            assert "Traceback" not in said + program.stdout.read_text()
+            message = program.stderr.read_text()
+            assert "Traceback" not in message + program.stdout.read_text()
             if code != 0:
                 assert signalled
-                assert code == 128 + number, said
-                ends[check_stopped(root, run, number, said)] += 1
+                assert code == 128 + number, message
+                ends[check_stopped(root, run, number, message)] += 1
             elif signalled:
                 ends["ended first"] += 1
         assert outcome(run) == expected
@@ -87,15 +87,15 @@ def await_handlers(program: Program) -> None:
         time.sleep(0.001)
 
 
-def check_stopped(root: Path, run: Path, number: signal.Signals, said: str) -> str:
+def check_stopped(root: Path, run: Path, number: signal.Signals, message: str) -> str:
     """Where it stopped."""
-    lines = said.replace(f"\n{AGAIN}\n", "") if number == signal.SIGINT else said
+    lines = message.replace(f"\n{AGAIN}\n", "") if number == signal.SIGINT else message
     match = re.fullmatch(STOPPED.format(name=number.name), lines)
-    assert match, said
+    assert match, message
     if (run / "status.json").exists():
         assert json.loads((run / "status.json").read_text())["state"] == "preempted"
     else:
-        assert "before" in said
+        assert "before" in message
     for stage, folder in unfinished(root, run).items():
         assert saved_step(folder) == steps_taken(folder, stage)
     if match["step"]:
