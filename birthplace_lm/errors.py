@@ -1,5 +1,6 @@
 """Errors that a user can cause, with the exit code of train.py and of the commands for each."""
 
+import json
 import signal
 
 
@@ -15,6 +16,18 @@ class BirthplaceError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else _escape(c) for c in message))
+
+    def to_json(self) -> str:
+        """The error for another process."""
+        return json.dumps([type(self).__name__, *self.__reduce__()[1]])
+
+    @staticmethod
+    def from_json(text: str) -> "BirthplaceError":
+        """The error that `to_json` wrote."""
+        name, *arguments = json.loads(text)
+        kinds = {kind.__name__: kind for kind in BirthplaceError.__subclasses__()}
+        error: BirthplaceError = kinds[name](*arguments)
+        return error
 
 
 class InputError(BirthplaceError):

@@ -141,6 +141,7 @@ class Config:
     traceback: bool = False
     on_nonfinite: str = one_of("stop", "skip")
     max_nonfinite_steps: int = bounded(1, 1_000_000, 10)
+    stop_timeout_seconds: float = bounded(0.1, 86_400.0, 60.0)
     init_from: str | None = None
     extend_from: str | None = None
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files; filled in by the program

@@ -19,6 +19,7 @@ EXCLUDED_FROM_HASH = (
     "overwrite",
     "dry_run",
     "traceback",
+    "stop_timeout_seconds",
     "checkpoint",
     "precision",  # copied into trainer.precision
     "labels",  # part of the folder's name

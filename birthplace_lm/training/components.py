@@ -22,6 +22,7 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.nonfinite import NonFiniteGuard
+from birthplace_lm.training.callbacks.optimizer_settings import ConfiguredOptimizerSettings
 from birthplace_lm.training.callbacks.progress import progress
 from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
 from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
@@ -94,6 +95,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         resume: the checkpoint that the stage continues from.
     """
     return [
+        ConfiguredOptimizerSettings(),
         SeedEveryBatch(plan.seed, plan.name),
         SampleAnswers(plan.name),
         AttentionMaps(plan.name),

@@ -60,17 +60,7 @@ class LanguageModelModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(model=self.model)
         scheduler = LambdaLR(optimizer, self.lr_factor)
-        self.configured = [{**group, "params": None} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Use the optimizer's numbers of the configuration, where a checkpoint has brought others."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        scheduler: Any = self.lr_schedulers()
-        scheduler.base_lrs = [numbers["initial_lr"] for numbers in self.configured]
-        factor = self.lr_factor(scheduler.last_epoch)
-        for group, numbers in zip(optimizer.param_groups, self.configured, strict=True):
-            group |= {**numbers, "params": group["params"], "lr": numbers["initial_lr"] * factor}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = microbatched_loss_sum(self.model, batch, self.vocab.pad_id) / batch["loss_denominator"]

@@ -28,6 +28,7 @@ class StagePlan:
         max_steps: optimizer steps to end after; -1 for the end of the epochs.
         total_steps: optimizer steps of the whole stage.
         processes: to train in; 1 is this process.
+        stop_timeout_seconds: time for processes to stop after a signal, before they are killed.
         max_nonfinite_steps: steps that may be skipped because their gradient is not finite.
         save_every_n_steps, keep_last: of checkpoints.
         config: the run's whole configuration as YAML, for the checkpoints.
@@ -54,6 +55,7 @@ class StagePlan:
     max_steps: int
     total_steps: int
     processes: int
+    stop_timeout_seconds: float
     max_nonfinite_steps: int
     save_every_n_steps: int
     keep_last: int

@@ -102,6 +102,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         max_steps=config.trainer.max_steps,
         total_steps=0,
         processes=1 if trainer.strategy.launcher is None else trainer.num_devices,
+        stop_timeout_seconds=config.stop_timeout_seconds,
         max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         save_every_n_steps=config.checkpoint.every_n_steps,
         keep_last=config.checkpoint.keep_last,

@@ -1,24 +1,27 @@
 """Entry point of a worker process: one of several that train a stage.
 
-`python -m birthplace_lm.training.worker PLAN RESUME`: a StagePlan as JSON, and a checkpoint or nothing.
+`python -m birthplace_lm.training.worker PLAN RESUME REPORT`: a StagePlan as JSON, a checkpoint or nothing,
+and the descriptor of an open file that an error is written to as JSON.
 """
 
 import logging
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, Interrupted
+from birthplace_lm.errors import Interrupted
 from birthplace_lm.runs import signals
 
 
-def main(plan_json: str, resume: str) -> int:
-    """Train; an error is one line on stderr."""
+def main(plan_json: str, resume: str, report: str) -> int:
+    """Train; write an error into `report`, its traceback to stderr."""
     signals.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from birthplace_lm.training.pipeline import to_birthplace_error
     from birthplace_lm.training.plan import StagePlan
     from birthplace_lm.training.stage import train_stage
 
@@ -28,9 +31,12 @@ def main(plan_json: str, resume: str) -> int:
     try:
         corpus = read_corpus(SimpleNamespace(**plan.data), plan.model["block_size"])
         train_stage(plan, corpus, Path(resume) if resume else None)
-    except BirthplaceError as error:
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        failure = to_birthplace_error(error, plan.directory)
+        os.write(int(report), failure.to_json().encode())
+        if not isinstance(failure, Interrupted):
+            traceback.print_exc()
+        return failure.exit_code
     return 0
 
 

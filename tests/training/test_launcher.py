@@ -6,15 +6,19 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from program import Program, leftovers, outcome, saved_step
+from stage import plan_of
 
-from birthplace_lm.errors import InputError, InternalError, Interrupted
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import BirthplaceError, InputError, InternalError, Interrupted
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.training.distributed import launcher as processes
+from birthplace_lm.training.distributed import launcher
 
 SECONDS = 30  # until all are gone
 
@@ -110,29 +114,85 @@ def strike(program: Program, run: Path, victim: Any) -> int:
 
 def test_one_that_dies_is_noticed_while_the_first_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once only the first was asked, as long as it ran."""
-    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.1)
     waiting = subprocess.Popen(["sleep", "60"], text=True)
     dead = subprocess.Popen(["sh", "-c", "kill -9 $$"], text=True)
     try:
-        assert processes._wait([waiting, dead]) == [0, -signal.SIGKILL]
+        assert launcher._wait([waiting, dead], 60) == [None, -signal.SIGKILL]
     finally:
         waiting.kill()
         waiting.wait()
 
 
+BAD = InputError("so it was")
+
+
 @pytest.mark.parametrize(
-    ("codes", "kind", "says"),
+    ("codes", "errors", "kind", "says"),
     [
-        ([0, -signal.SIGABRT], InternalError, "finetune: process 1 crashed with SIGABRT: so it was"),
-        ([-signal.SIGKILL, 1], Interrupted, "SIGKILL in process 0 of finetune"),
-        ([-signal.SIGSEGV, 2], InputError, "so it was"),
-        ([143, 143], Interrupted, "SIGTERM"),
+        ([None, -signal.SIGABRT], [None, None], InternalError, "finetune: process 1 crashed with SIGABRT"),
+        ([1, -signal.SIGABRT], [InternalError("peer"), None], InternalError, "process 1 crashed"),
+        (
+            [-signal.SIGKILL, 1],
+            [None, InternalError("peer")],
+            Interrupted,
+            "SIGKILL in process 0 of finetune",
+        ),
+        ([-signal.SIGSEGV, 2], [None, BAD], InputError, "so it was"),
+        ([1, 2], [InternalError("peer"), BAD], InputError, "so it was"),
+        ([143, 2], [Interrupted(15, "after step 1"), BAD], InputError, "so it was"),
+        ([143, 143], [Interrupted(15, "after step 1")] * 2, Interrupted, "SIGTERM after step 1"),
+        ([1, None], [None, None], InternalError, "process 0 ended with 1"),
     ],
 )
-def test_a_crash_is_no_signal_to_stop(codes: list[int], kind: type, says: str) -> None:
-    error = processes._error(codes, ["error: so it was\n", "so it was\n"], "finetune")
+def test_the_cause_is_shown(codes: list[Any], errors: list[Any], kind: type, says: str) -> None:
+    """Once it was guessed from the last line of stderr."""
+    plan: Any = SimpleNamespace(name="finetune", stop_timeout_seconds=1.0)
+    error = launcher._cause(codes, errors, plan)
     assert type(error) is kind
     assert says in str(error)
+
+
+@pytest.mark.parametrize("error", [BAD, InternalError("a\nb"), Interrupted(15, "after step 1")])
+def test_an_error_crosses_processes(error: BirthplaceError) -> None:
+    received = BirthplaceError.from_json(error.to_json())
+    assert (type(received), str(received), received.exit_code) == (type(error), str(error), error.exit_code)
+
+
+@pytest.mark.parametrize("when", ["training", "rendezvous"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_killed_after_a_signal(
+    when: str, rank: int, arguments: list[str], tmp_path: Path
+) -> None:
+    """Once the run ignored SIGTERM forever."""
+    run = tmp_path / "run"
+    arguments = [*arguments, f"runs_root={tmp_path}", f"run_dir={run}"]
+    program = Program([*arguments, "stop_timeout_seconds=1"], tmp_path / "output")
+    while program.running(0.02) and (len(ranks(run)) < 2 or (when == "training" and not saved(run))):
+        pass
+    pids = ranks(run)
+    os.kill(pids[rank], signal.SIGSTOP)
+    program.running(0.5)
+    program.send(signal.SIGTERM)
+    assert program.wait(SECONDS) == 143
+    message = program.stderr.read_text()
+    assert "SIGTERM in finetune, after 1 s in which a process did not stop" in message
+    assert message.count("\n") == 1
+    assert ranks(run) == {}
+    newest = checkpoint.latest_intact(run / "finetune")
+    assert (newest is not None) == (when == "training")
+
+
+def saved(run: Path) -> bool:
+    return saved_step(run / "finetune") > 0
+
+
+def test_the_error_of_a_process_is_that_of_the_run(configure: Any, tmp_path: Path) -> None:
+    config = configure("trainer.devices=2", "trainer.strategy=ddp")
+    corpus = read_corpus(config.data, config.model.block_size)
+    plan = plan_of("finetune", config, corpus, tmp_path)
+    with pytest.raises(InputError, match=r"gone\.tsv: "):
+        launcher.fit_in_processes(replace(plan, data={**plan.data, "train": "gone.tsv"}), None)
 
 
 def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training curves in TensorBoard."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ class TrainingCurves(L.Callback):
         previous_cost: state of the counter of the stage whose weights this one starts from.
 
     Attributes:
-        loss: mean over the batches of the last epoch.
+        loss: mean over the batches of the last epoch whose loss is finite.
     """
 
     state_key = "curves"
@@ -64,8 +65,9 @@ class TrainingCurves(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = float(trainer.callback_metrics[f"{self.stage}/loss"])
-        self._loss_sum += loss
-        self._batches += 1
+        if math.isfinite(loss):  # a step with another loss is skipped
+            self._loss_sum += loss
+            self._batches += 1
         self._losses.append(loss)
         if trainer.global_step != self._step:
             self._step = trainer.global_step

@@ -30,9 +30,7 @@ class EMA(L.Callback):
         average = self._average or parameters
         self._average = [a.to(p.device, copy=True) for a, p in zip(average, parameters, strict=True)]
         self._last_step = trainer.global_step
-        if (
-            self._ended
-        ):  # a finished stage is extended: its weights are the average, and the average the weights
+        if self._ended:  # and is extended: its last checkpoint has them swapped
             self._swap(pl_module)
             self._ended = False
 
