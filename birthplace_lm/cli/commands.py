@@ -169,31 +169,32 @@ def report(
 
     Example: birthplace-lm report runs --html report.html
     """
-    from birthplace_lm.analysis.report import summary as made
+    from birthplace_lm.analysis.report import summary
+    from birthplace_lm.analysis.report.collect import find_runs
     from birthplace_lm.analysis.report.tables import as_markdown, show
 
-    runs = made.find_runs(folder)
+    runs = find_runs(folder)
     if form is Format.csv:
-        print(made.as_csv(runs), end="")
+        print(summary.as_csv(runs), end="")
     elif form is Format.json:
-        print(made.as_json(runs), end="")
+        print(summary.as_json(runs), end="")
     else:
-        tables = [made.table_of_runs(runs)]
-        if len({run.named("seed") for run in runs}) > 1:
-            tables.append(made.table_of_seeds(runs))
+        tables = [summary.table_of_runs(runs)]
+        if len({run.display("seed") for run in runs}) > 1:
+            tables.append(summary.table_of_seeds(runs))
         for table in tables:
             if form is Format.markdown:
                 print(f"{as_markdown(table)}\n")
             else:
                 show(table)
-        print("\n".join([f"{made.states(runs)}. {made.HINT}", *made.failures(runs)]))
+        print("\n".join([f"{summary.state_counts(runs)}. {summary.INTERVAL_NOTE}", *summary.failures(runs)]))
     if page is not None or figure is not None:
-        from birthplace_lm.analysis.report.page import draw, write_page
+        from birthplace_lm.analysis.report.page import save_learning_curves, write_page
 
         if page is not None:
             write_page(runs, folder, page)
         if figure is not None:
-            draw(runs, figure)
+            save_learning_curves(runs, figure)
 
 
 @app.command()

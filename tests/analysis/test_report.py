@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.page import learning_curve, write_page
 from birthplace_lm.analysis.report.summary import (
     as_csv,
     as_json,
     failures,
-    find_runs,
-    states,
+    state_counts,
     table_of_runs,
     table_of_seeds,
 )
@@ -195,7 +195,7 @@ def test_garbage_is_one_unreadable_row(tmp_path: Path) -> None:
     runs = find_runs(tmp_path)
     assert len(runs) == 61
     assert next(run for run in runs if run.path == good).dev == Score(70, 140)
-    assert "unreadable" in states(runs)
+    assert "unreadable" in state_counts(runs)
     for form in (as_csv, as_json):
         assert form(runs)
     write_page(runs, tmp_path, tmp_path / "page.html")

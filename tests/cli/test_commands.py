@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 import birthplace_lm
+from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.page import learning_curve
-from birthplace_lm.analysis.report.summary import find_runs
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.training import pipeline
@@ -87,7 +87,8 @@ def test_report_has_a_row_and_a_curve(
     curve = learning_curve(read)
     assert len(curve) == 4
     assert [x for x, _ in curve] == sorted(x for x, _ in curve)
-    assert curve[-1][0] == pytest.approx(read.characters)
+    assert read.metrics is not None
+    assert curve[-1][0] == pytest.approx(read.metrics.characters)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.summary import (
-    HINT,
-    Run,
+    INTERVAL_NOTE,
     failures,
-    groups,
+    group_by_settings,
     labels,
-    states,
+    state_counts,
     table_of_runs,
     table_of_seeds,
-    varying,
+    varying_keys,
 )
 from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
@@ -30,14 +30,14 @@ from birthplace_lm.runs.directory import stage_directory
 
 Curve = list[tuple[float, float]]  # characters read, value
 
-KINDS = {
+ANSWER_CATEGORIES = {
     "right": "#2a9d55",
     "another place of train": "#e0a030",
     "the majority answer": "#b5651d",
     "no place of train": "#b03a48",
     "nothing": "#777777",
 }
-STYLE = """
+CSS = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
@@ -47,7 +47,7 @@ th { cursor: pointer; background: var(--soft) }
 figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem }
 figure svg { width: 100%; height: auto; display: block }
 """
-SORT = """
+SORT_JS = """
 const number = text => parseFloat(text.split("= ").pop().replace(/,/g, ""));
 document.querySelectorAll("th").forEach(th => th.onclick = () => {
   const body = th.closest("table").tBodies[0], sign = th.dataset.sign = -(th.dataset.sign || -1);
@@ -61,7 +61,9 @@ document.querySelectorAll("th").forEach(th => th.onclick = () => {
 def learning_curve(run: Run, name: str = "exact_match") -> Curve:
     """A curve of the run against the characters read by then, over its stages."""
     curve: Curve = []
-    for stage in run.stages:
+    for stage, result in run.metrics.stages.items() if run.metrics else ():
+        if not result.steps:
+            continue
         folder = stage_directory(run.path, stage)
         if not folder.is_dir():
             continue  # a shared pretraining that was deleted, or not copied
@@ -73,7 +75,7 @@ def learning_curve(run: Run, name: str = "exact_match") -> Curve:
     return curve
 
 
-def draw(runs: Sequence[Run], out: Path) -> None:
+def save_learning_curves(runs: Sequence[Run], out: Path) -> None:
     """Write the learning curves of the finished runs against their majority baseline, as an SVG or PNG file.
 
     Raises:
@@ -93,10 +95,10 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
     done = [run for run in runs if run.dev]
-    parts = [f"<h1>Runs of {_text(root.resolve().name)}</h1><p>{_text(states(runs))}.</p>"]
+    parts = [f"<h1>Runs of {_text(root.resolve().name)}</h1><p>{_text(state_counts(runs))}.</p>"]
     if done:
         parts.append("<h2>Exact match</h2>" + _picture(_dots(done)) + _table(table_of_seeds(runs)))
-        parts.append(f"<p>{HINT}</p>")
+        parts.append(f"<p>{INTERVAL_NOTE}</p>")
         parts.append("<h2>Learning curves</h2>")
         for name, label in (
             ("exact_match", "exact match on dev"),
@@ -108,8 +110,8 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     parts += [f"<p>{_text(failure)}</p>" for failure in failures(runs)]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{_text(root.resolve().name)}</title><style>{STYLE}</style></head>
-<body>{"".join(parts)}<script>{SORT}</script></body></html>
+<title>{_text(root.resolve().name)}</title><style>{CSS}</style></head>
+<body>{"".join(parts)}<script>{SORT_JS}</script></body></html>
 """
     try:
         atomic_write_text(out, page)
@@ -148,7 +150,7 @@ def _picture(figure: Any) -> str:
 def _dots(runs: Sequence[Run]) -> Any:
     """Every seed as a dot, with its interval, by what varies; and the majority answer."""
     named = labels(runs)
-    found = groups(runs, varying(runs))
+    found = group_by_settings(runs, varying_keys(runs))
     figure = _figure(8, 1.2 + 0.4 * len(found))
     axes = figure.subplots()
     for line, alike in enumerate(found.values()):
@@ -195,7 +197,7 @@ def _curves(runs: Sequence[Run], name: str, title: str) -> Any:
 
 
 def _majority(line: Any, runs: Sequence[Run]) -> None:
-    best = max((run.majority.exact_match for run in runs if run.majority), default=0.0)
+    best = max((run.metrics.baseline.exact_match for run in runs if run.metrics), default=0.0)
     line(best, color="gray", linestyle="--", linewidth=1, label="majority answer")
 
 
@@ -213,22 +215,22 @@ def _errors(runs: Sequence[Run]) -> str:
     axes = figure.subplots()
     for line, (kinds, _) in enumerate(found.values()):
         left = 0.0
-        for kind, color in KINDS.items():
+        for kind, color in ANSWER_CATEGORIES.items():
             share = kinds[kind] / kinds.total()
             axes.barh(line, share, left=left, color=color, label=kind if line == 0 else None)
             left += share
     axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=range(len(found)))
     named = labels(runs)
-    axes.set_yticklabels([f"{named[run]}, seed {run.named('seed')}" for run in found], fontsize=8)
+    axes.set_yticklabels([f"{named[run]}, seed {run.display('seed')}" for run in found], fontsize=8)
     axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=len(KINDS), fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(ANSWER_CATEGORIES), fontsize=8)
     table = [["attention", "pretraining", "seed", "most frequent wrong answers", "some of them"]]
     for run, (_, wrong) in found.items():
         often = Counter(said for _, said, _ in wrong).most_common(4)
         some = "; ".join(
             f"{who}: {said}, was {gold}" for who, said, gold in wrong[:: max(1, len(wrong) // 3)][:3]
         )
-        names = [run.named("labels.attention"), run.named("labels.pretrain"), run.named("seed")]
+        names = [run.display("labels.attention"), run.display("labels.pretrain"), run.display("seed")]
         table.append([*names, ", ".join(f"{said} {n}" for said, n in often), some])
     return _picture(figure) + _table(table) + missing
 
