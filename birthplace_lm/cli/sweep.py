@@ -147,6 +147,10 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     seen.add(str(path))
     directory = RunDirectory(path, settings)
     finished = directory.finished and not settings.overwrite
+    if not finished and config.hydra.launcher._target_.endswith(".BasicLauncher"):
+        from birthplace_lm.training.preflight import preflight  # the jobs run in this process, with torch
+
+        preflight(settings, corpus)
     return Job(overrides, directory, finished, directory.status_mtime)
 
 

@@ -18,7 +18,7 @@ from birthplace_lm.config.allowlist import check_allowlist
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
-from birthplace_lm.config.precision import auto_precision
+from birthplace_lm.config.precision import ALIASES, auto_precision
 from birthplace_lm.config.schema import Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
@@ -55,6 +55,7 @@ def resolve_and_validate(config: DictConfig) -> DictConfig:
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
         if config.trainer.precision == "auto":
             config.trainer.precision = auto_precision(config.trainer.accelerator)
+        config.trainer.precision = ALIASES.get(config.trainer.precision, config.trainer.precision)
         config.precision = config.trainer.precision
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:

@@ -1,5 +1,8 @@
 """Choose the precision of a device. Imports torch only when it is called."""
 
+# Lightning's short names, with the name that the configuration keeps.
+ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
 
 def auto_precision(accelerator: str) -> str:
     """`bf16-mixed` where the device multiplies bfloat16 natively, else `32-true`."""

@@ -1,5 +1,6 @@
 """The objects of a stage: data module, LightningModule, callbacks and trainer, each made from the plan."""
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolv
 from birthplace_lm.training.lightning_module import LanguageModelModule
 from birthplace_lm.training.lr_schedules import TrainingClock, factor_by_step
 from birthplace_lm.training.plan import StagePlan
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lines would fill the log
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from birthplace_lm.training.distributed.launcher import fit_in_processes
 from birthplace_lm.training.plan import StagePlan
 
 log = logging.getLogger(__name__)
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lines would fill the log
 
 EARLY_STOP_FLAGS = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
 
@@ -51,7 +50,9 @@ def fit_stage(
     if result.is_file():
         finished = StageResult.read(result)
         with suppress(CheckpointError):
-            return finished, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, finished.steps))
+            last = LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, finished.steps))
+            if last.metadata.get("config_sha256") == plan.config_sha256:
+                return finished, last
     folder.mkdir(parents=True, exist_ok=True)
     resume = _resume_checkpoint(plan)
     if resume is None and result.is_file() and not plan.start_over:

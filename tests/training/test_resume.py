@@ -14,6 +14,7 @@ from stage import plan_of
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from birthplace_lm.data.batching import EpochBatchDataset
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs import checkpoint
@@ -237,8 +238,11 @@ def test_another_next_batch_is_refused(
     with pytest.raises(Stop):
         fit(config, "pretrain", tmp_path / "run", monkeypatch, stop)
     other = configure("checkpoint.every_n_steps=1", "stages.pretrain.length_bucket=1")
-    with pytest.raises(CheckpointError, match="is not the batch that followed the checkpoint"):
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
         fit(other, "pretrain", tmp_path / "run", monkeypatch)
+    monkeypatch.setattr(EpochBatchDataset, "fingerprint", lambda *args: "another")
+    with pytest.raises(CheckpointError, match="is not the batch that followed the checkpoint"):
+        fit(config, "pretrain", tmp_path / "run", monkeypatch)
 
 
 def test_a_change_of_threads_is_said(

@@ -1,8 +1,10 @@
 """The data of a run: the corpus, the questions and the vocabulary, read and checked as a whole."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -92,7 +94,7 @@ def data_root(data: DataSettings) -> Path:
 
 
 def read_corpus(data: DataSettings, block_size: int) -> Corpus:
-    """Read and check all files.
+    """Read and check all files, once in a process as long as they stay the same.
 
     Raises:
         InputError: with file and line, for whatever training or scoring could not use.
@@ -100,16 +102,40 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     root = data_root(data)
     if not root.is_dir():
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
-    documents = read_documents(root / data.corpus, "data.corpus")
-    train = read_questions(root / data.train, key="data.train")
-    dev = read_questions(root / data.dev, key="data.dev")
-    test = read_questions(root / data.test, "optional", "data.test") if data.test else None
+    names = (data.corpus, data.train, data.dev, data.test)
+    hashes = tuple(_sha256(root / name) for name in names if name)
+    return _read(root, names, data.holdout_size, block_size, hashes)
+
+
+def _sha256(path: Path) -> str | None:
+    """The hash of a regular file; of others, and of missing ones, the reader says what is wrong."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=16)
+def _read(
+    root: Path,
+    names: tuple[str, str, str, str | None],
+    holdout_size: int,
+    block_size: int,
+    hashes: tuple[str | None, ...],
+) -> Corpus:
+    documents = read_documents(root / names[0], "data.corpus")
+    train = read_questions(root / names[1], key="data.train")
+    dev = read_questions(root / names[2], key="data.dev")
+    test = read_questions(root / names[3], "optional", "data.test") if names[3] else None
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, birthplace_question("")]))
     for questions in (train, dev):
         check_lengths(questions, vocab, block_size)
     if test is not None:
         check_lengths(test, None, block_size)
-    train, holdout = _hold_out(train, data.holdout_size)
+    train, holdout = _hold_out(train, holdout_size)
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (
         f"{len(documents.text)} characters, {len(vocab)} symbols; {len(documents.lines)} documents,"

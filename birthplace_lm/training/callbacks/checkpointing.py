@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes
-from birthplace_lm.errors import Interrupted, NonFiniteError
+from birthplace_lm.errors import CheckpointError, Interrupted, NonFiniteError
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed.dtensor import full_tensor
@@ -55,6 +55,10 @@ class CheckpointCallback(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         check_data_hashes(checkpoint["birthplace_lm"]["data"], self.content["data"])
+        if checkpoint["birthplace_lm"].get("config_sha256") != self.content["config_sha256"]:
+            raise CheckpointError(
+                f"{self.directory}: its checkpoint belongs to another configuration; take another run_dir"
+            )
         before, now = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
         changed = [
             f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]

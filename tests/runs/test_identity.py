@@ -1,0 +1,85 @@
+"""Whatever decides the weights is in the identity, and nothing else."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.identity import hashed_config, run_directory, with_inputs
+
+
+def identified(config: DictConfig) -> DictConfig:
+    return with_inputs(config, read_corpus(config.data, config.model.block_size).sha256)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        ("trainer.max_epochs=2",),
+        ("trainer.accelerator=auto",),
+        ("trainer.precision=32",),
+        ("trainer.devices='1'",),
+        ("trainer.overfit_batches=0",),
+        ("trainer.limit_train_batches=1.0",),
+        ("trainer.strategy=ddp",),
+        ("optimizer.weight_decay=0.020",),
+        ("labels.data=people",),
+        ("trainer.detect_anomaly=true",),
+        ("max_nonfinite_steps=3",),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_equal_settings_count_as_equal(configure: Any, spelling: tuple[str, ...]) -> None:
+    assert hashed_config(configure(*spelling)) == hashed_config(configure())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.max_epochs=3",
+        "trainer.precision=bf16",
+        "trainer.devices=2",
+        "trainer.limit_train_batches=1",
+        "on_nonfinite=skip",
+        "model.dropout=0.1",
+        "trainer.gradient_clip_val=0",
+    ],
+)
+def test_other_settings_count(configure: Any, override: str) -> None:
+    assert hashed_config(configure(override)) != hashed_config(configure())
+
+
+def test_moved_data_are_the_same_and_changed_data_are_others(
+    configure: Any, people: Path, tmp_path: Path
+) -> None:
+    """Moving the folder once started everything over, and `run_dir=OLD data.root=NEW` was refused."""
+    here = identified(configure())
+    with RunDirectory(tmp_path / "run", here).open_for_run():
+        pass
+    shutil.copytree(people, tmp_path / "moved")
+    moved = identified(configure(f"data.root={tmp_path / 'moved'}"))
+    assert run_directory(moved) == run_directory(here)
+    check_run_dir(tmp_path / "run", moved)
+    with (tmp_path / "moved" / "dev.tsv").open("a") as file:
+        file.write("Where was Ada Lovelace born?\tLondon\n")
+    changed = identified(configure(f"data.root={tmp_path / 'moved'}"))
+    assert run_directory(changed) != run_directory(here)
+    hashes = [config.inputs.dev for config in (here, changed)]
+    with pytest.raises(InputError, match=rf"another data.dev \({hashes[0]} there, {hashes[1]} here\)"):
+        check_run_dir(tmp_path / "run", changed)
+
+
+def test_a_checkpoint_counts_by_its_content(configure: Any, tmp_path: Path) -> None:
+    directories = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        config = configure("pretrain=none", f"init_from={tmp_path / name}")
+        directories.append(run_directory(identified(config)))
+    assert directories[0] == directories[1] != directories[2]
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        identified(configure("pretrain=none", f"init_from={tmp_path / 'd'}"))
