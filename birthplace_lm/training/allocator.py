@@ -1,4 +1,4 @@
-"""How the process asks the operating system for memory."""
+"""glibc malloc tuning: do not return freed pages to the operating system between steps."""
 
 import ctypes
 
@@ -6,10 +6,10 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 
 
 def disable_malloc_trim() -> None:
-    """Let the C library keep what is freed, since the next step needs as much again.
+    """Let malloc keep freed memory, because the next step needs as much again.
 
-    Else it hands every large tensor back, and asking anew costs a tenth of a step on a CPU, most of it page
-    faults. Where the C library has no such setting, nothing happens.
+    Otherwise malloc returns every large tensor to the operating system. To get the pages again costs a tenth
+    of a step on a CPU, mostly in page faults. Does nothing if the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

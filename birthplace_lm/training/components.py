@@ -138,7 +138,7 @@ def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | N
     logger = TensorBoardLogger(plan.directory, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(
         plan.trainer,
-        strategy=resolve_strategy(plan.trainer["strategy"]),
+        strategy=resolve_strategy(plan.trainer["strategy"], plan.processes),
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(plan.directory),
         logger=logger,

@@ -1,4 +1,4 @@
-"""Optimizers as factories: `factory(model=..., lr=...)` gives what trains the whole model."""
+"""Optimizer factories: `factory(model=..., lr=...)` returns one optimizer for all parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,11 +13,11 @@ from birthplace_lm.training.distributed.dtensor import full_tensor, shard_like
 def adamw(
     model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, decay_all_but_bias: bool
 ) -> Optimizer:
-    """AdamW whose weight decay leaves out vectors: biases and LayerNorm gains.
+    """AdamW without weight decay for vectors: biases and LayerNorm gains.
 
     Args:
-        decay_all_but_bias: decay every parameter without "bias" in its name instead, LayerNorm gains and
-            whatever else a variant names included. The 2021 protocol.
+        decay_all_but_bias: instead, decay every parameter without "bias" in its name, LayerNorm gains
+            included. The 2021 protocol.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
@@ -71,11 +71,11 @@ def muon(
 
 
 class MuonAdamW(AdamW):
-    """AdamW in which groups with a `momentum` are trained by Muon instead.
+    """AdamW that trains the parameter groups with a `momentum` by Muon.
 
     Muon steps along the orthogonalised momentum: every direction of a matrix moves equally fast. Matrices of
-    one shape are orthogonalised together; `torch.optim.Muon` takes them one by one, and always in bfloat16,
-    which CPUs without such units emulate.
+    one shape are orthogonalised together. `torch.optim.Muon` takes them one by one, and always in bfloat16,
+    which CPUs without bfloat16 units emulate.
 
     Args:
         matmul_dtype: see `orthogonalize`.
@@ -108,34 +108,34 @@ class MuonAdamW(AdamW):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        for alike in _by_shape(p for p in group["params"] if p.grad is not None):
-            buffers = [self._momentum(p) for p in alike]
-            gradients = [p.grad for p in alike if p.grad is not None]
+        for matrices in _by_shape(p for p in group["params"] if p.grad is not None):
+            buffers = [self._momentum(p) for p in matrices]
+            gradients = [p.grad for p in matrices if p.grad is not None]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             nesterov = [g.lerp(b, group["momentum"]) for g, b in zip(gradients, buffers, strict=True)]
-            rows, columns = alike[0].shape
+            rows, columns = matrices[0].shape
             updates = orthogonalize(torch.stack([full_tensor(d) for d in nesterov]), self.matmul_dtype)
             updates *= max(1.0, rows / columns) ** 0.5
-            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            steps = [shard_like(u, p) for u, p in zip(updates.unbind(), alike, strict=True)]
-            torch._foreach_add_(alike, steps, alpha=-group["lr"])
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            steps = [shard_like(u, p) for u, p in zip(updates.unbind(), matrices, strict=True)]
+            torch._foreach_add_(matrices, steps, alpha=-group["lr"])
 
     def _momentum(self, p: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]
         if not state:
-            state["step"] = torch.tensor(0.0)  # AdamW looks at it in every state that it loads
+            state["step"] = torch.tensor(0.0)  # AdamW expects it in every state that it loads
             state["momentum"] = torch.zeros_like(p)
         return state["momentum"]
 
 
 def orthogonalize(matrices: Tensor, matmul_dtype: torch.dtype | None = None, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices of (N, rows, columns), roughly: singular values near 1.
+    """Approximate the nearest semi-orthogonal matrices of (N, rows, columns): singular values near 1.
 
     Newton-Schulz iterations x <- p(x x^T) x with the coefficients of the source, which trade exactness for
     speed: singular values end between about 0.7 and 1.2.
 
     Args:
-        matmul_dtype: type of the numbers that are multiplied; None means the matrices' own.
+        matmul_dtype: type of the factors of each product; None for the type of `matrices`.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -149,15 +149,15 @@ def orthogonalize(matrices: Tensor, matmul_dtype: torch.dtype | None = None, ste
 
 
 def _higher_terms(square: Tensor) -> Tensor:
-    """Those of the polynomial p(x x^T) = 3.4445 - 4.7750 x x^T + 2.0315 (x x^T)^2."""
+    """The higher terms of the polynomial p(x x^T) = 3.4445 - 4.7750 x x^T + 2.0315 (x x^T)^2."""
     return torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
 
 
 def _composed(square: Tensor, steps: int) -> Tensor:
     """The product of the polynomials of all steps, (N, rows, rows).
 
-    All of them commute with x x^T, which becomes p x x^T p, so x itself can wait. Saves half of the work
-    where x is far wider than high, but needs more digits than bfloat16 has.
+    All of them commute with x x^T, which a step turns into p x x^T p, so x itself is needed only at the end.
+    Saves half of the work if x is far wider than high, but needs more digits than bfloat16 has.
     """
     first = 3.4445 * torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
     product = p = first + _higher_terms(square)
@@ -169,7 +169,10 @@ def _composed(square: Tensor, steps: int) -> Tensor:
 
 
 def _unscaled_before_clipping(optimizer: Optimizer) -> Optimizer:
-    """Fused optimizers undo the loss scale of float16 in `step`: too late, the gradient is clipped before."""
+    """Let the scaler of float16 unscale gradients before they are clipped; fused optimizers do so in `step`.
+
+    No public attribute says so: torch's GradScaler and Lightning both read this one.
+    """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 

@@ -12,7 +12,7 @@ HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
 
 
 def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -> None:
-    """Fill TensorBoard's HParams tab: what was chosen, with what came out."""
+    """Fill TensorBoard's HParams tab: the hyperparameters of a run and its results."""
     stages = config.stages
     chosen = {
         **config.labels,
@@ -38,8 +38,8 @@ def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -
         "final/million_characters": metrics.characters / 1e6,
         "final/seconds": metrics.training_seconds,
     }
-    for before in folder.glob(f"*{HYPERPARAMETERS}"):  # of a run that was killed after this
-        before.unlink()
+    for old in folder.glob(f"*{HYPERPARAMETERS}"):  # the run was killed after it had written them
+        old.unlink()
     logger = TensorBoardLogger(
         folder, name="", version="", default_hp_metric=False, filename_suffix=HYPERPARAMETERS
     )
@@ -48,13 +48,13 @@ def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -
 
 
 def _plain(key: str, node: Any) -> dict[str, bool | int | float | str]:
-    """What a factory is given: a column for each number or word, and one for the factory."""
+    """Columns of a factory: its name, and each of its arguments that is a number or a string."""
     if not isinstance(node, DictConfig):
         return {key: node} if isinstance(node, bool | int | float | str) else {}
-    found: dict[str, bool | int | float | str] = {}
+    columns: dict[str, bool | int | float | str] = {}
     for name, inner in node.items():
         if name == "_target_":
-            found[key] = str(inner).rpartition(".")[2]
+            columns[key] = str(inner).rpartition(".")[2]
         elif name != "_partial_":
-            found |= _plain(f"{key}.{name!s}", inner)
-    return found
+            columns |= _plain(f"{key}.{name!s}", inner)
+    return columns

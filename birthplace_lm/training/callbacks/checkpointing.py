@@ -1,4 +1,4 @@
-"""Checkpoints: the callback that saves them and stops on signals, and Lightning's way to files."""
+"""Checkpoints: the callback that saves them and stops the run on a signal, and Lightning's CheckpointIO."""
 
 import logging
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointCallback(L.Callback):
-    """Saves after optimizer steps and when the stage ends, keeps the newest few, and heeds signals.
+    """Saves after optimizer steps and at the end of the stage, keeps the newest files, and stops on a signal.
 
-    Within a window of accumulated batches nothing is saved: the gradients so far are not in a checkpoint. A
-    step that is followed by a validation is saved after it, so that no run is resumed between the two: the
-    validation would be missing from the curves.
+    Between accumulated batches nothing is saved, because a checkpoint holds no gradients. A step that a
+    validation follows is saved after the validation: a run that is resumed between the two would lack the
+    validation in its curves.
 
     Args:
         directory: of the stage.
         every_n_steps, keep_last: see the configuration.
-        content: what goes into every checkpoint as `birthplace_lm`.
-        resumed: the checkpoint that this run goes on from, which stays.
+        metadata: saved in every checkpoint as `birthplace_lm`.
+        resumed: the checkpoint that this run continues from, which is not removed.
     """
 
     def __init__(
@@ -39,32 +39,30 @@ class CheckpointCallback(L.Callback):
         directory: Path,
         every_n_steps: int,
         keep_last: int,
-        content: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         resumed: Path | None,
     ) -> None:
         self.directory = directory
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
-        self.content = content
+        self.metadata = metadata
         self.resumed = resumed
         self._step = self._saved_step = -1
         self._due, self._signal = False, 0
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["birthplace_lm"] = {**self.content, "environment": _environment(trainer)}
+        checkpoint["birthplace_lm"] = {**self.metadata, "environment": _environment(trainer)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        check_data_hashes(checkpoint["birthplace_lm"]["data"], self.content["data"])
-        if checkpoint["birthplace_lm"].get("config_sha256") != self.content["config_sha256"]:
+        check_data_hashes(checkpoint["birthplace_lm"]["data"], self.metadata["data"])
+        if checkpoint["birthplace_lm"].get("config_sha256") != self.metadata["config_sha256"]:
             raise CheckpointError(
                 f"{self.directory}: its checkpoint belongs to another configuration; take another run_dir"
             )
-        before, now = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
-        changed = [
-            f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]
-        ]
-        if changed and trainer.is_global_zero:
-            log.warning("resumed elsewhere, the last bits may differ: %s", "; ".join(changed))
+        old, new = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
+        changes = [f"{key} was {old.get(key)} and is {new[key]}" for key in new if old.get(key) != new[key]]
+        if changes and trainer.is_global_zero:
+            log.warning("resumed elsewhere, the last bits may differ: %s", "; ".join(changes))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -100,11 +98,11 @@ class CheckpointCallback(L.Callback):
         self._save(trainer)
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
-        if not self._due or trainer.should_stop:  # then on_train_end does
+        if not self._due or trainer.should_stop:  # then on_train_end saves
             return
         self._save(trainer)
         if self._signal:
-            raise Interrupted(self._signal, f"after step {self._step} of {self.content['stage']}")
+            raise Interrupted(self._signal, f"after step {self._step} of {self.metadata['stage']}")
 
     def _save(self, trainer: L.Trainer) -> None:
         self._due = False
@@ -112,7 +110,7 @@ class CheckpointCallback(L.Callback):
             return
         _check_finite(trainer)
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            trainer.logger.experiment.flush()  # what is after the checkpoint is written again, before it not
+            trainer.logger.experiment.flush()  # a resumed run rewrites only later points
         trainer.save_checkpoint(checkpoint_files.checkpoint_path(self.directory, trainer.global_step))
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
@@ -126,8 +124,8 @@ def _agreed_signal(trainer: L.Trainer) -> int:
     number = signals.pending_signal() or 0
     if trainer.world_size == 1:
         return number
-    found = torch.tensor(number, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(found, reduce_op="max"))
+    own = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(own, reduce_op="max"))
 
 
 def _check_finite(trainer: L.Trainer) -> None:
@@ -139,7 +137,7 @@ def _check_finite(trainer: L.Trainer) -> None:
 
 
 def _environment(trainer: L.Trainer) -> dict[str, Any]:
-    """What else the last bits depend on."""
+    """Versions and devices, which the last bits of the result depend on."""
     return {
         "birthplace_lm": next((d.version for d in distributions(name="birthplace-lm")), "not installed"),
         "torch": str(torch.__version__),
@@ -152,7 +150,7 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Whole checkpoints, verified before they are believed; see `checkpoint`."""
+    """Reads and writes checkpoints with their hashes; see `runs.checkpoint`."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -162,7 +160,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Nothing but data is ever unpickled."""
+        """Load verified plain data; nothing else is unpickled."""
         return checkpoint_files.load(Path(path), map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:

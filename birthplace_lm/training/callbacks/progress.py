@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, lines in log files and pipes."""
+"""Progress of a stage: a bar on a terminal, lines in log files and pipes."""
 
 import logging
 import sys
@@ -45,29 +45,31 @@ class ProgressBar(L.Callback):
 
 
 class ProgressLines(L.Callback):
-    """A line every few seconds, for log files and pipes.
+    """Logs a line every few seconds, for log files and pipes.
 
     Args:
-        level: of logging; below INFO the lines are for the log file alone.
+        stage: its name.
+        level: logging level; lines below INFO go to the log file only.
+        every_seconds: time between two lines.
     """
 
     def __init__(self, stage: str, level: int, every_seconds: float = 15.0) -> None:
         self.stage = stage
         self.level = level
         self.every_seconds = every_seconds
-        self._started = self._said = 0.0
+        self._started = self._logged = 0.0
         self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = self._said = time.perf_counter()
+        self._started = self._logged = time.perf_counter()
         self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        if now - self._said >= self.every_seconds and trainer.is_global_zero:
-            self._said = now
+        if now - self._logged >= self.every_seconds and trainer.is_global_zero:
+            self._logged = now
             step, total = trainer.global_step, pl_module.total_steps
             left = int((now - self._started) / max(step - self._first_step, 1) * (total - step))
             numbers = _numbers(trainer, self.stage)
@@ -76,13 +78,13 @@ class ProgressLines(L.Callback):
 
 
 def progress(stage: str, enabled: bool) -> list[L.Callback]:
-    """A bar on a terminal, elsewhere lines; the log file gets lines in either case."""
+    """A bar on a terminal, otherwise lines; the log file always gets lines."""
     if enabled and sys.stderr.isatty():
         return [ProgressBar(stage), ProgressLines(stage, logging.DEBUG)]
     return [ProgressLines(stage, logging.INFO)]
 
 
 def _numbers(trainer: L.Trainer, stage: str) -> str:
-    known = trainer.callback_metrics
-    names = ("loss", "exact_match")
-    return ", ".join(f"{n} {float(known[f'{stage}/{n}']):.3f}" for n in names if f"{stage}/{n}" in known)
+    metrics = trainer.callback_metrics
+    names = [name for name in ("loss", "exact_match") if f"{stage}/{name}" in metrics]
+    return ", ".join(f"{name} {float(metrics[f'{stage}/{name}']):.3f}" for name in names)

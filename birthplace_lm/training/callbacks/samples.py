@@ -11,7 +11,7 @@ from birthplace_lm.inference.attention_maps import attention_picture, attention_
 
 
 class SampleAnswers(L.Callback):
-    """A table of the same questions after every validation: what the model says, and what is true."""
+    """Writes a table of the same questions after every validation: the model's answers and the gold places."""
 
     def __init__(self, stage: str, count: int = 10) -> None:
         self.stage = stage
@@ -44,7 +44,7 @@ class SampleAnswers(L.Callback):
 
 
 class AttentionMaps(L.Callback):
-    """What every head looks at while the model reads the first questions and its own answers to them."""
+    """Shows the attention weights of every head for the first questions and the model's own answers."""
 
     def __init__(self, stage: str, count: int = 2) -> None:
         self.stage = stage
@@ -61,8 +61,8 @@ class AttentionMaps(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if dataloader_idx == 1 and batch_idx == 0:
-            asked = zip(batch[: self.count], outputs[: self.count], strict=True)
-            self._texts = [f"{question}{MASK}{answer.text}{MASK}" for (question, _), answer in asked]
+            pairs = zip(batch[: self.count], outputs[: self.count], strict=True)
+            self._texts = [f"{question}{MASK}{answer.text}{MASK}" for (question, _), answer in pairs]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
@@ -76,5 +76,5 @@ class AttentionMaps(L.Callback):
 
 
 def _cell(text: str) -> str:
-    """A cell of a Markdown table that shows these very characters; breaks of the line become spaces."""
-    return re.sub(r"[^\w\s.,?'-]|_", lambda found: f"&#{ord(found[0])};", re.sub(r"\s", " ", text))
+    """Escape a cell of a Markdown table; line breaks become spaces."""
+    return re.sub(r"[^\w\s.,?'-]|_", lambda match: f"&#{ord(match[0])};", re.sub(r"\s", " ", text))

@@ -13,23 +13,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from birthplace_lm.models.gpt import GPT
 
 
-class FSDP2Strategy(ModelParallelStrategy):
-    """Every process holds a shard of each weight, of its gradient and of its optimizer state.
+def resolve_strategy(name: str, processes: int = 1) -> Any:
+    """Turn `trainer.strategy` into what Lightning's Trainer takes.
 
-    A checkpoint is one file, the same as one process would save.
+    With FSDP2 every process holds a shard of each weight, of its gradient and of its optimizer state. A
+    checkpoint is one file, the same as one process would save.
     """
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
-
-
-def resolve_strategy(name: str) -> Any:
-    """Turn `trainer.strategy` into what Lightning's Trainer takes."""
-    return FSDP2Strategy() if name == "fsdp2" else name
+    if name == "fsdp2":
+        return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return name
 
 
 def shard(model: GPT, mesh: DeviceMesh) -> None:
