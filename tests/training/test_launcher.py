@@ -166,8 +166,11 @@ def test_a_process_that_hangs_is_killed_after_a_signal(
 ) -> None:
     """Once the run ignored SIGTERM forever."""
     run = tmp_path / "run"
-    arguments = [*arguments, f"runs_root={tmp_path}", f"run_dir={run}"]
-    program = Program([*arguments, "stop_timeout_seconds=1"], tmp_path / "output")
+    program = Program(
+        [*arguments, f"runs_root={tmp_path}", f"run_dir={run}", "stages.finetune.max_epochs=2000",
+         "stages.finetune.check_val_every_n_epoch=100", "stop_timeout_seconds=1"],
+        tmp_path / "output",
+    )  # fmt: skip
     while program.running(0.02) and (len(ranks(run)) < 2 or (when == "training" and not saved(run))):
         pass
     pids = ranks(run)

@@ -11,7 +11,7 @@ from birthplace_lm.inference.attention_maps import attention_picture, attention_
 
 
 class SampleAnswers(L.Callback):
-    """Writes a table of the same questions after every validation: the model's answers and the gold places."""
+    """Writes a table of the first questions after every validation: the model's answers, the gold places."""
 
     def __init__(self, stage: str, count: int = 10) -> None:
         self.stage = stage
