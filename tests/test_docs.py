@@ -221,7 +221,8 @@ def test_private_attributes_of_libraries_are_listed() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("birthplace_lm/**/*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     private = re.compile(r"_[a-z]\w*")
-    used, ours = set(), {"_exit", "_target_"}  # of os, which is documented; of a configuration
+    used: set[str] = set()
+    ours = {"_exit", "_target_"}  # of os, which is documented; of a configuration
     for node in nodes:
         if isinstance(node, ast.Attribute) and private.fullmatch(node.attr):
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")

@@ -1,4 +1,4 @@
-"""What a model is, for those whom it is given to."""
+"""Model card (README.md with Hub front matter) for exported models."""
 
 from omegaconf import DictConfig
 

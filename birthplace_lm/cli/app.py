@@ -1,4 +1,4 @@
-"""What `train.py` does with a composed configuration; torch is not imported before everything is checked."""
+"""`birthplace-lm train`: run a job or a sweep through Hydra; validate everything before torch is imported."""
 
 import logging
 import os
@@ -19,7 +19,6 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
-from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
@@ -44,7 +43,7 @@ def run(config: DictConfig) -> float | None:
         What a sweeper may maximise, the dev exact match; 0 for a dry run; None after an error.
 
     Raises:
-        BirthplaceError: in a sweep that somebody else keeps the account of, so that it counts as failed.
+        BirthplaceError: in a sweep whose table is in another process, so that the job counts as failed there.
     """
     state = session.current()
     settings = HydraConfig.get()
@@ -56,18 +55,18 @@ def run(config: DictConfig) -> float | None:
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
     if state.errors and signals.pending_signal() is not None:
-        return None  # said already: Hydra starts the other jobs of a sweep nevertheless
+        return None  # reported already; Hydra still starts the other jobs of the sweep
     _log_to_console()
     try:
         return _run(config)
     except Exception as error:
-        known = error
-        if not isinstance(known, BirthplaceError):
-            known = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
-        state.report_error(known, show_traceback=bool(config.get("traceback")))
-        if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, known):
-            raise known from error
-        return None  # raised, Hydra would print more than one line
+        failure = error
+        if not isinstance(failure, BirthplaceError):
+            failure = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
+        state.report_error(failure, show_traceback=bool(config.get("traceback")))
+        if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, failure):
+            raise failure from error
+        return None  # for a raised error, Hydra would print more than one line
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,7 +115,7 @@ def _run(config: DictConfig) -> float | None:
     torchrun.check_world_size(config, session.current().torchrun_processes)
     if config.resume not in ("auto", "never"):
         named_checkpoint("resume", config.resume)
-    corpus = read_corpus(config.data, config.model.block_size)
+    corpus = session.current().corpus(config)
     config = with_inputs(config, corpus.sha256)
     path = run_directory(config)
     check_run_dir(path, config)
@@ -185,6 +184,6 @@ def _log_to_console() -> None:
 
 
 def _log_thread(ended: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writes: on a full disk it ends so, and tells us too."""
+    """Log the error of a thread: TensorBoard's writer fails on a full disk; the run reports it."""
     error = ended.exc_value or ended.exc_type()
     log.debug("%s: %s", ended.thread, error, exc_info=error)

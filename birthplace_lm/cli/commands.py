@@ -1,4 +1,4 @@
-"""The command `birthplace-lm`."""
+"""The commands of `birthplace-lm`: one function each; imports that need torch happen inside."""
 
 import json
 import logging
@@ -55,28 +55,27 @@ def train(context: typer.Context) -> None:
     raise typer.Exit(train_main(context.args))
 
 
-def _runs(typed: str) -> list[str]:
-    """For the completion of the shell: below what is typed, and below `runs`."""
-    found = [*Path().glob(f"{typed}*/config.yaml"), *Path("runs").glob("*/config.yaml")]
-    return sorted({str(file.parent) for file in found if str(file).startswith(typed)})
+def _complete_runs(typed: str) -> list[str]:
+    """Shell completion: run directories that begin with the typed text, also those in `runs`."""
+    files = [*Path().glob(f"{typed}*/config.yaml"), *Path("runs").glob("*/config.yaml")]
+    return sorted({str(file.parent) for file in files if str(file).startswith(typed)})
 
 
 Run = Annotated[
     Path,
-    typer.Argument(
-        metavar="RUN", help="a run directory, as train.py prints it, or an export", autocompletion=_runs
-    ),
+    typer.Argument(metavar="RUN", help="A run directory or an export.", autocompletion=_complete_runs),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="for scripts: one JSON document")]
+NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
 @app.command()
 def ask(
     run: Run,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="full names")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Full names.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say where people were born, with the model's own probability of its answer.
+    """Answer where people were born, with the probability that the model gives its answer.
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
     """
@@ -94,9 +93,12 @@ def ask(
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
     answers = model.answer_questions([*map(question_about, names)])
     if as_json:
-        keys = ("name", "answer", "log_probability")
-        found = zip(names, (a.text for a in answers), (a.log_probability for a in answers), strict=True)
-        print(json.dumps([dict(zip(keys, row, strict=True)) for row in found], ensure_ascii=False, indent=2))
+        _print_json(
+            [
+                {"name": name, "answer": answer.text, "log_probability": answer.log_probability}
+                for name, answer in zip(names, answers, strict=True)
+            ]
+        )
         return
     for name, answer in zip(names, answers, strict=True):
         print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})")
@@ -106,12 +108,12 @@ def ask(
 def predict(
     run: Run,
     questions: Annotated[
-        Path, typer.Argument(metavar="QUESTIONS.tsv", help="question, or question TAB place")
+        Path, typer.Argument(metavar="QUESTIONS.tsv", help="Lines of QUESTION, or QUESTION TAB PLACE.")
     ],
-    output: Annotated[Path | None, typer.Option("-o", help="where to write; else the terminal")] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="File to write; default: the terminal.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a file of questions, one prediction per line; scored where the places are given.
+    """Answer a file of questions, one prediction per line; score them if the file has the places.
 
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
@@ -119,12 +121,12 @@ def predict(
     from birthplace_lm.inference.scores import score
     from birthplace_lm.runs.atomic_files import atomic_write_text
 
-    read = read_questions(questions, "optional", "QUESTIONS")
-    rows = read.rows
+    file = read_questions(questions, "optional", "QUESTIONS")
+    rows = file.rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InputError(f"-o {output}: give the name of a file in a folder that is there")
+        raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
     model = TrainedModel.from_run(run)
-    for warning in (*read.warnings, *check_form(read), *check_characters(read, model.vocab)):
+    for warning in (*file.warnings, *check_form(file), *check_characters(file, model.vocab)):
         print(f"warning: {warning}", file=sys.stderr)
     answers = model.answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)
@@ -134,23 +136,22 @@ def predict(
     if output is not None:
         atomic_write_text(output, text)
     if as_json:
-        print(
-            json.dumps(
-                {**(result.to_dict() if result else {}), "predictions": text.splitlines()},
-                ensure_ascii=False,
-                indent=2,
-            )
-        )
+        _print_json({**(result.to_dict() if result else {}), "predictions": text.splitlines()})
         return
     if output is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # as in a file
         sys.stdout.write(text)
     if result:
         line = f"Correct: {result.correct} out of {result.total}: {100 * result.exact_match:.1f}%"
         print(line, file=sys.stderr if output is None else sys.stdout)
 
 
+def _print_json(content: object) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=2))
+
+
 class Format(StrEnum):
-    """How a report is printed."""
+    """Format of a report."""
 
     table = "table"
     markdown = "markdown"
@@ -160,12 +161,12 @@ class Format(StrEnum):
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of runs, or one run")],
-    form: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.table,
-    page: Annotated[Path | None, typer.Option("--html", help="write a page with tables and plots")] = None,
-    figure: Annotated[Path | None, typer.Option(help="draw the learning curves: an .svg or .png")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page with tables and plots.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Save learning curves as .svg or .png.")] = None,
 ) -> None:
-    """Show what the runs of a folder have reached, finished or not.
+    """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
 
     Example: birthplace-lm report runs --html report.html
     """
@@ -198,10 +199,8 @@ def report(
 
 
 @app.command()
-def export(
-    run: Run, out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")]
-) -> None:
-    """Write a trained model as safetensors, configuration and vocabulary, to give away.
+def export(run: Run, out: NewFolder) -> None:
+    """Export a trained model: safetensors, configuration, vocabulary and model card.
 
     Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
     """
@@ -216,18 +215,18 @@ def export(
     metrics = RunDirectory(run, config).metrics
     card = model_card(config, trained.model.num_parameters, metrics, "Trained with birthplace_lm.")
     export_model(trained, config, out, card)
-    print(f"{out}: model.safetensors and what belongs to it; read it with birthplace_lm.load({str(out)!r})")
+    print(f"{out}: exported; load it in Python with birthplace_lm.load({str(out)!r})")
 
 
 @app.command()
 def import_course(
-    file: Annotated[Path, typer.Argument(metavar="FILE.params", help="a state_dict saved in the course")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
-    corpus: Annotated[Path, typer.Option(help="the wiki.txt that it was trained with")],
-    attention: Annotated[str, typer.Option(help="vanilla or synthesizer")] = "vanilla",
-    n_head: Annotated[int, typer.Option(min=1, help="heads: the weights do not tell")] = 8,
+    file: Annotated[Path, typer.Argument(metavar="FILE.params", help="A state_dict saved in the course.")],
+    out: NewFolder,
+    corpus: Annotated[Path, typer.Option(help="The wiki.txt of its pretraining.")],
+    attention: Annotated[str, typer.Option(help="vanilla or synthesizer.")] = "vanilla",
+    n_head: Annotated[int, typer.Option(min=1, help="Number of heads; the weights do not show it.")] = 8,
 ) -> None:
-    """Turn a student's saved model into a folder that ask, predict and birthplace_lm.load read.
+    """Import a student's saved model as an export for ask, predict and birthplace_lm.load.
 
     Example: birthplace-lm import-course vanilla.finetune.params model --attention vanilla --corpus wiki.txt
     """
@@ -243,11 +242,11 @@ def import_course(
 
 @app.command()
 def make_biographies(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; made if it is not there")],
-    people: Annotated[int, typer.Option(help="how many")] = 420,
-    seed: Annotated[int, typer.Option(min=0, help="another seed, other people")] = 0,
+    out: NewFolder,
+    people: Annotated[int, typer.Option(help="Number of people.")] = 420,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; another seed gives other people.")] = 0,
 ) -> None:
-    """Invent people and write a corpus about them, with questions in the course's format.
+    """Generate a synthetic corpus about invented people, with questions in the course's format.
 
     Example: birthplace-lm make-biographies /tmp/people --people 2000 --seed 1
     """
@@ -260,18 +259,18 @@ def make_biographies(
 @app.command()
 def bench(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="as for train.py")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Overrides, as for train.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="measurements of every side, which take turns")] = 5,
-    steps: Annotated[int, typer.Option(min=8, help="optimizer steps of one measurement")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each benchmark, interleaved.")] = 5,
+    steps: Annotated[int, typer.Option(min=8, help="Optimizer steps per measurement.")] = 12,
 ) -> None:
-    """Measure how fast this machine trains, answers and starts. Nothing else should be running.
+    """Benchmark training, answering and start-up on this machine. Run nothing else meanwhile.
 
     Example: birthplace-lm bench data=cs224n data.root=DIR
     """
     from birthplace_lm.cli.bench import bench as measure
 
-    logging.getLogger("birthplace_lm").setLevel(logging.ERROR)  # the stages would say how far they are
+    logging.getLogger("birthplace_lm").setLevel(logging.ERROR)  # no progress of the stages
     print(measure(overrides or [], rounds, steps))
 
 

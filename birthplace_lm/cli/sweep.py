@@ -1,4 +1,4 @@
-"""The jobs of a sweep: all of them checked before the first starts, and what became of each."""
+"""The jobs of a sweep: validate all before the first starts, pass on signals, print the table of results."""
 
 import os
 import signal
@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One job: what it was started with, and where it lives."""
+    """One job: its overrides, its run directory, and the directory's state before the sweep."""
 
     overrides: list[str]
     directory: RunDirectory
@@ -43,12 +42,12 @@ class Job:
 
     @property
     def started_by_this_sweep(self) -> bool:
-        """Whether this sweep has begun it, in whichever process."""
+        """Whether this sweep has started it, in any process."""
         return self.directory.status_mtime != self.status_mtime_before
 
 
 class SweepRejected(BaseException):
-    """A job is not valid, so none is started; Hydra lets only such exceptions out of a callback."""
+    """A job is not valid, so none starts. Not an Exception: those of a callback Hydra turns into warnings."""
 
     def __init__(self, error: BirthplaceError) -> None:
         super().__init__(str(error))
@@ -56,7 +55,7 @@ class SweepRejected(BaseException):
 
 
 class ValidateSweep(Callback):
-    """Composes and checks every job of a sweep over lists, data included, before the first is started."""
+    """Compose and validate every job of a sweep over lists, data included, before the first one starts."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         for group in ("sweeper", "launcher"):
@@ -72,9 +71,10 @@ class ValidateSweep(Callback):
             try:
                 state.jobs.append(_checked_job(config, loader, number, overrides, seen))
             except Exception as error:
-                known = error if isinstance(error, BirthplaceError) else to_input_error(error)
+                reason = error if isinstance(error, BirthplaceError) else to_input_error(error)
                 state.jobs.clear()
-                raise SweepRejected(type(known)(f"{known} (job {number}: {' '.join(overrides)})")) from error
+                job = f"(job {number}: {' '.join(overrides)})"
+                raise SweepRejected(type(reason)(f"{reason} {job}")) from error
         state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
             threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
@@ -87,7 +87,7 @@ def searches(settings: Any) -> bool:
 
 
 def _in_other_processes(launcher: str) -> bool:
-    """Whether a launcher runs jobs in processes of this host; with Slurm they end by its own rules."""
+    """Whether a launcher runs jobs in other processes of this host; Slurm stops jobs by its own rules."""
     return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
 
 
@@ -102,7 +102,7 @@ def _keep_from_children(*numbers: signal.Signals) -> None:
 
 
 def _pass_on_signals(jobs: Sequence[Job]) -> None:
-    """Stop the jobs too, each once, as long as any begins; as SIGTERM, for a second SIGINT would kill."""
+    """Stop each running job once. With SIGTERM, because a second SIGINT would kill it."""
     stopped: set[int] = set()
     while True:
         time.sleep(0.1)
@@ -123,10 +123,10 @@ def _pass_on_signals(jobs: Sequence[Job]) -> None:
 
 
 def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
-    """The overrides of each job, as Hydra's sweeper will make them."""
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    given += [str(override) for override in config.hydra.overrides.task]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    """The overrides of each job, as Hydra's sweeper makes them."""
+    overrides = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides += [str(override) for override in config.hydra.overrides.task]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     sweeper: Any = get_class(config.hydra.sweeper._target_)
     return [job for batch in sweeper.split_arguments(parsed, None) for job in batch]
 
@@ -138,12 +138,12 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
     settings = resolve_and_validate(composed)
-    corpus = read_corpus(settings.data, settings.model.block_size)
+    corpus = session.current().corpus(settings)
     settings = with_inputs(settings, corpus.sha256)
     path = run_directory(settings)
     check_run_dir(path, settings)
     if str(path) in seen:
-        raise InputError(f"run_dir={path}: another job of this sweep has it too")
+        raise InputError(f"run_dir={path}: another job of this sweep has the same; give each its own")
     seen.add(str(path))
     directory = RunDirectory(path, settings)
     finished = directory.finished and not settings.overwrite
@@ -155,7 +155,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
 
 
 def table(jobs: Sequence[Job]) -> "Table":
-    """A line for each job: number, how it ended, exact match, the overrides that vary, folder."""
+    """One row per job: number, state, exact match, the overrides that vary, run directory."""
     common = set.intersection(*(set(job.overrides) for job in jobs))
     metrics = [job.directory.metrics for job in jobs]
     splits = ["dev", *(["holdout"] if any(m is not None and m.holdout for m in metrics) else [])]
@@ -180,7 +180,6 @@ def _state(job: Job) -> str:
     state = job.directory.status.get("state")
     if state in (None, "done"):
         return state or "not started"
-    ended = {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
-    return (
-        ended if job.started_by_this_sweep else f"{'failed' if ended == 'failed' else 'stopped'} before"
-    )  # not reached
+    if job.started_by_this_sweep:
+        return {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
+    return "failed before" if state == "failed" else "stopped before"  # this sweep has not reached it

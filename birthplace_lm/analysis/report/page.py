@@ -1,4 +1,4 @@
-"""The runs of a folder as pictures, and as one HTML page that needs nothing else."""
+"""Learning curves as a picture, and the report as one self-contained HTML page."""
 
 import html
 import io
@@ -59,7 +59,7 @@ document.querySelectorAll("th").forEach(th => th.onclick = () => {
 
 
 def learning_curve(run: Run, name: str = "exact_match") -> Curve:
-    """A curve of the run against the characters read by then, over its stages."""
+    """A TensorBoard curve of the run over all its stages, against the characters read."""
     curve: Curve = []
     for stage, result in run.metrics.stages.items() if run.metrics else ():
         if not result.steps:
@@ -67,7 +67,7 @@ def learning_curve(run: Run, name: str = "exact_match") -> Curve:
         folder = stage_directory(run.path, stage)
         if not folder.is_dir():
             continue  # a shared pretraining that was deleted, or not copied
-        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # otherwise a line for every resume
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         if (tag := f"by_characters/{name}") in events.Tags()["scalars"]:
@@ -89,7 +89,7 @@ def save_learning_curves(runs: Sequence[Run], out: Path) -> None:
 
 
 def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
-    """Write the page.
+    """Write the report as an HTML page.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
@@ -148,29 +148,29 @@ def _picture(figure: Any) -> str:
 
 
 def _dots(runs: Sequence[Run]) -> Any:
-    """Every seed as a dot, with its interval, by what varies; and the majority answer."""
-    named = labels(runs)
-    found = group_by_settings(runs, varying_keys(runs))
-    figure = _figure(8, 1.2 + 0.4 * len(found))
+    """Plot each seed as a dot with its interval, one line per setting, and the majority baseline."""
+    names = labels(runs)
+    groups = group_by_settings(runs, varying_keys(runs))
+    figure = _figure(8, 1.2 + 0.4 * len(groups))
     axes = figure.subplots()
-    for line, alike in enumerate(found.values()):
-        for number, run in enumerate(alike):
+    for line, seeds in enumerate(groups.values()):
+        for number, run in enumerate(seeds):
             assert run.dev is not None
             low, high = run.dev.interval
-            y = line + 0.12 * (number - (len(alike) - 1) / 2)
+            y = line + 0.12 * (number - (len(seeds) - 1) / 2)
             axes.plot([low, high], [y, y], color="#4477aa", linewidth=1.5, alpha=0.5)
             axes.plot(run.dev.exact_match, y, "o", color="#4477aa", markersize=5)
     _majority(axes.axvline, runs)
-    axes.set(xlim=(0, 1), xlabel="exact match on dev", yticks=range(len(found)))
-    axes.set_yticklabels([named[first] for first, *_ in found.values()])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set(xlim=(0, 1), xlabel="exact match on dev", yticks=range(len(groups)))
+    axes.set_yticklabels([names[first] for first, *_ in groups.values()])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside upper right", fontsize=8)
     return figure
 
 
 def _curves(runs: Sequence[Run], name: str, title: str) -> Any:
-    """Learning curves; seeds have one colour."""
+    """Plot learning curves; all seeds of a setting have one colour."""
     if not runs:
         raise InputError("no run is finished; a curve needs one")
     figure = _figure(8, 4)
@@ -202,57 +202,60 @@ def _majority(line: Any, runs: Sequence[Run]) -> None:
 
 
 def _errors(runs: Sequence[Run]) -> str:
-    """What the answers are by kind, and the wrong ones that come most often."""
-    found, missing = {}, ""
+    """Plot the shares of the answer categories, and list the most frequent wrong answers."""
+    answers, notes = {}, ""
     for run in runs:
         try:
-            found[run] = _kinds(run)
+            answers[run] = _categorize(run)
         except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
-            missing += f"<p>{_text(run.path.name)} is not shown: {_text(error)}.</p>"
-    if not found:
-        return missing
-    figure = _figure(8, 1.2 + 0.35 * len(found))
+            notes += f"<p>{_text(run.path.name)} is not shown: {_text(error)}.</p>"
+    if not answers:
+        return notes
+    figure = _figure(8, 1.2 + 0.35 * len(answers))
     axes = figure.subplots()
-    for line, (kinds, _) in enumerate(found.values()):
+    for line, (counts, _) in enumerate(answers.values()):
         left = 0.0
-        for kind, color in ANSWER_CATEGORIES.items():
-            share = kinds[kind] / kinds.total()
-            axes.barh(line, share, left=left, color=color, label=kind if line == 0 else None)
+        for category, color in ANSWER_CATEGORIES.items():
+            share = counts[category] / counts.total()
+            axes.barh(line, share, left=left, color=color, label=category if line == 0 else None)
             left += share
-    axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=range(len(found)))
-    named = labels(runs)
-    axes.set_yticklabels([f"{named[run]}, seed {run.display('seed')}" for run in found], fontsize=8)
+    axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=range(len(answers)))
+    names = labels(runs)
+    axes.set_yticklabels([f"{names[run]}, seed {run.display('seed')}" for run in answers], fontsize=8)
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=len(ANSWER_CATEGORIES), fontsize=8)
-    table = [["attention", "pretraining", "seed", "most frequent wrong answers", "some of them"]]
-    for run, (_, wrong) in found.items():
-        often = Counter(said for _, said, _ in wrong).most_common(4)
-        some = "; ".join(
-            f"{who}: {said}, was {gold}" for who, said, gold in wrong[:: max(1, len(wrong) // 3)][:3]
-        )
-        names = [run.display("labels.attention"), run.display("labels.pretrain"), run.display("seed")]
-        table.append([*names, ", ".join(f"{said} {n}" for said, n in often), some])
-    return _picture(figure) + _table(table) + missing
+    table = [["attention", "pretraining", "seed", "most frequent wrong answers", "examples"]]
+    for run, (_, errors) in answers.items():
+        frequent = Counter(answer for _, answer, _ in errors).most_common(4)
+        examples = [
+            f"{q}: {answer}, was {gold}" for q, answer, gold in errors[:: max(1, len(errors) // 3)][:3]
+        ]
+        settings = [run.display(key) for key in ("labels.attention", "labels.pretrain", "seed")]
+        wrong = ", ".join(f"{answer} {count}" for answer, count in frequent)
+        table.append([*settings, wrong, "; ".join(examples)])
+    return _picture(figure) + _table(table) + notes
 
 
-def _kinds(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
-    """How many answers are of which kind; and of the wrong ones question, answer, place."""
-    given = run.config["data.root"]
-    root = embedded_corpus_dir() if given is None else Path(given).expanduser()
+def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
+    """Count the answers on dev by category. Also returns question, answer and place of the wrong ones."""
+    folder = run.config["data.root"]
+    root = embedded_corpus_dir() if folder is None else Path(folder).expanduser()
     train = read_questions(root / run.config["data.train"], key="data.train")
     dev = read_questions(root / run.config["data.dev"], key="data.dev").rows
-    said = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    if len(said) != len(dev):
-        raise ValueError(f"{run.path.name} has {len(said)} predictions for {len(dev)} questions")
+    answers = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    if len(answers) != len(dev):
+        raise ValueError(f"{run.path.name} has {len(answers)} predictions for {len(dev)} questions")
     places = {row.place for row in train.rows}
     majority, _ = majority_answer(train)
-    kinds: Counter[str] = Counter()
-    wrong = []
-    for row, answer in zip(dev, said, strict=True):
+    counts: Counter[str] = Counter()
+    errors = []
+    for row, answer in zip(dev, answers, strict=True):
         if answer.strip() == row.place:
-            kinds["right"] += 1
+            counts["right"] += 1
             continue
-        wrong.append((row.question, answer, row.place or ""))
-        known = "the majority answer" if answer == majority else "another place of train"
-        kinds[known if answer in places else "no place of train" if answer.strip() else "nothing"] += 1
-    return kinds, wrong
+        errors.append((row.question, answer, row.place or ""))
+        if answer in places:
+            counts["the majority answer" if answer == majority else "another place of train"] += 1
+        else:
+            counts["no place of train" if answer.strip() else "nothing"] += 1
+    return counts, errors
