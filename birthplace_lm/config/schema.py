@@ -1,64 +1,80 @@
-"""The schema of the configuration: what there is, of which type, and the ranges of our own numbers."""
+"""The schema of the configuration: every key with its meaning, type, default and range.
 
+docs/configuration.md is generated from it (`birthplace_lm/config/reference.py`).
+"""
+
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
-
-FACTORY = {"factory": True}  # of a field that names in `_target_` what makes the object
+from omegaconf import MISSING, OmegaConf
 
 
-def bounded(low: float, high: float, default: Any = MISSING) -> Any:
+def described(meaning: str, default: Any = MISSING, values: str = "") -> Any:
+    """A field of any value of its type; `values` says in words what is valid, for the documentation."""
+    return field(default=default, metadata={"meaning": meaning, "values": values})
+
+
+def bounded(low: float, high: float, meaning: str, default: Any = MISSING) -> Any:
     """A field whose value, unless it is None, lies in [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high})
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
 
 
-def one_of(default: str | None, *others: str) -> Any:
-    """A field whose value is one of these words."""
-    return field(default=default, metadata={"words": (default, *others)})
+def one_of(words: tuple[str | None, ...], meaning: str) -> Any:
+    """A field whose value is one of these words, the first by default."""
+    return field(default=words[0], metadata={"meaning": meaning, "words": words})
+
+
+def factory(meaning: str) -> Any:
+    """A field that is a mapping whose `_target_` names the class or function that makes the object."""
+    return field(default=MISSING, metadata={"meaning": meaning, "factory": True})
 
 
 @dataclass
 class Model:
     """Sizes of the GPT; the attention's yaml adds its factory."""
 
-    n_layer: int = bounded(1, 1000, 4)
-    n_head: int = bounded(1, 1000, 8)
-    n_embd: int = bounded(1, 100_000, 256)
-    block_size: int = bounded(8, 1_000_000, 128)
-    dropout: float = bounded(0.0, 0.99, 0.0)
-    learned_positions: bool = True
-    attention: Any = field(default=MISSING, metadata=FACTORY)
+    n_layer: int = bounded(1, 1000, "number of transformer blocks", 4)
+    n_head: int = bounded(1, 1000, "number of attention heads; divides n_embd", 8)
+    n_embd: int = bounded(1, 100_000, "width of embeddings and blocks", 256)
+    block_size: int = bounded(8, 1_000_000, "length of the longest sequence, in characters", 128)
+    dropout: float = bounded(0.0, 0.99, "probability of dropout, everywhere in the network", 0.0)
+    learned_positions: bool = described("add a learned embedding of each position", True)
+    attention: Any = factory("the attention of every block")
 
 
 @dataclass
 class Data:
-    """Where the files are, relative to `root`; None means the embedded corpus."""
+    """The files, relative to `root`."""
 
-    root: str | None = MISSING
-    corpus: str = MISSING
-    train: str = MISSING
-    dev: str = MISSING
-    test: str | None = None
-    holdout_size: int = bounded(0, 1_000_000, 0)
+    root: str | None = described("folder of the files; null: the embedded corpus", values="path or null")
+    corpus: str = described("text with one document a line", values="path below data.root")
+    train: str = described("questions of the train split, TSV", values="path below data.root")
+    dev: str = described("questions of the dev split, TSV", values="path below data.root")
+    test: str | None = described(
+        "questions of the test split; places may be missing", None, "path below data.root, or null"
+    )
+    holdout_size: int = bounded(0, 1_000_000, "train questions held out to choose between recipes", 0)
 
 
 @dataclass
 class Stage:
     """One call of fit: pretraining or finetuning."""
 
-    enabled: bool = True
-    max_epochs: int = bounded(1, 1_000_000)
-    check_val_every_n_epoch: int = bounded(1, 1_000_000, 1)
-    batch_size: int = bounded(1, 1_000_000)
-    learning_rate: float = bounded(1e-12, 1.0)
-    ema_decay: float = bounded(0.0, 0.999999, 0.0)
-    shuffle: bool = True
-    length_bucket: int = bounded(1, 1_000_000, 8)
-    num_workers: int = bounded(0, 64, 0)
-    dataset: Any = field(default=MISSING, metadata=FACTORY)
-    schedule: Any = field(default=MISSING, metadata=FACTORY)
+    enabled: bool = described("run this stage", True)
+    max_epochs: int = bounded(1, 1_000_000, "epochs to train")
+    check_val_every_n_epoch: int = bounded(1, 1_000_000, "epochs between two validations", 1)
+    batch_size: int = bounded(1, 1_000_000, "sequences in a batch, per process")
+    learning_rate: float = bounded(1e-12, 1.0, "peak learning rate")
+    ema_decay: float = bounded(0.0, 0.999999, "decay of the moving average of weights (EMA); 0: none", 0.0)
+    shuffle: bool = described("draw a new order of the rows in every epoch; false: file order", True)
+    length_bucket: int = bounded(
+        1, 1_000_000, "batches whose rows are sorted by length together, which saves padding; 1: none", 8
+    )
+    num_workers: int = bounded(0, 64, "processes that prepare batches; 0: the training process does", 0)
+    dataset: Any = factory("the data module, which turns the corpus into sequences")
+    schedule: Any = factory("the learning rate schedule")
 
 
 @dataclass
@@ -74,50 +90,57 @@ class Trainer:
     """The flags of Lightning's Trainer that make sense here; None leaves Lightning's default."""
 
     _target_: str = "lightning.Trainer"
-    accelerator: str = one_of("auto", "cpu", "gpu", "cuda", "mps")
-    devices: Any = 1
-    strategy: str = one_of("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
-    precision: str = one_of(
-        "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64"
+    accelerator: str = one_of(("auto", "cpu", "gpu", "cuda", "mps"), "kind of device")
+    devices: Any = described("how many devices, one process each", 1, "number, list of indices or text")
+    strategy: str = one_of(
+        ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2"), "how processes share the work"
     )
-    max_epochs: int | None = bounded(1, 1_000_000, None)
-    max_steps: int = bounded(-1, 1_000_000_000, -1)
-    max_time: str | None = None
-    accumulate_grad_batches: int = bounded(1, 1_000_000, 1)
-    gradient_clip_val: float | None = bounded(0.0, 1e9, 1.0)
-    gradient_clip_algorithm: str = one_of("norm", "value")
-    check_val_every_n_epoch: int | None = bounded(1, 1_000_000, None)
-    val_check_interval: Any = bounded(0.0, 1e9, None)
-    num_sanity_val_steps: int = bounded(-1, 1_000_000, 0)
-    limit_train_batches: Any = bounded(0.0, 1e9, None)
-    limit_val_batches: Any = bounded(0.0, 1e9, None)
-    overfit_batches: Any = bounded(0.0, 1e9, 0.0)
-    fast_dev_run: Any = False
-    log_every_n_steps: int = bounded(1, 1_000_000, 10)
-    enable_progress_bar: bool = True
-    enable_model_summary: bool = False
-    deterministic: Any = None
-    benchmark: bool | None = None
-    inference_mode: bool = True
-    detect_anomaly: bool = False
-    profiler: str | None = one_of(None, "simple", "advanced", "pytorch")
+    precision: str = one_of(
+        ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64"),
+        "numeric precision; by default that of the key precision",
+    )
+    max_epochs: int | None = bounded(1, 1_000_000, "epochs of every stage; null: the stage's own", None)
+    max_steps: int = bounded(-1, 1_000_000_000, "optimizer steps of every stage; -1: no limit", -1)
+    max_time: str | None = described("longest time of a stage", None, "DD:HH:MM:SS or null")
+    accumulate_grad_batches: int = bounded(1, 1_000_000, "batches to an optimizer step", 1)
+    gradient_clip_val: float | None = bounded(0.0, 1e9, "where gradients are clipped; null: nowhere", 1.0)
+    gradient_clip_algorithm: str = one_of(("norm", "value"), "what is clipped: the total norm or each value")
+    check_val_every_n_epoch: int | None = bounded(
+        1, 1_000_000, "epochs between two validations; null: the stage's own", None
+    )
+    val_check_interval: Any = bounded(
+        0.0, 1e9, "batches between two validations (int) or a fraction of the epoch (float)", None
+    )
+    num_sanity_val_steps: int = bounded(-1, 1_000_000, "validation batches before training; -1: all", 0)
+    limit_train_batches: Any = bounded(0.0, 1e9, "batches (int) or fraction (float) of a train epoch", None)
+    limit_val_batches: Any = bounded(0.0, 1e9, "batches (int) or fraction (float) of a validation", None)
+    overfit_batches: Any = bounded(0.0, 1e9, "train and validate on so few batches; 0: on all", 0.0)
+    fast_dev_run: Any = described("run so many batches as a trial; true: one", False, "true, false or number")
+    log_every_n_steps: int = bounded(1, 1_000_000, "optimizer steps between two points of a curve", 10)
+    enable_progress_bar: bool = described("show progress", True)
+    enable_model_summary: bool = described("print a table of the modules", False)
+    deterministic: Any = described("use deterministic kernels", None, "true, false, warn or null")
+    benchmark: bool | None = described("let cuDNN choose kernels by timing them", None)
+    inference_mode: bool = described("validate in torch.inference_mode", True)
+    detect_anomaly: bool = described("let autograd report the operation that made NaN; slow", False)
+    profiler: str | None = one_of((None, "simple", "advanced", "pytorch"), "profiler of every stage")
 
 
 @dataclass
 class Labels:
-    """What was chosen in the groups that tables compare."""
+    """The chosen options of the groups that tables compare."""
 
-    attention: str = MISSING
-    pretrain: str = MISSING
-    data: str = MISSING
+    attention: str = described("name of the attention in tables and run directories", values="name")
+    pretrain: str = described("name of the pretraining", values="name")
+    data: str = described("name of the data", values="name")
 
 
 @dataclass
 class Checkpoint:
-    """How often to save within a stage, in optimizer steps, and how many to keep."""
+    """How often to save within a stage, and how many to keep."""
 
-    every_n_steps: int = bounded(1, 1_000_000_000, 100)
-    keep_last: int = bounded(2, 1000, 2)
+    every_n_steps: int = bounded(1, 1_000_000_000, "optimizer steps between two checkpoints", 100)
+    keep_last: int = bounded(2, 1000, "checkpoints of a stage that are kept", 2)
 
 
 @dataclass
@@ -127,24 +150,50 @@ class Config:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     stages: Stages = field(default_factory=Stages)
-    optimizer: Any = field(default=MISSING, metadata=FACTORY)
+    optimizer: Any = factory("the optimizer")
     trainer: Trainer = field(default_factory=Trainer)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     labels: Labels = field(default_factory=Labels)
-    seed: int = bounded(0, 2**31 - 1, 0)
-    precision: str = "32-true"
-    runs_root: str = "runs"
-    run_dir: str | None = None
-    resume: str = "auto"
-    overwrite: bool = False
-    dry_run: bool = False
-    traceback: bool = False
-    on_nonfinite: str = one_of("stop", "skip")
-    max_nonfinite_steps: int = bounded(1, 1_000_000, 10)
-    stop_timeout_seconds: float = bounded(0.1, 86_400.0, 60.0)
-    init_from: str | None = None
-    extend_from: str | None = None
+    seed: int = bounded(0, 2**31 - 1, "seed of weights, order, masks and dropout", 0)
+    precision: str = described(
+        "precision of all stages; auto: bf16-mixed where the device multiplies bfloat16 natively, otherwise"
+        " 32-true",
+        "32-true",
+        "auto, or a value of trainer.precision",
+    )
+    runs_root: str = described("folder of the run directories", "runs", "path")
+    run_dir: str | None = described(
+        "folder of this run; null: named after the labels, the seed and a hash of what changes the result",
+        None,
+        "path or null",
+    )
+    resume: str = described(
+        "auto: continue where the run stopped; never: start over; or continue from a checkpoint",
+        "auto",
+        "auto, never or path",
+    )
+    overwrite: bool = described(
+        "delete the content of the run directory first; a shared pretraining stays", False
+    )
+    dry_run: bool = described("check everything, print what would run, train nothing", False)
+    traceback: bool = described("print the traceback of an error, which otherwise is in log.txt only", False)
+    on_nonfinite: str = one_of(
+        ("stop", "skip"), "what to do about a step whose gradient holds NaN or infinity"
+    )
+    max_nonfinite_steps: int = bounded(1, 1_000_000, "steps of a stage that may be skipped", 10)
+    stop_timeout_seconds: float = bounded(
+        0.1, 86_400.0, "of several processes: seconds from a signal until those that hang are killed", 60.0
+    )
+    init_from: str | None = described(
+        "checkpoint whose weights to start from; needs pretrain=none", None, "path or null"
+    )
+    extend_from: str | None = described(
+        "finished run, or one of its stages, whose last stage to train longer, with more max_epochs",
+        None,
+        "path or null",
+    )
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files; filled in by the program
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)  # for hydra.sweep.dir
