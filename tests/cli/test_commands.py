@@ -59,13 +59,51 @@ def test_predict_takes_questions_without_places(
     assert "Correct" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(" ", "\u00a0"), (" ", " \u2009 "), ("was", "wa\u00ads"), ("\n", '"\n"'), ("?", "\uff1f")],
+)
+def test_predict_reads_what_looks_alike_alike(
+    run: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    """Bug: non-breaking spaces and quotes around fields gave other answers, without a word."""
+    text = (people / "dev.tsv").read_text(encoding="utf-8").replace(old, new)
+    if new == '"\n"':
+        text = '"' + text.replace("\t", '"\t"')[:-1]
+    questions, out = tmp_path / "q.tsv", tmp_path / "dev.txt"
+    questions.write_text(text, encoding="utf-8")
+    assert call("predict", str(run), str(questions), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert out.read_text() == (run / "predictions" / "dev.txt").read_text()
+
+
+def test_predict_says_what_it_drops_and_skips(
+    run: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bug: characters were dropped in silence, and a header was answered."""
+    text = (people / "dev.tsv").read_text(encoding="utf-8")
+    questions, out = tmp_path / "q.tsv", tmp_path / "dev.txt"
+    questions.write_text("question\tplace\n" + text.replace("Where", "\u0416here", 1), encoding="utf-8")
+    assert call("predict", str(run), str(questions), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert len(out.read_text().splitlines()) == len(text.splitlines())
+    header, form, dropped = capsys.readouterr().err.splitlines()
+    assert header == f"warning: {questions}:1: skipped as a header: question and place"
+    assert form.startswith(f"warning: {questions}:2: 1 of 8 questions are not 'Where was NAME born?'")
+    assert dropped.startswith(f"warning: {questions}:2: 1 of 8 questions have characters")
+    assert dropped.endswith("'\u0416' U+0416")
+
+
 def test_ask_and_load_agree(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lm = birthplace_lm.load(run)
     assert not lm.model.training
     assert lm.model(torch.tensor([lm.vocab.encode("Where")])).shape == (1, 5, len(lm.vocab))
-    names = ["Ada Lovelace", "Alan Turing"]
+    names = ["Ada Lovelace", "Alan Turing", "Alan\u00a0  Turing", "Where was Alan Turing born?"]
+    assert len(set(lm.answer(names)[1:])) == 1
     assert call("ask", str(run), *names, monkeypatch=monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" (")[0] for line in lines] == [

@@ -1,8 +1,13 @@
 """What a stage gets: the right rows, the same ones after a resume, and nothing from the global stream."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -215,6 +220,49 @@ def test_validation_is_the_same_every_time(corpus: Corpus, make: Any) -> None:
     assert same(data.val_dataloader()[0], wanted)
     assert same(make(corpus).val_dataloader()[0], wanted)
     assert [row for batch in questions for row in batch] == [(r.question, r.place) for r in corpus.holdout]
+
+
+KILLED_WITH_WORKERS = """
+def main():
+    import os, signal, sys
+    from birthplace_lm.data.datamodule import LoaderConfig, QuestionAnsweringDataModule
+    from birthplace_lm.data.corpora.corpus import read_corpus
+    from birthplace_lm.config.schema import Data
+
+    corpus = read_corpus(Data(None, "corpus.txt", "train.tsv", "dev.tsv", "test.tsv", 0), 128)
+    data = QuestionAnsweringDataModule(corpus, LoaderConfig(32, 1, 0, True, 4), 128, False)
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = sys.argv[1]
+    batches = iter(loader)
+    count = sum(1 for _ in batches)
+    print(count, *(worker.pid for worker in batches._workers), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_live_as_long_as_their_process(tmp_path: Path, method: str) -> None:
+    """Bug: under forkserver a worker took the server for its parent, and ended at once."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_WITH_WORKERS)
+    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    batches, worker = map(int, done.stdout.split())
+    assert batches == 7
+    until = time.monotonic() + 20
+    while is_running(worker):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:

@@ -187,8 +187,10 @@ def test_a_bar_is_for_terminals(people: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_leaves_nothing(people: Path, tmp_path: Path) -> None:
-    done = train(*short(people), f"runs_root={tmp_path / 'runs'}", "dry_run=true")
+    """And warns as a run does. Bug: it did not say that train and dev overlap."""
+    done = train(*short(people), f"runs_root={tmp_path / 'runs'}", "data.dev=train.tsv", "dry_run=true")
     assert "24 documents" in done.stdout
+    assert "12 of 12 questions are also in" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

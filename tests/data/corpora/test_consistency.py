@@ -1,0 +1,98 @@
+"""Files that can be read and do not fit together are warned about, with counts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from birthplace_lm.config.schema import Data
+from birthplace_lm.data.corpora.consistency import check_characters, check_form
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
+from birthplace_lm.data.corpora.qa_files import read_questions
+from birthplace_lm.data.vocab import CharVocab
+
+EMBEDDED = {file.name: file.read_text(encoding="utf-8") for file in embedded_corpus_dir().iterdir()}
+
+
+def warnings(folder: Path, **changed: str) -> list[str]:
+    """Of the embedded corpus with other contents in some of its files."""
+    for name, text in EMBEDDED.items():
+        (folder / name).write_text(changed.get(name.split(".")[0], text), encoding="utf-8")
+    data: Any = Data(str(folder), "corpus.txt", "train.tsv", "dev.tsv", "test.tsv")
+    return [warning.replace(f"{folder}/", "") for warning in read_corpus(data, 128).warnings]
+
+
+def replaced(pattern: str, new: str, count: int = 0) -> str:
+    return re.sub(pattern, new, EMBEDDED["dev.tsv"], count=count, flags=re.MULTILINE)
+
+
+def test_the_embedded_corpus_fits_together(tmp_path: Path) -> None:
+    assert warnings(tmp_path) == []
+
+
+def test_people_without_a_line(tmp_path: Path) -> None:
+    """Bug: of 140 people of dev 139 had no line in the corpus, and nothing was said."""
+    first, *others = EMBEDDED["dev.tsv"].splitlines(keepends=True)
+    dev = first + "".join(line.replace(" born?", " Li born?") for line in others)
+    (warning,) = warnings(tmp_path, dev=dev)
+    assert warning.startswith(
+        "dev.tsv:2: 139 of 140 questions are about nobody who has a line in corpus.txt, e.g. Where was "
+    )
+    assert warnings(tmp_path, dev=dev[:-1], test=dev.replace("\t", "?\t"))[-1].startswith(
+        "test.tsv:1: 140 of 140"
+    )
+
+
+def test_questions_of_another_form_are_about_nobody(tmp_path: Path) -> None:
+    (warning,) = warnings(tmp_path, dev=replaced(r"^Where was", "where was", count=3))
+    assert warning.startswith("dev.tsv:1: 3 of 140 questions are about nobody")
+
+
+def test_a_non_breaking_space_in_the_corpus_is_a_space(tmp_path: Path) -> None:
+    assert warnings(tmp_path, corpus=EMBEDDED["corpus.txt"].replace(" ", "\u00a0")) == []
+    assert (
+        warnings(tmp_path, corpus=EMBEDDED["corpus.txt"].replace(". ", ".  ").replace("a", "a\u00ad")) == []
+    )
+
+
+@pytest.mark.parametrize("end", [".", "?", "-"])
+def test_places_that_are_spelt_differently(tmp_path: Path, end: str) -> None:
+    found = warnings(tmp_path, dev=replaced(r"$", end).removesuffix(end))
+    what = "of 140 places are spelt differently in train.tsv, e.g."
+    assert re.fullmatch(rf"dev.tsv:1: \d+ {what} '\w+{re.escape(end)}' for '\w+'", found[0])
+
+
+def test_places_of_another_case(tmp_path: Path) -> None:
+    rows = [line.split("\t") for line in EMBEDDED["dev.tsv"].splitlines()]
+    dev = "".join(f"{question}\t{place.lower()}\n" for question, place in rows)
+    spelling, places = warnings(tmp_path, dev=dev)
+    assert "places are spelt differently in train.tsv, e.g. " in spelling
+    assert "of 140 places do not occur in corpus.txt, e.g. " in places
+
+
+def test_characters_that_the_model_does_not_know(tmp_path: Path) -> None:
+    test = "Where was Ж Li born?\n" + EMBEDDED["test.tsv"]
+    people, characters = warnings(tmp_path, test=test)
+    assert people.startswith("test.tsv:1: 1 of 71 questions are about nobody")
+    assert characters == (
+        "test.tsv:1: 1 of 71 questions have characters that the model does not know and that are dropped,"
+        " e.g. 'Ж' U+0416"
+    )
+
+
+def test_typographic_characters_are_read_as_the_plain_ones(tmp_path: Path) -> None:
+    vocab = CharVocab.from_text("Where was O'Neil-B born?")
+    (tmp_path / "q.tsv").write_text("Where was O\u2019Neil\u2013B born\uff1f\n", encoding="utf-8")
+    read = read_questions(tmp_path / "q.tsv", "optional")
+    assert check_characters(read, vocab) == []
+    assert vocab.replace_unknown(read.rows[0].question) == "Where was O'Neil-B born?"
+    curly = CharVocab.from_text("O\u2019N")
+    assert curly.replace_unknown("O'N") == "O\u2019N"
+    assert curly.replace_unknown("ßO\u2047") == "ßO\u2047"
+
+
+def test_a_file_with_commas_for_tabs_is_not_of_the_form(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("Where was Ada born?,London\nWhere was Bo born?\n", encoding="utf-8")
+    (warning,) = check_form(read_questions(tmp_path / "q.tsv", "optional"))
+    assert ":1: 1 of 2 questions are not 'Where was NAME born?', e.g. Where was Ada born?,London" in warning
