@@ -1,0 +1,118 @@
+"""A run takes every decision once, writes nothing before all is checked, and says what went wrong first."""
+
+import errno
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning as L
+import pytest
+from stage import without_waiting
+
+from birthplace_lm.data.corpora import corpus as corpora
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import CheckpointError, InputError, InternalError
+from birthplace_lm.models.gpt import GPT
+from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.identity import pretraining_directory, run_directory, with_inputs
+from birthplace_lm.training import pipeline
+
+
+def run(configure: Any, *overrides: str) -> Any:
+    config = configure(*overrides)
+    corpus = read_corpus(config.data, config.model.block_size)
+    config = with_inputs(config, corpus.sha256)
+    with without_waiting():
+        pipeline.run(config, corpus)
+    return config
+
+
+def counted(patched: pytest.MonkeyPatch, owner: Any, name: str) -> Counter[Any]:
+    """Count the calls of a function by their first argument, or by its class for `__init__`."""
+    calls: Counter[Any] = Counter()
+    original = getattr(owner, name)
+
+    def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[type(first) if name == "__init__" else first] += 1
+        return original(first, *args, **kwargs)
+
+    patched.setattr(owner, name, call)
+    return calls
+
+
+def test_networks_and_trainers_are_built_twice_per_stage(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There were five of each in a run of two stages."""
+    networks, trainers = counted(monkeypatch, GPT, "__init__"), counted(monkeypatch, L.Trainer, "__init__")
+    run(configure)
+    assert networks.total() <= 4
+    assert trainers.total() <= 4
+
+
+def test_a_resume_reads_a_checkpoint_twice(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was read or hashed five times."""
+    config = run(configure, "checkpoint.every_n_steps=2")
+    folder = run_directory(config) / "finetune"
+    last = checkpoint.list_checkpoints(folder)[0]
+    (folder / "result.json").unlink()
+    (folder.parent / "metrics.json").unlink()
+    checkpoint.remove(last)  # as if the run had been killed before its last checkpoint
+    with monkeypatch.context() as patch:
+        loads, hashes = counted(patch, checkpoint, "load"), counted(patch, checkpoint, "is_intact")
+        run(configure, "checkpoint.every_n_steps=2")
+    reads = loads + hashes
+    assert reads.total() > 0
+    assert {path.name: count for path, count in reads.items() if count > 2} == {}
+
+
+def test_a_corpus_is_read_once(configure: Any, people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora._read.cache_clear()
+    reads = counted(monkeypatch, corpora, "read_documents")
+    config = configure()
+    first = read_corpus(config.data, config.model.block_size)
+    assert read_corpus(config.data, config.model.block_size) is first
+    assert reads.total() == 1
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "stages.pretrain.max_epochs=4", "stages.pretrain.learning_rate=1e-3"]
+)
+def test_the_checkpoint_of_another_run_is_refused_and_not_copied(configure: Any, override: str) -> None:
+    """Once its weights became the shared pretraining of the new configuration."""
+    only = ("stages.finetune.enabled=false", "stages.pretrain.max_epochs=1")
+    file = checkpoint.list_checkpoints(pretraining_directory(run(configure, *only)))[0]
+    root = file.parents[2]
+    before = sorted(root.rglob("*"))
+    with pytest.raises(InputError, match=rf"resume={file}: belongs to a run with another {override[:4]}"):
+        run(configure, *only, override, f"resume={file}")
+    assert sorted(root.rglob("*")) == before
+    run(configure, *only, f"resume={file}")  # its own run may continue from it
+
+
+def failure(*errors: Exception) -> Exception:
+    """The last of several exceptions, each raised while the one before was handled."""
+    try:
+        if len(errors) > 1:
+            try:
+                raise failure(*errors[:-1])
+            except Exception:
+                raise errors[-1]  # noqa: B904
+        raise errors[0]
+    except Exception as error:
+        return error
+
+
+def test_the_first_exception_is_told(tmp_path: Path) -> None:
+    """A full /dev/shm once ended with "Please call iter(combined_loader) first"."""
+    first = RuntimeError("DataLoader worker was killed by signal: Bus error")
+    error = pipeline.to_birthplace_error(failure(first, RuntimeError("Please call iter first")), tmp_path)
+    assert isinstance(error, InternalError)
+    assert str(error).startswith("RuntimeError: DataLoader worker was killed by signal: Bus error; then")
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+    error = pipeline.to_birthplace_error(failure(full, RuntimeError("later")), tmp_path)
+    assert isinstance(error, CheckpointError)
+    assert str(error) == "/data/x: No space left on device"
+    with mock.patch.object(pipeline.signals, "pending_signal", return_value=15):
+        assert pipeline.to_birthplace_error(first, tmp_path).exit_code == 143
