@@ -14,7 +14,7 @@ from birthplace_lm.data.corpora import corpus as corpora
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError, InternalError
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs import checkpoint, signals
 from birthplace_lm.runs.identity import pretraining_directory, run_directory, with_inputs
 from birthplace_lm.training import pipeline
 
@@ -114,5 +114,5 @@ def test_the_first_exception_is_told(tmp_path: Path) -> None:
     error = pipeline.to_birthplace_error(failure(full, RuntimeError("later")), tmp_path)
     assert isinstance(error, CheckpointError)
     assert str(error) == "/data/x: No space left on device"
-    with mock.patch.object(pipeline.signals, "pending_signal", return_value=15):
+    with mock.patch.object(signals, "pending_signal", return_value=15):
         assert pipeline.to_birthplace_error(first, tmp_path).exit_code == 143
