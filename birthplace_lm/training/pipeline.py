@@ -76,7 +76,7 @@ def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
                 f"{cause.filename or folder}: {cause.strerror}"
             )  # TensorBoard names no file
     if number := signals.pending_signal():
-        return Interrupted(number, "before it could be heeded")  # the signal may have ended a worker
+        return Interrupted(number, "during training")  # the signal may have ended a worker
     messages = [f"{type(cause).__name__}: {_first_line(cause)}" for cause in (chain[-1], *chain[:1])]
     return InternalError(f"{'; then '.join(dict.fromkeys(messages))}; log.txt has the traceback")
 
