@@ -1,4 +1,4 @@
-"""How fast this machine trains, answers and starts: ratios of sides that take turns, as medians."""
+"""Benchmarks of training, answering and start-up: interleaved measurements, reported as medians."""
 
 import subprocess
 import sys
@@ -35,49 +35,48 @@ from birthplace_lm.training.microbatching import microbatched_loss_sum
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import train_stage
 
-MATRIX = 2048  # rows and columns of the product that tells how fast the machine is
-LONGEST = 9  # characters of an answer, as places are
+MATRIX = 2048  # rows and columns of the matrix product that measures the machine
+ANSWER_LENGTH = 9  # characters, about those of a place
 Benchmarks = Mapping[str, Callable[[], float]]  # name -> one measurement
 
 
 def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
-    """Tables in Markdown.
+    """Run all benchmarks. Returns tables in Markdown.
 
     Args:
         overrides: of the configuration whose pretraining is measured.
-        rounds: measurements of every side; the sides take turns.
+        rounds: measurements of each benchmark, interleaved.
         steps: optimizer steps of one measurement.
     """
     disable_malloc_trim()
-    given = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
-    config = compose(given)
+    arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    config = compose(arguments)
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
-        _training(given, config, corpus, rounds, steps),
+        _training(arguments, config, corpus, rounds, steps),
         _answering(config, corpus, rounds),
         _starting(config, corpus, rounds),
     ]
     return "\n\n".join(parts)
 
 
-def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
+def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
     batches = _batches(config, corpus, steps)
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
-    sides: dict[str, Callable[[], float]] = {
+    benchmarks: dict[str, Callable[[], float]] = {
         "a bare loop over the same batches": BareLoop(config, corpus, batches),
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
     others = set(options()["attention"]) - {config.labels.attention}
     for name in sorted(others):
-        sides[name] = BareLoop(compose([*given, f"attention={name}"]), corpus, batches)
+        benchmarks[name] = BareLoop(compose([*arguments, f"attention={name}"]), corpus, batches)
     if find_spec("transformers"):
-        sides["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
-    rates = {"machine": matrix_rate, **sides}
-    found = _interleave(rates, rounds)
-    machine = median(found.pop("machine"))
-    first, *_ = found
+        benchmarks["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
+    rates = _interleave({"machine": matrix_rate, **benchmarks}, rounds)
+    machine = median(rates.pop("machine"))
+    bare, *_ = rates.values()
     weights = build_model(config.model, len(corpus.vocab))
     cost = flops_per_character(weights, characters / sum(len(batch["inputs"]) for batch in batches))
     stage, precision = config.stages.pretrain, config.trainer.precision
@@ -89,9 +88,9 @@ def _training(given: Sequence[str], config: DictConfig, corpus: Corpus, rounds: 
         "| | characters/s | of the matrix rate | of the bare loop |",
         "| --- | --- | --- | --- |",
     ]
-    for name, measured in found.items():
+    for name, measured in rates.items():
         rate = median(measured)
-        ratio = median(a / b for a, b in zip(measured, found[first], strict=True))
+        ratio = median(a / b for a, b in zip(measured, bare, strict=True))
         lines.append(f"| {name} | {rate:,.0f} | {rate * cost / machine:.2f} | {ratio:.2f} |")
     return "\n".join(lines)
 
@@ -108,10 +107,10 @@ def matrix_rate() -> float:
 
 
 def flops_per_character(model: GPT, length: float) -> float:
-    """Of one training step: 2 per weight of a linear layer and pass, of which there are three.
+    """FLOPs per character of one training step: 2 per weight of a linear layer, in each of three passes.
 
     Args:
-        length: mean characters of a row; attention looks at half of them, twice.
+        length: mean characters of a row; attention reads half of them, in two products.
     """
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     width = model.tok_emb.weight.shape[1]
@@ -119,7 +118,7 @@ def flops_per_character(model: GPT, length: float) -> float:
 
 
 class BareLoop:
-    """Trains on the given batches without Lightning; called, it gives characters per second."""
+    """Train on a list of batches without Lightning. A call returns characters per second."""
 
     def __init__(self, config: DictConfig, corpus: Corpus, batches: Sequence[Batch]) -> None:
         self.batches = batches
@@ -153,7 +152,7 @@ class BareLoop:
 
 
 class HuggingFaceLoop(BareLoop):
-    """The same batches, optimizer and sizes with transformers' GPT-2."""
+    """The same loop with the GPT-2 of transformers, of equal size."""
 
     def _model(self, config: DictConfig, vocab_size: int) -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel  # an optional extra
@@ -180,21 +179,21 @@ class HuggingFaceLoop(BareLoop):
 
 
 def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
-    """Characters per second as the curves of a stage show them."""
+    """Characters per second from the TensorBoard curve of a stage."""
     limits = {
         "accelerator": "cpu",
         "max_steps": 4 + steps,
         "log_every_n_steps": 4,
         "enable_progress_bar": False,
     }
-    whole = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
-    limited: Any = OmegaConf.merge(config, {"trainer": limits}, whole)
+    without_validation = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
+    limited: Any = OmegaConf.merge(config, {"trainer": limits}, without_validation)
     with tempfile.TemporaryDirectory() as folder:
         train_stage(replace(preflight(limited, corpus)[0], directory=Path(folder)), corpus)
         events = EventAccumulator(folder)
         events.Reload()
-        found = [event.value for event in events.Scalars("pretrain/characters_per_second")]
-    return median(found[1:])
+        rates = [event.value for event in events.Scalars("pretrain/characters_per_second")]
+    return median(rates[1:])
 
 
 def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
@@ -210,12 +209,16 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     questions = [*map(birthplace_question, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
     model = build_model(config.model, len(vocab)).eval()
-    sides: Benchmarks = {
+    benchmarks: Benchmarks = {
         "500 names": lambda: (
-            500 / _seconds(lambda: answer_questions(model, vocab, questions[:500], max_answer_length=LONGEST))
+            500
+            / _seconds(
+                lambda: answer_questions(model, vocab, questions[:500], max_answer_length=ANSWER_LENGTH)
+            )
         ),
         "10,000 names": lambda: (
-            10_000 / _seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=LONGEST))
+            10_000
+            / _seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=ANSWER_LENGTH))
         ),
         "20 names, one at a time, without a cache": lambda: (
             20
@@ -224,22 +227,25 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             )
         ),
     }
-    found = {name: median(rates) for name, rates in _interleave(sides, rounds).items()}
+    medians = {name: median(rates) for name, rates in _interleave(benchmarks, rounds).items()}
     lines = [
-        f"Answering, {LONGEST} characters a name",
+        f"Answering, {ANSWER_LENGTH} characters a name",
         "",
         "| | names/s | |",
         "| --- | --- | --- |",
-        *(f"| {name} | {rate:,.0f} | {rate / min(found.values()):,.0f} x |" for name, rate in found.items()),
+        *(
+            f"| {name} | {rate:,.0f} | {rate / min(medians.values()):,.0f} x |"
+            for name, rate in medians.items()
+        ),
     ]
     return "\n".join(lines)
 
 
 @torch.inference_mode()
 def _uncached(model: GPT, prompt: list[int]) -> None:
-    """The way of the 2021 code: the whole text again for every character."""
+    """Decode as the 2021 code does: run the whole text again for each character."""
     ids = list(prompt)
-    for _ in range(LONGEST):
+    for _ in range(ANSWER_LENGTH):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
 
 
@@ -255,21 +261,21 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             "birthplace-lm train dry_run=true": [*command, "train", "dry_run=true"],
             "birthplace-lm ask": [*command, "ask", str(model), "Ada Lovelace"],
         }
-        sides = {
+        benchmarks = {
             name: lambda run=run: _seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
             for name, run in commands.items()
         }
-        found = _interleave(sides, rounds)
-    lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in found.items()]
+        measured = _interleave(benchmarks, rounds)
+    lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in measured.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
 
 
-def _interleave(sides: Benchmarks, rounds: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in sides}
+def _interleave(benchmarks: Benchmarks, rounds: int) -> dict[str, list[float]]:
+    measurements: dict[str, list[float]] = {name: [] for name in benchmarks}
     for _ in range(rounds):
-        for name, measure in sides.items():
-            found[name].append(measure())
-    return found
+        for name, measure in benchmarks.items():
+            measurements[name].append(measure())
+    return measurements
 
 
 def _seconds(work: Callable[[], object]) -> float:
