@@ -1,4 +1,4 @@
-"""The characters the model knows."""
+"""Character vocabulary, with PAD and MASK."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ class CharVocab:
 
     @classmethod
     def from_text(cls, text: str) -> "CharVocab":
-        """Makes the vocabulary of a corpus.
+        """The vocabulary of a corpus.
 
         Raises:
             InputError: The text contains PAD or MASK, which would then mean two things.
@@ -62,7 +62,7 @@ class CharVocab:
         return cls([PAD, MASK, *characters])
 
     def encode(self, text: str) -> list[int]:
-        """Gives one id per character; PAD and MASK may be written as their characters.
+        """One id per character; PAD and MASK may be written as their characters.
 
         Raises:
             InputError: A character is not in the vocabulary; the message has its code point.
@@ -73,7 +73,7 @@ class CharVocab:
             raise InputError(f"{describe(error.args[0])} is not in the vocabulary") from None
 
     def encode_known(self, text: str) -> tuple[list[int], str]:
-        """Encodes what someone typed as far as the model can read it.
+        """Encodes typed text and drops characters outside the vocabulary.
 
         PAD and MASK count as unknown here: a MASK in a name would end the question.
 
@@ -97,16 +97,16 @@ class CharVocab:
         return next((text for text in candidates if all(c in self for c in text)), character)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Gives the text of the ids, PAD and MASK as their characters."""
+        """The text of the ids, with PAD and MASK as their characters."""
         return "".join(self.symbols[i] for i in ids)
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Gives plain data for JSON and checkpoints; `from_dict` is the inverse."""
+        """Plain data for JSON and checkpoints; `from_dict` is the inverse."""
         return {"symbols": list(self.symbols)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, object]) -> "CharVocab":
-        """Makes the vocabulary that `to_dict` described.
+        """The vocabulary from the output of `to_dict`.
 
         Raises:
             InputError: The state was not made by `to_dict`.
@@ -133,5 +133,5 @@ class CharVocab:
 
 
 def describe(character: str) -> str:
-    """Names a character so that it can be searched for: ``'ß' U+00DF``."""
+    """A character with its code point: ``'ß' U+00DF``."""
     return f"'{character}' U+{ord(character):04X}"

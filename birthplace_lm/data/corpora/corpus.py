@@ -1,4 +1,4 @@
-"""The data of a run: the corpus, the questions and the vocabulary, read and checked as a whole."""
+"""The data of a run: corpus, questions and vocabulary, read and checked together."""
 
 import hashlib
 import os
@@ -49,9 +49,9 @@ class Corpus:
         train: questions and places that may be trained on.
         dev: questions and places for reporting.
         test: questions for a predictions file; their places may be unknown. None without such a file.
-        holdout: train questions that were set aside to choose between recipes; empty unless asked for.
+        holdout: train questions that are held out to choose between recipes; empty by default.
         vocab: of the documents, and of the form of a question.
-        notes: what was tidied and counted, for the log.
+        notes: what was normalised and skipped, with counts, for the log.
         warnings: what looks like a mistake in the data.
     """
 
@@ -89,7 +89,7 @@ def embedded_corpus_dir() -> Path:
 
 
 def data_root(data: DataSettings) -> Path:
-    """The folder of the files; the embedded corpus where no other is named."""
+    """The folder of the files; the embedded corpus if `root` is None."""
     return embedded_corpus_dir() if data.root is None else Path(os.path.expanduser(data.root))
 
 
@@ -97,7 +97,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     """Read and check all files, once in a process as long as they stay the same.
 
     Raises:
-        InputError: with file and line, for whatever training or scoring could not use.
+        InputError: with file and line, for everything that training or scoring cannot use.
     """
     root = data_root(data)
     if not root.is_dir():
@@ -165,7 +165,7 @@ def _warnings(
 
 
 def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Check that what was trained on is what is there now.
+    """Check that the data files are those that were trained on.
 
     Args:
         before, now: SHA-256 of the files, by their config key.
@@ -182,7 +182,7 @@ def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None
 
 
 def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
-    """Set aside every n-th question, `count` of them, spread over the whole file."""
+    """Hold out `count` questions, evenly spread over the file."""
     if count == 0:
         return train, []
     rows = train.rows
@@ -190,8 +190,8 @@ def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
         raise InputError(
             f"data.holdout_size={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
         )
-    aside = {i * len(rows) // count for i in range(count)}
-    kept = [row for i, row in enumerate(rows) if i not in aside]
-    return Questions(train.path, kept, train.sha256, train.notes, train.warnings), [
-        rows[i] for i in sorted(aside)
+    held_out = {i * len(rows) // count for i in range(count)}
+    remaining = [row for i, row in enumerate(rows) if i not in held_out]
+    return Questions(train.path, remaining, train.sha256, train.notes, train.warnings), [
+        rows[i] for i in sorted(held_out)
     ]

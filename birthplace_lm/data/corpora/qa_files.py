@@ -42,9 +42,9 @@ class Documents:
         line_numbers: For each document, its line in the file, from 1.
         row_numbers: For each document, its row, from 0: in the course's files row i is about the person of
             the i-th question of train, dev and test together. Too short documents still take a row.
-        text: The documents, each followed by a newline: what is counted and what the vocabulary is made of.
+        text: The documents, each followed by a newline; characters and vocabulary are counted in it.
         sha256: Of the bytes of the file.
-        notes: What was tidied, with counts, for the log.
+        notes: What was normalised and skipped, with counts, for the log.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Question:
-    """One question, its answer if it is known, and its line in the file, from 1."""
+    """One question, its answer or None, and its line in the file, from 1."""
 
     question: str
     place: str | None
@@ -84,7 +84,7 @@ class Questions:
         path: Where they were read.
         rows: In the order of the file.
         sha256: Of the bytes of the file.
-        notes: What was tidied, with counts, for the log.
+        notes: What was normalised and skipped, with counts, for the log.
         warnings: What looks like a mistake in the data.
     """
 
@@ -176,8 +176,8 @@ def check_lengths(questions: Questions, vocab: CharVocab | None, block_size: int
     """Checks that ``question MASK place MASK`` fits the model.
 
     Args:
-        questions: What to check; an unknown place counts as empty.
-        vocab: The characters allowed; None checks the length only, as predicting drops unknown characters.
+        questions: The questions to check; a missing place counts as empty.
+        vocab: The allowed characters; None checks the length only: predicting drops the others.
         block_size: The longest sequence of the model, in characters.
 
     Raises:
@@ -201,7 +201,7 @@ def check_lengths(questions: Questions, vocab: CharVocab | None, block_size: int
 
 
 def majority_answer(train: Questions) -> tuple[str, int]:
-    """Gives the most frequent place and its count; the one that comes first if several are."""
+    """The most frequent place and its count; the first one in the file if several are equal."""
     counts = Counter(row.place for row in train.rows if row.place is not None)
     if not counts:
         raise InputError(f"{train.path}: no answers; expected {RECORD}")
@@ -222,7 +222,7 @@ def _field(file: TextFile, raw: str, number: int) -> str:
 
 
 def _repetitions(path: Path, rows: list[Question]) -> tuple[int, list[str]]:
-    """Counts questions that come again, and warns where another answer comes with them."""
+    """Counts repeated questions, and warns about those with different answers."""
     first: dict[str, Question] = {}
     repeated, warnings = 0, []
     for row in rows:

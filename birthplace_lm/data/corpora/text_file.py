@@ -1,4 +1,4 @@
-"""A text file that someone else wrote, read with every doubt."""
+"""Strict reader for untrusted UTF-8 text files: bounded memory, errors with file:line."""
 
 import codecs
 import hashlib
@@ -31,7 +31,7 @@ _REFUSED = {
 
 
 class TextFile:
-    r"""A UTF-8 file read once, in bounded memory: its lines, its hash, and counts of what was tidied.
+    r"""A UTF-8 file read once in bounded memory: its lines, its hash, and counts of what was normalised.
 
     Example:
         >>> file = TextFile("train.tsv", key="data.train")
@@ -53,7 +53,7 @@ class TextFile:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes read so far."""
+        """Hash of the bytes read so far."""
         return self._digest.hexdigest()
 
     @property
@@ -70,20 +70,20 @@ class TextFile:
         number, pending = 1, b""
         for chunk in self._chunks():
             pieces = (pending + chunk).splitlines(keepends=True)
-            # A CR at the end of a chunk may be the first half of CRLF: its line waits for the next chunk.
+            # A CR at the end of a chunk may be the first half of CRLF: keep its line for the next chunk.
             pending = b"" if pieces[-1].endswith(b"\n") else pieces.pop()
             for raw in pieces:
                 yield number, self._line(raw, number)
                 number += 1
-            self._decode(pending, number, final=False)  # binary data need not have a line end to be found
+            self._decode(pending, number, final=False)  # binary data may have no line end
         if pending:
             yield number, self._line(pending, number)
 
     def tidy(self, text: str, number: int, invisible: dict[int, None]) -> str:
-        """Gives text in NFC without invisible characters and outer spaces, and counts what that changed.
+        """Normalises to NFC, removes invisible characters and outer spaces, and counts the changes.
 
         Raises:
-            InputError: PAD or MASK is in it, or more than MAX_MARKS accents on one letter.
+            InputError: a character is reserved or refused, or a letter has more than MAX_MARKS accents.
         """
         visible = text.translate(invisible)
         if _most_marks(visible) > MAX_MARKS:
@@ -133,10 +133,10 @@ class TextFile:
             raise InputError(
                 f"{place}: not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
             ) from None
-        if found := _CONTROL.search(raw):
-            place = f"{self.path}:{number}:{found.start() + 1}"
+        if control := _CONTROL.search(raw):
+            place = f"{self.path}:{number}:{control.start() + 1}"
             raise InputError(
-                f"{place}: binary data (byte 0x{raw[found.start()]:02x}); give a UTF-8 text file"
+                f"{place}: binary data (byte 0x{raw[control.start()]:02x}); give a UTF-8 text file"
             )
         if len(raw.rstrip(b"\r\n")) > MAX_LINE_BYTES:
             raise InputError(f"{self.path}:{number}: longer than {MAX_LINE_BYTES:,} bytes; break the line up")
@@ -144,7 +144,7 @@ class TextFile:
 
 
 def _most_marks(text: str) -> int:
-    """Counts the combining marks of the most accented letter: normalising takes time by its square."""
+    """Most combining marks on one letter; the time to normalise grows with its square."""
     most = marks = 0
     for character in "" if text.isascii() else text:
         marks = marks + 1 if unicodedata.combining(character) else 0
