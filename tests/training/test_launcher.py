@@ -159,8 +159,7 @@ def test_an_error_crosses_processes(error: BirthplaceError) -> None:
     assert (type(received), str(received), received.exit_code) == (type(error), str(error), error.exit_code)
 
 
-@pytest.mark.parametrize("when", ["training", "rendezvous"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("when", "rank"), [("training", 1), ("rendezvous", 0)])
 def test_a_process_that_hangs_is_killed_after_a_signal(
     when: str, rank: int, arguments: list[str], tmp_path: Path
 ) -> None:
