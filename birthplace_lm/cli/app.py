@@ -19,6 +19,7 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
@@ -115,7 +116,7 @@ def _run(config: DictConfig) -> float | None:
     torchrun.check_world_size(config, session.current().torchrun_processes)
     if config.resume not in ("auto", "never"):
         named_checkpoint("resume", config.resume)
-    corpus = session.current().corpus(config)
+    corpus = read_corpus(config.data, config.model.block_size)
     config = with_inputs(config, corpus.sha256)
     path = run_directory(config)
     check_run_dir(path, config)

@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import IO, TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
-from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.errors import BirthplaceError, Interrupted
 from birthplace_lm.runs import signals
 
@@ -33,14 +30,6 @@ class Session:
     jobs_log_to_files: bool = False
     torchrun_processes: int = 0
     gpu_lock: IO[str] | None = None
-    _corpora: dict[str, Corpus] = field(default_factory=dict)
-
-    def corpus(self, config: DictConfig) -> Corpus:
-        """The corpus of a configuration; jobs of a sweep with the same data read and check it once."""
-        key = f"{config.model.block_size} {OmegaConf.to_yaml(config.data)}"
-        if key not in self._corpora:
-            self._corpora[key] = read_corpus(config.data, config.model.block_size)
-        return self._corpora[key]
 
     def report_error(self, error: BirthplaceError, show_traceback: bool = False) -> None:
         """Print the error in one line and record it for the exit code."""

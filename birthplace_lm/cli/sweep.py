@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
@@ -138,7 +139,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
     settings = resolve_and_validate(composed)
-    corpus = session.current().corpus(settings)
+    corpus = read_corpus(settings.data, settings.model.block_size)
     settings = with_inputs(settings, corpus.sha256)
     path = run_directory(settings)
     check_run_dir(path, settings)
