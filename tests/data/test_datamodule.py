@@ -248,7 +248,7 @@ def test_workers_live_as_long_as_their_process(tmp_path: Path, method: str) -> N
     """Bug: under forkserver a worker took the server for its parent, and ended at once."""
     script = tmp_path / "script.py"
     script.write_text(KILLED_WITH_WORKERS)
-    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr
     batches, worker = map(int, done.stdout.split())
     assert batches == 7
