@@ -108,15 +108,16 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
     for key in ("fast_dev_run", "deterministic", "benchmark", "gradient_clip_val"):
         trainer[key] = trainer[key] or None
     overrides = {key: trainer.pop(key) for key in TRAINER_OVERRIDES}
-    stages = hashed["stages"]
-    names = list(stages)
-    for name in names if until is None else names[: names.index(until) + 1]:
-        stage = stages[name]
+    names = list(hashed["stages"])
+    if until is not None:
+        names = names[: names.index(until) + 1]
+    stages = {name: hashed["stages"][name] for name in names}
+    for name, stage in stages.items():
         stage.pop("num_workers")
         stage |= {key: value for key, value in overrides.items() if value is not None}
-        stages[name] = stage if stage["enabled"] else {"enabled": False}
-    if until is not None:
-        hashed["stages"] = {name: stages[name] for name in names[: names.index(until) + 1]}
+        if not stage["enabled"]:
+            stages[name] = {"enabled": False}
+    hashed["stages"] = stages
     return dict(_canonical(hashed))
 
 
