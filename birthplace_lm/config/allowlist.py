@@ -1,4 +1,4 @@
-"""What a configuration may name in `_target_` to be called: configs are code, so this is an allow-list."""
+"""Allow-list for Hydra's `_target_`: only classes and functions of this package, with arguments they take."""
 
 import ast
 import re
@@ -13,8 +13,8 @@ from birthplace_lm.config.messages import suggest
 from birthplace_lm.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
-TRAINER = "lightning.Trainer"  # the only one that is not ours, for the key of this name alone
-# What the other keys may name: where it is defined, and what it is called with.
+TRAINER = "lightning.Trainer"  # the only target outside this package, for the key `trainer` alone
+# For each other key: the module or package that defines its targets, and the arguments of the call.
 FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "attention": ("models.attention", ("n_embd", "n_head", "block_size", "dropout")),
     "optimizer": ("training.optimizers", ("model", "lr")),
@@ -26,10 +26,10 @@ KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str":
 
 
 def check_allowlist(node: Any, key: str) -> None:
-    """Check every `_target_` below a node: only what we define is called, with arguments that it takes.
+    """Check every `_target_` below a node.
 
     Raises:
-        InputError: with the key, for anything else.
+        InputError: a target is not on the allow-list, or an argument is unknown, missing or of another type.
     """
     if isinstance(node, DictConfig):
         for name in map(str, node):
@@ -48,17 +48,17 @@ def _check_arguments(node: DictConfig, key: str) -> None:
             raise InputError(f"{key}._target_={target}: not allowed; it is {TRAINER}")
         return  # its keys are those of the schema
     parts = key.split(".")
-    # What is given to a factory, and is one too, is defined in the same place.
+    # A factory that is an argument of another factory is defined in the same package.
     home = next((f"birthplace_lm.{FACTORIES[part][0]}" for part in reversed(parts) if part in FACTORIES), "")
     arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
     called_with = FACTORIES[parts[-1]][1] if parts[-1] in FACTORIES else ()
     if arguments is None or (arguments and not {*called_with} <= {*arguments}):
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
-            f" defines and that takes {', '.join(called_with) or 'what is given here'}"
+            f" defines and that takes {', '.join(called_with) or 'the arguments in this mapping'}"
         )
     if node.get("_partial_") is not True:
-        # Called at once, with nothing but what the configuration says, it could be made to write anywhere.
+        # Called at once, with arguments from the configuration alone, it could write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
         if name.startswith("_") or (arguments and name not in arguments):
@@ -75,7 +75,7 @@ def _check_arguments(node: DictConfig, key: str) -> None:
 
 
 def _matches_annotation(value: Any, kind: str) -> bool:
-    """Whether a value is of a type as it is written; True for types that a configuration cannot check."""
+    """Whether a value has the type of an annotation; True for annotations that cannot be checked here."""
     if kind.startswith("Callable["):
         return isinstance(value, DictConfig) and "_target_" in value
     if items := re.fullmatch(r"tuple\[([\w, ]+)\]", kind):
@@ -94,12 +94,12 @@ def _matches_annotation(value: Any, kind: str) -> bool:
 
 @cache
 def _parse_signature(target: str) -> dict[str, tuple[str, bool]] | None:
-    """What one of our classes or functions takes, read from its file: importing is slow.
+    """Parse the arguments of a class or function of this package from its file: importing it is slow.
 
     Returns:
-        By name its type and whether it has to be given. None: no file of ours defines it. What a file has
-        imported does not count: `os` would be among it. Empty: a class that inherits what it takes, and is
-        not checked.
+        Annotation and whether it is required, by name. None: no file of this package defines the target;
+        names that a file imports do not count, because `os` is one. Empty: the class inherits its
+        constructor, which is not checked.
     """
     match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
     path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
@@ -107,16 +107,16 @@ def _parse_signature(target: str) -> dict[str, tuple[str, bool]] | None:
         return None
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == match[2]:
-            made_by = node.body if isinstance(node, ast.ClassDef) else [node]
-            for f in made_by:
+            functions = node.body if isinstance(node, ast.ClassDef) else [node]
+            for f in functions:
                 if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
                     return _signature(f.args)
             return {} if isinstance(node, ast.ClassDef) and node.bases else None
     return None
 
 
-def _signature(taken: ast.arguments) -> dict[str, tuple[str, bool]]:
-    optional = taken.args[len(taken.args) - len(taken.defaults) :]
-    optional += [a for a, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if default]
-    named = [a for a in (*taken.args, *taken.kwonlyargs) if a.arg != "self"]
+def _signature(arguments: ast.arguments) -> dict[str, tuple[str, bool]]:
+    optional = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+    optional += [a for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default]
+    named = [a for a in (*arguments.args, *arguments.kwonlyargs) if a.arg != "self"]
     return {a.arg: (ast.unparse(a.annotation) if a.annotation else "", a not in optional) for a in named}

@@ -1,4 +1,4 @@
-"""Paths on the command line: taken as the shell gives them, though Hydra's grammar wants some quoted."""
+"""Quote paths on the command line for Hydra's grammar, so that users type only the quotes of the shell."""
 
 import os
 import re
