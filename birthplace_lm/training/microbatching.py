@@ -118,9 +118,10 @@ class _AccumulateOverMicroBatches(torch.autograd.Function):
             if ctx.gradients is None:
                 ctx.gradients = gradients
             else:
-                torch._foreach_add_(ctx.gradients, gradients)
+                for total, gradient in zip(ctx.gradients, gradients, strict=True):
+                    total.add_(gradient)
         return torch.stack(values).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(ctx.gradients, grad_outputs[0])
+        return None, None, *(gradient * grad_outputs[0] for gradient in ctx.gradients)
