@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -22,10 +23,12 @@ from birthplace_lm.data.questions import name_from_question
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
-from birthplace_lm.errors import CheckpointError
+from birthplace_lm.errors import CheckpointError, InputError
 
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
+SHARED_MEMORY = "/dev/shm"
+SHARED_BYTES_PER_WORKER = 1 << 20
 MIN_BLOCK_PER_MASK = 16  # characters of the block for each of several masks
 
 
@@ -148,6 +151,7 @@ class BatchDataModule(L.LightningDataModule):
         )
 
     def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:
+        _check_shared_memory(num_workers)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -236,6 +240,19 @@ class QuestionAnsweringDataModule(BatchDataModule):
         self.ids = text.ids
         self.train_sources = [QuestionAnswering(questions, places)]
         self.validation_sources = [QuestionAnswering(held_out_questions, held_out_places)]
+
+
+def _check_shared_memory(num_workers: int) -> None:
+    """Workers return batches in shared memory; where it is short, torch names neither it nor the reason."""
+    if num_workers == 0 or not os.path.isdir(SHARED_MEMORY):
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < num_workers * SHARED_BYTES_PER_WORKER:
+        raise InputError(
+            f"num_workers={num_workers}: needs {num_workers * SHARED_BYTES_PER_WORKER >> 10} kB of shared"
+            f" memory, and {SHARED_MEMORY} has {free >> 10} kB; enlarge it (docker run --shm-size=1g) or take"
+            " num_workers=0"
+        )
 
 
 def _init_worker(worker_id: int) -> None:

@@ -26,6 +26,7 @@ from birthplace_lm.data.datamodule import (
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.vocab import MASK, PAD
+from birthplace_lm.errors import InputError
 
 BLOCK = 128
 
@@ -220,6 +221,15 @@ def test_validation_is_the_same_every_time(corpus: Corpus, make: Any) -> None:
     assert same(data.val_dataloader()[0], wanted)
     assert same(make(corpus).val_dataloader()[0], wanted)
     assert [row for batch in questions for row in batch] == [(r.question, r.place) for r in corpus.holdout]
+
+
+def test_shared_memory_is_checked(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: with 32 kB of it a run ended with "Please call iter(combined_loader) first"."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=32 << 10))
+    monkeypatch.setattr("os.path.isdir", lambda path: path == "/dev/shm")
+    pretraining(corpus, workers=0).train_dataloader()
+    with pytest.raises(InputError, match=r"^num_workers=2: needs 2048 kB .* /dev/shm has 32 kB; enlarge it"):
+        pretraining(corpus, workers=2).train_dataloader()
 
 
 KILLED_WITH_WORKERS = """
