@@ -116,7 +116,8 @@ class _AccumulateOverMicroBatches(torch.autograd.Function):
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             values.append(value.detach())
             if ctx.gradients is None:
-                ctx.gradients = gradients
+                # Copies: autograd returns one tensor for two parameters that are added to each other.
+                ctx.gradients = [gradient.clone() for gradient in gradients]
             else:
                 for total, gradient in zip(ctx.gradients, gradients, strict=True):
                     total.add_(gradient)

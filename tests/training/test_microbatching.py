@@ -102,3 +102,17 @@ def test_dropout_shares_nothing_but_pads(config: DictConfig, corpus: Corpus) -> 
         for batch in batches(config, corpus, stage):
             parts = module._split(batch["inputs"], batch["targets"], PAD, pads_only=True)
             assert {part.prefix_length for part in parts} <= shared
+
+
+def test_parameters_that_are_added_have_gradients_of_their_own() -> None:
+    """autograd returns one tensor for both, to which every further micro-batch was once added twice."""
+    weight, change = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    bias = torch.nn.Parameter(torch.ones(3))  # its gradient is an expanded tensor, which cannot be written
+    inputs = [torch.ones(1, 2), 2 * torch.ones(1, 2)]
+
+    def function(part: Tensor) -> Tensor:
+        return (part @ (weight + change)).sum() + bias.sum()
+
+    total: Tensor = module._AccumulateOverMicroBatches.apply(function, inputs, weight, change, bias)
+    gradients = torch.autograd.grad(total, [weight, change, bias])
+    assert [gradient.tolist() for gradient in gradients] == [[[3, 3], [3, 3]], [[3, 3], [3, 3]], [2, 2, 2]]
