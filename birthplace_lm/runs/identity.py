@@ -102,7 +102,7 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
         trainer["strategy"] = "ddp" if trainer["devices"] > 1 else "single"
     for key in TRAINER_EXCLUDED_FROM_HASH:
         trainer.pop(key)
-    for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
+    for key in ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"):
         if isinstance(trainer[key], float) and trainer[key] == 1.0:
             trainer[key] = None  # a share of 1.0 is all; 1 would be one batch
     for key in ("fast_dev_run", "deterministic", "benchmark", "gradient_clip_val"):

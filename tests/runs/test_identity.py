@@ -54,6 +54,12 @@ def test_other_settings_count(configure: Any, override: str) -> None:
     assert hashed_config(configure(override)) != hashed_config(configure())
 
 
+@pytest.mark.parametrize("key", ["limit_train_batches", "limit_val_batches", "overfit_batches"])
+def test_all_batches_are_not_one_batch(configure: Any, key: str) -> None:
+    """The run of overfit_batches=1.0, all batches, was once taken for that of overfit_batches=1."""
+    assert hashed_config(configure(f"trainer.{key}=1.0")) != hashed_config(configure(f"trainer.{key}=1"))
+
+
 def test_moved_data_are_the_same_and_changed_data_are_others(
     configure: Any, people: Path, tmp_path: Path
 ) -> None:
