@@ -93,7 +93,8 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     results = {name: StageResult() for name in config.stages}
     extended = plans[0].extended_checkpoint
     if extended is not None and (earlier := extended.parents[1] / METRICS_FILE).is_file():
-        results |= RunMetrics.read(earlier).stages  # of the stages before the extended one
+        before = list(results)[: list(results).index(plans[0].name)]
+        results |= {name: RunMetrics.read(earlier).stages[name] for name in before}
     last: LoadedCheckpoint | None = None  # of the stage before
     for plan in plans:
         directory.mark_stage(plan.name)

@@ -11,7 +11,7 @@ from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.identity import run_directory, with_inputs
-from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics
+from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
 from birthplace_lm.training import pipeline
 
 # Of this schedule the period does not depend on the length of the stage.
@@ -79,3 +79,18 @@ def test_another_run_is_not_extended(configure: Any, overrides: tuple[str, ...],
     _, run = train(configure(*CONSTANT))
     with pytest.raises(InputError, match=message):
         train(configure(*CONSTANT, *overrides, f"extend_from={run}"))
+
+
+def test_stages_that_the_extension_leaves_out_count_nothing(configure: Any) -> None:
+    """The finetuning of the earlier run was once reported as a stage of this one."""
+    _, run = train(configure(*CONSTANT))
+    extended, _ = train(
+        configure(
+            *CONSTANT,
+            "stages.pretrain.max_epochs=2",
+            "stages.finetune.enabled=false",
+            f"extend_from={run / 'pretrain'}",
+        )
+    )
+    assert extended.stages["finetune"] == StageResult()
+    assert extended.stages["pretrain"].epochs == 2

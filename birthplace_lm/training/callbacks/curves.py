@@ -38,7 +38,7 @@ class TrainingCurves(L.Callback):
     def __init__(self, stage: str, cost: CostCounter, previous_cost: Mapping[str, Any] | None = None) -> None:
         self.stage = stage
         self.cost = cost
-        self.previous_cost = previous_cost or {"characters": 0, "seconds": 0.0}
+        self.previous_cost = dict(previous_cost or {"characters": 0, "seconds": 0.0})
         self.loss = 0.0
         self._loss_sum, self._batches = 0.0, 0  # of this epoch
         self._losses: list[float] = []  # of the batches of this optimizer step
@@ -131,12 +131,14 @@ class TrainingCurves(L.Callback):
             "loss_sum": self._loss_sum,
             "batches": self._batches,
             "step": self._step,
+            "previous_cost": self.previous_cost,
             "points": torch.tensor(self._points, dtype=torch.float64).reshape(-1, 4),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.loss, self._step = state_dict["loss"], state_dict["step"]
         self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
+        self.previous_cost = state_dict["previous_cost"]  # an extended run has no stage before
         points = state_dict["points"].tolist()
         self._points = [
             (int(curve), value, int(characters), int(milliseconds))
