@@ -20,6 +20,7 @@ class StagePlan:
         directory: where its checkpoints and curves go.
         shared: whether other runs use this directory too, so that it has a lock of its own.
         data, model, dataset, optimizer, schedule: plain parts of the configuration, factories included.
+        data_sha256: of the data files that preflight has checked.
         trainer: the flags of Lightning's Trainer with the stage's own epochs; `max_steps` is apart.
         loading: how rows become batches.
         seed: of the run.
@@ -43,6 +44,7 @@ class StagePlan:
     directory: Path
     shared: bool
     data: Mapping[str, Any]
+    data_sha256: Mapping[str, str]
     model: Mapping[str, Any]
     dataset: Mapping[str, Any]
     optimizer: Mapping[str, Any]

@@ -88,6 +88,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         directory=pretraining_directory(config, name) if shared else run_directory(config) / name,
         shared=shared,
         data=plain["data"],
+        data_sha256=corpus.sha256,
         model=plain["model"],
         dataset=stage["dataset"],
         optimizer=plain["optimizer"],

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
 from birthplace_lm.errors import Interrupted
 from birthplace_lm.runs import signals
 
@@ -30,6 +30,7 @@ def main(plan_json: str, resume: str, report: str) -> int:
     plan = StagePlan.from_json(plan_json)
     try:
         corpus = read_corpus(SimpleNamespace(**plan.data), plan.model["block_size"])
+        check_data_hashes(plan.data_sha256, corpus.sha256)  # hours may have passed since preflight
         train_stage(plan, corpus, Path(resume) if resume else None)
     except Exception as error:
         failure = to_birthplace_error(error, plan.directory)

@@ -16,7 +16,7 @@ from program import Program, leftovers, outcome, saved_step
 from stage import plan_of
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, InputError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.distributed import launcher
 
@@ -195,6 +195,16 @@ def test_the_error_of_a_process_is_that_of_the_run(configure: Any, tmp_path: Pat
     plan = plan_of("finetune", config, corpus, tmp_path)
     with pytest.raises(InputError, match=r"gone\.tsv: "):
         launcher.fit_in_processes(replace(plan, data={**plan.data, "train": "gone.tsv"}), None)
+
+
+def test_a_process_refuses_data_that_changed_after_preflight(configure: Any, tmp_path: Path) -> None:
+    """Each process reads the files anew; one that was edited meanwhile was once trained on unnoticed."""
+    config = configure()
+    plan = plan_of("finetune", config, read_corpus(config.data, config.model.block_size), tmp_path)
+    earlier = replace(plan, data_sha256={**plan.data_sha256, "train": "before"})
+    with pytest.raises(CheckpointError, match=r"data\.train: the file has changed"):
+        launcher.fit_in_processes(earlier, None)
+    assert checkpoint.list_checkpoints(tmp_path) == []
 
 
 def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: Path) -> None:

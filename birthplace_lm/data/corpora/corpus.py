@@ -165,7 +165,7 @@ def _warnings(
 
 
 def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Check that the data files are those that were trained on.
+    """Check that the data files have not changed since training started.
 
     Args:
         before, now: SHA-256 of the files, by their config key.
@@ -176,7 +176,7 @@ def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None
     for key, digest in now.items():
         if before.get(key) != digest:
             raise CheckpointError(
-                f"data.{key}: the file has changed since it was trained on: its SHA-256 was"
+                f"data.{key}: the file has changed since training started: its SHA-256 was"
                 f" {before.get(key)} and is {digest}; restore it, or take another runs_root"
             )
 
