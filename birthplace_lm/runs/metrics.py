@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from birthplace_lm.runs.atomic_files import atomic_write_text
 
 METRICS_FILE = "metrics.json"  # in a run directory
 STAGE_RESULT = "result.json"  # in the folder of a stage
+SCORES = ("dev", "baseline", "test", "holdout")
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ class Score:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Score":
-        score = cls(_integer(content, "correct"), _integer(content, "total"))
+        score = _build(cls, content)
         if not score.correct <= score.total > 0:
             raise ValueError(f"{score.correct} correct answers of {score.total} are impossible")
         return score
@@ -65,16 +67,6 @@ class StageResult:
     seconds: float = 0.0
     loss: float | None = None
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "StageResult":
-        return cls(
-            steps=_integer(content, "steps"),
-            epochs=_integer(content, "epochs"),
-            characters=_integer(content, "characters"),
-            seconds=_number(content, "seconds"),
-            loss=None if content["loss"] is None else _number(content, "loss"),
-        )
-
     def write(self, path: Path) -> None:
         """Replace the file.
 
@@ -90,7 +82,7 @@ class StageResult:
         Raises:
             CheckpointError: it is missing or holds something else.
         """
-        return _read(path, cls.from_dict)
+        return _read(path, partial(_build, cls))
 
 
 @dataclass(frozen=True)
@@ -141,24 +133,14 @@ class RunMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of metrics.json."""
-        splits = {"dev": self.dev, "test": self.test, "holdout": self.holdout}
-        return {
-            "attention": self.attention,
-            "pretrain": self.pretrain,
-            "data": self.data,
-            "seed": self.seed,
-            **({} if self.extended_from is None else {"extended_from": self.extended_from}),
-            "data_sha256": dict(self.data_sha256),
-            "weights_sha256": self.weights_sha256,
-            "vocab_size": self.vocab_size,
-            "parameters": self.parameters,
-            **{name: score.to_dict() for name, score in splits.items() if score is not None},
-            "baseline": {"answer": self.majority_answer, **self.baseline.to_dict()},
-            "stages": {
-                **{name: asdict(result) for name, result in self.stages.items()},
-                "evaluate": {"names": self.questions, "seconds": self.evaluate_seconds},
-            },
-        }
+        content = {key: value for key, value in asdict(self).items() if value is not None}
+        for name in SCORES:
+            if name in content:
+                content[name] = getattr(self, name).to_dict()
+        content["baseline"]["answer"] = content.pop("majority_answer")
+        seconds = content.pop("evaluate_seconds")
+        content["stages"]["evaluate"] = {"names": content.pop("questions"), "seconds": seconds}
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RunMetrics":
@@ -169,25 +151,18 @@ class RunMetrics:
         """
         stages = dict(content["stages"])
         evaluation = stages.pop("evaluate")
-        hashes = content["data_sha256"]
-        return cls(
-            attention=_text(content, "attention"),
-            pretrain=_text(content, "pretrain"),
-            data=_text(content, "data"),
-            seed=_integer(content, "seed"),
-            data_sha256={key: _text(hashes, key) for key in hashes},
-            weights_sha256=_text(content, "weights_sha256"),
-            vocab_size=_integer(content, "vocab_size"),
-            parameters=_integer(content, "parameters"),
-            dev=Score.from_dict(content["dev"]),
-            majority_answer=_text(content["baseline"], "answer"),
-            baseline=Score.from_dict(content["baseline"]),
-            stages={name: StageResult.from_dict(result) for name, result in stages.items()},
-            questions=_integer(evaluation, "names"),
-            evaluate_seconds=_number(evaluation, "seconds"),
-            test=Score.from_dict(content["test"]) if "test" in content else None,
-            holdout=Score.from_dict(content["holdout"]) if "holdout" in content else None,
-            extended_from=_text(content, "extended_from") if "extended_from" in content else None,
+        flat = {
+            **content,
+            "majority_answer": content["baseline"]["answer"],
+            "questions": evaluation["names"],
+            "evaluate_seconds": evaluation["seconds"],
+        }
+        return _build(
+            cls,
+            flat,
+            data_sha256={key: _checked(key, digest, str) for key, digest in content["data_sha256"].items()},
+            stages={name: _build(StageResult, result) for name, result in stages.items()},
+            **{name: Score.from_dict(content[name]) for name in SCORES if name in content},
         )
 
     def write(self, path: Path) -> None:
@@ -222,22 +197,25 @@ def _read(path: Path, parse: Callable[[Any], T]) -> T:
         raise CheckpointError(f"{path}: not written by this version of birthplace_lm: {reason}") from error
 
 
-def _number(content: Mapping[str, Any], key: str) -> float:
-    value = content[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{key} is {value!r:.40}; expected a number from 0")
-    return value
+def _build(cls: type[T], content: Mapping[str, Any], **parts: Any) -> T:
+    """A dataclass of `parts` and, for its other fields, the entries of `content`; None may lack there."""
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.name not in parts:
+            value = content.get(f.name) if f.default is None else content[f.name]
+            optional = value is None and f.default is None
+            parts[f.name] = None if optional else _checked(f.name, value, f.type)
+    return cls(**parts)
 
 
-def _integer(content: Mapping[str, Any], key: str) -> int:
-    value = _number(content, key)
-    if not isinstance(value, int):
-        raise ValueError(f"{key} is {value!r}; expected an integer")
-    return value
-
-
-def _text(content: Mapping[str, Any], key: str) -> str:
-    value = content[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is {value!r:.40}; expected text")
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """A value of its kind, where a number is finite and not negative."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if kind is str:
+        valid, expected = isinstance(value, str), "text"
+    elif kind is int:
+        valid, expected = is_number and isinstance(value, int), "an integer from 0"
+    else:
+        valid, expected = is_number, "a number from 0"
+    if not valid:
+        raise ValueError(f"{name} is {value!r:.40}; expected {expected}")
     return value
