@@ -35,6 +35,9 @@ def to_input_error(error: Exception) -> InputError:
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         if group in ("hydra/launcher", "hydra/sweeper") and wrong in PLUGINS:
             return InputError(f"{group}={wrong}: not installed; pip install {PLUGINS[wrong]}")
+        if group.startswith("data/"):
+            path = error.missing_cfg_file.removeprefix("data/")
+            return InputError(f"data={path}: needs one name, not a path; give the folder as data.root=DIR")
         return InputError(f"{group}={wrong}: unknown; {suggest(wrong, error.options)}")
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
@@ -107,7 +110,8 @@ def _omegaconf_error(error: Exception, first: str) -> InputError:
 def unknown_key(key: str, siblings: Sequence[str]) -> InputError:
     """The error for an unknown key; `siblings` are the last parts of the keys that are valid in its place."""
     if names := options().get(key):  # a group, but what it was given is no name
-        return InputError(f"{key}: needs one name; valid: {', '.join(names)}")
+        hint = f"; keys of the stage are stages.{key}.KEY" if key in ("pretrain", "finetune") else ""
+        return InputError(f"{key}: needs one name; valid: {', '.join(names)}{hint}")
     prefix, dot, wrong = key.rpartition(".")
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]

@@ -189,6 +189,11 @@ INVALID = [  # overrides, how the message begins
     ("attention=[vanilla]", "attention: needs one name; valid: synthesizer, vanilla"),
     ("finetune={a:1}", "finetune: needs one name; valid: cs224n_2021, name_to_birthplace"),
     ("~data", "data: needs one name; valid: biographies, cs224n"),
+    ("data=/tmp/people", "data=/tmp/people: needs one name, not a path; give the folder as data.root=DIR"),
+    (
+        "pretrain.max_epochs=3",
+        "pretrain: needs one name; valid: none, span_corruption; keys of the stage are stages.pretrain.KEY",
+    ),
     (f"attention={'x' * 5000}", "[Errno 36] File name too long: "),
     (f"model.dropout={10**400}", "model.dropout: int too large to convert to float"),
     (f"seed={'{a:' * 300}1{'}' * 300}", "brackets within brackets: nested too deeply"),

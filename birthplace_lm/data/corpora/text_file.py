@@ -111,8 +111,9 @@ class TextFile:
                     yield chunk
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
+            none = ", or data.test=null for none" if self.key == "data.test" else ""
             raise InputError(
-                f"{self.key}={self.path}: cannot read: {reason}; give a regular, readable file"
+                f"{self.key}={self.path}: cannot read: {reason}; give a regular, readable file{none}"
             ) from error
 
     def _line(self, raw: bytes, number: int) -> str:
