@@ -111,6 +111,13 @@ def check_combinations(config: DictConfig) -> None:
         )
     if not (stages.pretrain.enabled or stages.finetune.enabled):
         raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
+    devices = ",".join(map(str, trainer.devices)) if OmegaConf.is_list(trainer.devices) else trainer.devices
+    if not re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", str(devices)):
+        raise InputError(f"trainer.devices={trainer.devices}: must be a number, a list of indices, or auto")
+    if not isinstance(trainer.fast_dev_run, int | None):
+        raise InputError(
+            f"trainer.fast_dev_run={trainer.fast_dev_run}: must be true, false or a number of batches"
+        )
     if trainer.accelerator == "cpu" and trainer.precision.startswith("16"):
         raise InputError(f"trainer.precision={trainer.precision}: needs a GPU; take bf16-mixed")
     if trainer.strategy == "fsdp2" and (stages.pretrain.ema_decay or stages.finetune.ema_decay):

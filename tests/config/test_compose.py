@@ -169,6 +169,10 @@ UNKNOWN = [  # overrides, the name that is wrong, the nearest valid one
     ),
 ]
 INVALID = [  # overrides, how the message begins
+    ("trainer.devices=foo", "trainer.devices=foo: must be a number, a list"),  # were called our mistake
+    ("trainer.devices=null", "trainer.devices=None: must be a number, a list"),
+    ("trainer.devices=[0,a]", "trainer.devices=[0, 'a']: must be a number, a list"),
+    ("trainer.fast_dev_run=0.5", "trainer.fast_dev_run=0.5: must be true, false or"),  # failed after training
     ("model.n_layer=many", "model.n_layer=many: Value 'many' of type 'str'"),
     ("model.n_layer=2.5", "model.n_layer=2.5: Value '2.5' of type 'float'"),
     ("model.n_layer=null", "model.n_layer=null: must not be null"),
