@@ -24,8 +24,8 @@ from stage import run as run_pipeline
 from birthplace_lm.cli import app, session
 from birthplace_lm.errors import BirthplaceError, CheckpointError
 from birthplace_lm.inference.language_model import TrainedModel
-from birthplace_lm.inference.weights import load_weights
-from birthplace_lm.models.build import build_model
+from birthplace_lm.inference.weights import model_state_dict
+from birthplace_lm.models.build import build_model, load_state_dict_checked
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import pipeline
@@ -399,8 +399,9 @@ def try_resume(content: bytes, config: DictConfig, folder: Path) -> bool:
         assert "\n" not in message
         return False
     last = checkpoint.list_checkpoints(folder)[0]
-    model = build_model(config.model, len(checkpoint.load(last)["birthplace_lm"]["vocab"]))
-    load_weights(model, last)
+    loaded = checkpoint.load(last)
+    model = build_model(config.model, len(loaded["birthplace_lm"]["vocab"]))
+    load_state_dict_checked(model, model_state_dict(loaded), last)
     return True
 
 
