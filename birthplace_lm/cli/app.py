@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,12 +25,14 @@ from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import (
     named_checkpoint,
-    pretraining_directory,
     run_directory,
     with_inputs,
 )
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import torchrun
+
+if TYPE_CHECKING:
+    from birthplace_lm.training.plan import StagePlan
 
 log = logging.getLogger("birthplace_lm")
 OPTIONS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd",
@@ -125,8 +127,11 @@ def _run(config: DictConfig) -> float | None:
     if config.dry_run:
         for warning in corpus.warnings:
             log.warning("%s", warning)
+        from birthplace_lm.training.preflight import preflight  # torch and lightning take seconds to import
+
         state = "to do" if metrics is None else "finished"
-        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **_plan(config)})
+        stages = {plan.name: _describe(plan) for plan in preflight(config, corpus)}
+        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **stages})
         return 0.0  # a number, for sweepers that search
     if metrics is None or config.overwrite:
         from birthplace_lm.training.pipeline import (
@@ -139,14 +144,9 @@ def _run(config: DictConfig) -> float | None:
     return metrics.dev.exact_match
 
 
-def _plan(config: DictConfig) -> dict[str, Any]:
-    plan: dict[str, Any] = {}
-    for name, stage in config.stages.items():
-        epochs = config.trainer.max_epochs if config.trainer.max_epochs is not None else stage.max_epochs
-        plan[name] = f"{epochs} epochs, batches of {stage.batch_size}" if stage.enabled else "none"
-    if config.stages.pretrain.enabled:
-        plan["pretrain"] += f", in {pretraining_directory(config)}"
-    return plan
+def _describe(plan: "StagePlan") -> str:
+    size = f"{plan.trainer['max_epochs']} epochs, {plan.total_steps} steps of {plan.loading.batch_size} rows"
+    return f"{size}, in {plan.directory}"
 
 
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from birthplace_lm.data.masking.spans import Spans, SpanSampler
 from birthplace_lm.data.sequences import MASK_OFFSET, PieceTable
+from birthplace_lm.errors import InputError
 
 
 class SpanCorruption:
@@ -41,7 +42,7 @@ class SpanCorruption:
             raise ValueError(
                 f"masks_per_row={masks_per_row}: needs closing_mask=true, which marks the end of a span"
             )
-        self.document_starts = documents[:, 0]
+        self.document_starts, self.document_lengths = documents.unbind(1)
         self.spans = spans
         self.closing_mask = closing_mask
         self.loss_on = loss_on
@@ -51,8 +52,14 @@ class SpanCorruption:
         return len(self.document_starts)
 
     def rows(self, generator: torch.Generator) -> PieceTable:
-        """The rows of one epoch."""
+        """The rows of one epoch.
+
+        Raises:
+            InputError: the sampler breaks the promise of `Spans`.
+        """
         spans = [self.spans.sample(generator, index) for index in range(self.masks_per_row)]
+        for span in spans:
+            self._check(span)
         tables = []
         for index, span in enumerate(spans):
             overlaps = [(span.start < other.end) & (other.start < span.end) for other in spans[:index]]
@@ -71,6 +78,18 @@ class SpanCorruption:
                 else torch.zeros_like(self.document_starts)
             ),
         )
+
+    def _check(self, span: Spans) -> None:
+        title_end, context_start, start, end, context_end = span
+        ordered = (title_end >= 0) & (title_end <= context_start) & (context_start <= start) & (start < end)
+        valid = ordered & (end <= context_end) & (context_end <= self.document_lengths)
+        if not valid.all():
+            number = int((~valid).nonzero()[0])
+            raise InputError(
+                f"{type(self.spans).__name__}.sample: document {number + 1} of"
+                f" {self.document_lengths[number]} characters: {[int(edge[number]) for edge in span]} are not"
+                " in order; see birthplace_lm.data.masking.spans.Spans"
+            )
 
     def _pieces(self, span: Spans) -> tuple[Tensor, Tensor]:
         """(N, 7) start within the document and length of title, prefix, MASK, suffix, MASK, span, MASK."""

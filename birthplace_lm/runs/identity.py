@@ -71,6 +71,8 @@ def named_checkpoint(key: str, value: str) -> Path:
         path = next((max(folder.glob("step-*.ckpt"), default=path) for folder in finished), path)
         if path.is_dir():
             raise CheckpointError(f"{key}={value}: no finished stage; name the directory of a finished run")
+    if path.is_dir():
+        raise CheckpointError(f"{key}={value}: a directory; give one of its files step-NUMBER.ckpt")
     if not path.is_file():
         raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
     return path

@@ -47,18 +47,21 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
     model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
     plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
     if config.init_from is not None:
-        path, _ = _load_named("init_from", config, corpus, model)
+        path, content = _load_named("init_from", config, corpus)
+        _check_weights("init_from", path, content, model)
         plans[0] = replace(plans[0], init_checkpoint=path)
     if config.extend_from is not None:
-        path, content = _load_named("extend_from", config, corpus, model)
+        path, content = _load_named("extend_from", config, corpus)
         number = _stage_number("extend_from", path, content, plans)
         plans = plans[number:]  # the stages before it are part of the checkpoint
         _check_extension(config, path, content, plans[0])
+        _check_weights("extend_from", path, content, model)
         plans[0] = replace(plans[0], extended_checkpoint=path)
     if config.resume not in ("auto", "never"):
-        path, content = _load_named("resume", config, corpus, model)
+        path, content = _load_named("resume", config, corpus)
         number = _stage_number("resume", path, content, plans)
         _check_same_configuration(config, path, content, plans[number])
+        _check_weights("resume", path, content, model)
         _check_next_batch(path, content, plans[number], corpus)
         plans[number] = replace(plans[number], resume_checkpoint=path)
     return plans
@@ -180,8 +183,8 @@ def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:
     return trainer
 
 
-def _load_named(key: str, config: DictConfig, corpus: Corpus, model: GPT) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint that the configuration names, if its vocabulary and its weights fit."""
+def _load_named(key: str, config: DictConfig, corpus: Corpus) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that the configuration names, if its stage and its vocabulary fit."""
     path = named_checkpoint(key, config[key])
     try:
         content = checkpoint.load(path)
@@ -195,10 +198,16 @@ def _load_named(key: str, config: DictConfig, corpus: Corpus, model: GPT) -> tup
                 f"{path}: its vocabulary of {len(there)} is not the {len(here)} symbols of the corpus (only"
                 f" there: {more[:20]!r}, only here: {fewer[:20]!r}); give the data.* it was trained on"
             )
-        check_state_dict(model, model_state_dict(content), path)
     except CheckpointError as error:
         raise CheckpointError(f"{key}={error}") from error
     return path, content
+
+
+def _check_weights(key: str, path: Path, content: Mapping[str, Any], model: GPT) -> None:
+    try:
+        check_state_dict(model, model_state_dict(content), path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}={error}") from error
 
 
 def _stage_number(key: str, path: Path, content: Mapping[str, Any], plans: list[StagePlan]) -> int:

@@ -9,6 +9,7 @@ from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans, S
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.vocab import MASK, PAD, CharVocab
+from birthplace_lm.errors import InputError
 
 ADA = "Ada Bo. Ada Bo was born in Rome ."
 
@@ -187,3 +188,16 @@ def test_loss_on_something_else() -> None:
 def test_masks_that_are_not_possible(masks: int, closing: bool, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), closing, "all", masks)
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 2, 200, 200), (0, 0, 5, 3, 8), (0, 4, 2, 5, 8), (3, 1, 3, 5, 8)])
+def test_spans_outside_their_document_are_refused(edges: tuple[int, ...]) -> None:
+    """A sampler of one's own that left the document trained on text of the next one, without a word."""
+
+    class Sampler:
+        def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+            return Spans(*(torch.tensor([edge]) for edge in edges))
+
+    corruption = SpanCorruption(torch.tensor([[65, 10]]), Sampler(), True, "all")
+    with pytest.raises(InputError, match=r"Sampler\.sample: document 1 of 10 characters: .* not in order"):
+        corruption.rows(torch.Generator())
