@@ -210,7 +210,7 @@ def _build(cls: type[T], content: Mapping[str, Any], **parts: Any) -> T:
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """A value of its kind, where a number is finite and not negative."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-    if kind is str:
+    if kind in (str, str | None):
         valid, expected = isinstance(value, str), "text"
     elif kind is int:
         valid, expected = is_number and isinstance(value, int), "an integer from 0"

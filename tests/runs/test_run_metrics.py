@@ -27,7 +27,7 @@ def test_reads_and_writes_the_documented_keys(tmp_path: Path) -> None:
     assert RunMetrics.read(file) == METRICS
     METRICS.write(file)
     assert json.loads(file.read_text()) == json.loads(DOCUMENTED)
-    with_more = replace(METRICS, test=Score(1, 4), holdout=Score(0, 4))
+    with_more = replace(METRICS, test=Score(1, 4), holdout=Score(0, 4), extended_from="a.ckpt")
     with_more.write(file)
     assert RunMetrics.read(file) == with_more
 
