@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs.atomic_files import sha256_of
+from birthplace_lm.runs.metrics import STAGE_RESULT
 
 # Two runs may differ in these and still end with the same weights.
 EXCLUDED_FROM_HASH = (
@@ -67,7 +68,10 @@ def named_checkpoint(key: str, value: str) -> Path:
     """
     path = Path(value).expanduser()
     if key == "extend_from" and path.is_dir():
-        finished = [folder for folder in (path / "finetune", path / "pretrain", path) if _is_finished(folder)]
+        from birthplace_lm.runs.directory import stage_directory  # which imports this module
+
+        folders = (stage_directory(path, "finetune"), stage_directory(path, "pretrain"), path)
+        finished = [folder for folder in folders if (folder / STAGE_RESULT).is_file()]
         path = next((max(folder.glob("step-*.ckpt"), default=path) for folder in finished), path)
         if path.is_dir():
             raise CheckpointError(f"{key}={value}: no finished stage; name the directory of a finished run")
@@ -76,10 +80,6 @@ def named_checkpoint(key: str, value: str) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
     return path
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "result.json").is_file()
 
 
 def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import hashed_config, run_directory, with_inputs
+from birthplace_lm.runs.identity import hashed_config, named_checkpoint, run_directory, with_inputs
 
 
 def identified(config: DictConfig) -> DictConfig:
@@ -89,3 +89,14 @@ def test_a_checkpoint_counts_by_its_content(configure: Any, tmp_path: Path) -> N
     assert directories[0] == directories[1] != directories[2]
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         identified(configure("pretrain=none", f"init_from={tmp_path / 'd'}"))
+
+
+def test_a_run_without_symbolic_links_is_extended(tmp_path: Path) -> None:
+    """Where a text file stands for the link to a shared pretraining, no finished stage was seen."""
+    shared, run = tmp_path / "pretrained" / "a", tmp_path / "run"
+    shared.mkdir(parents=True)
+    run.mkdir()
+    for name in ("result.json", "step-00000002.ckpt", "step-00000004.ckpt"):
+        (shared / name).touch()
+    (run / "pretrain").write_text("../pretrained/a\n")
+    assert named_checkpoint("extend_from", str(run)).resolve() == shared / "step-00000004.ckpt"
