@@ -79,6 +79,7 @@ def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) ->
     """Train a stage as the pipeline does, from the newest checkpoint if there is one."""
     with without_waiting(), mock.patch.object(components, "progress", return_value=[*callbacks]):
         corpus = read_corpus(config.data, config.model.block_size)
+        config = with_inputs(config, corpus.sha256)
         fit_stage(plan_of(stage, config, corpus, folder), corpus)
 
 

@@ -54,7 +54,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody has started_by_this_sweep."""
+    """A run that nobody has touched."""
     root = tmp_path_factory.mktemp("finished")
     run(quick(people, root, f"run_dir={root / 'run'}", *SHORT))
     return root / "run"

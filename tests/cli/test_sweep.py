@@ -52,7 +52,7 @@ def states(program: Program) -> list[str]:
 
 
 def done(root: Path) -> dict[str, tuple[int, int]]:
-    """What tells whether a finished job has been started_by_this_sweep."""
+    """What tells whether a finished job has been touched."""
     found = {}
     for path in jobs(root):
         if json.loads((path / "status.json").read_text())["state"] == "done":

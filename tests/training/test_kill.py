@@ -133,7 +133,7 @@ def test_a_second_process_is_refused(tiny: list[str], tmp_path: Path) -> None:
         assert first.running(0.02)
     second = Program([*arguments, "stages.pretrain.max_epochs=1000"], tmp_path / "second")
     assert second.wait() == 2
-    said = f"error: {tmp_path / 'run'}: another process is working in it; wait for it\n"
+    said = f"error: {tmp_path / 'run'}: another process is working in it; wait until it ends\n"
     assert second.stderr.read_text() == said
     first.send(9)
     assert first.wait() == 137
