@@ -117,14 +117,14 @@ def simple_field(text: str, place: tuple[str, int]) -> str:
 def simple_documents(path: Path) -> list[tuple[str, int, int]]:
     lines = [(simple_text(text, "\u200b\u2060\ufeff", (path.name, n)), n) for n, text in simple_lines(path)]
     written = [(text, n) for text, n in lines if text]
-    kept = [
+    numbered = [
         (text, n, row)
         for row, (text, n) in enumerate(written)
         if len(one_space(re.sub(f"[{FORMAT}]", "", text))) >= 4
     ]
-    if not kept:
+    if not numbered:
         raise Fault(path.name, None)
-    return kept
+    return numbered
 
 
 def simple_questions(path: Path, answered: bool) -> list[Row]:
@@ -152,11 +152,11 @@ def simple_reader(folder: Path) -> Simple:
         simple_questions(dev, answered=True),
         simple_questions(test, answered=False),
     )
-    known = {"\n", *"".join(text for text, _, _ in read.documents)}
+    corpus_symbols = {"\n", *"".join(text for text, _, _ in read.documents)}
     for path, rows in ((train, read.train), (dev, read.dev), (test, read.test)):
         for question, place, number in rows:
             text = question + (place or "")
-            if len(text) + 2 > BLOCK_SIZE or (path != test and not known.issuperset(text)):
+            if len(text) + 2 > BLOCK_SIZE or (path != test and not corpus_symbols.issuperset(text)):
                 raise Fault(path.name, number)
     return read
 
@@ -166,29 +166,29 @@ def rows_of(questions: Questions | None) -> list[Row]:
     return [(row.question, row.place, row.line) for row in questions.rows]
 
 
-def check_same(found: Corpus, expected: Simple, folder: Path) -> None:
-    documents = found.documents
+def check_same(result: Corpus, expected: Simple, folder: Path) -> None:
+    documents = result.documents
     numbered = zip(documents.lines, documents.line_numbers, documents.row_numbers, strict=True)
     assert list(numbered) == expected.documents
     assert documents.text == "".join(text + "\n" for text, _, _ in expected.documents)
-    assert rows_of(found.train) == expected.train
-    assert rows_of(found.dev) == expected.dev
-    assert rows_of(found.test) == expected.test
-    assert found.vocab.symbols == (PAD, MASK, *sorted({*documents.text}))
+    assert rows_of(result.train) == expected.train
+    assert rows_of(result.dev) == expected.dev
+    assert rows_of(result.test) == expected.test
+    assert result.vocab.symbols == (PAD, MASK, *sorted({*documents.text}))
     hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
-    assert list(found.sha256.values()) == hashes
+    assert list(result.sha256.values()) == hashes
 
 
-def check_tidy(found: Corpus, folder: Path, data: DictConfig) -> None:
+def check_tidy(result: Corpus, folder: Path, data: DictConfig) -> None:
     """Reading is a projection: what was read, written down and read again, is the same and tidy."""
     folder.mkdir(exist_ok=True)
-    (folder / FILES[0]).write_text(found.documents.text, encoding="utf-8", newline="\n")
-    for name, rows in zip(FILES[1:], map(rows_of, (found.train, found.dev, found.test)), strict=True):
+    (folder / FILES[0]).write_text(result.documents.text, encoding="utf-8", newline="\n")
+    for name, rows in zip(FILES[1:], map(rows_of, (result.train, result.dev, result.test)), strict=True):
         lines = [question if place is None else f"{question}\t{place}" for question, place, _ in rows]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     again = read_corpus(OmegaConf.merge(data, {"root": str(folder)}), BLOCK_SIZE)
-    assert again.documents.text == found.documents.text
-    for one, other in ((again.train, found.train), (again.dev, found.dev), (again.test, found.test)):
+    assert again.documents.text == result.documents.text
+    for one, other in ((again.train, result.train), (again.dev, result.dev), (again.test, result.test)):
         assert [row[:2] for row in rows_of(one)] == [row[:2] for row in rows_of(other)]
     assert all("repeated with the same answer" in note for note in again.notes[1:])
 

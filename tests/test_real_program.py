@@ -22,11 +22,11 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 def result(root: Path) -> dict[str, Any]:
     (file,) = root.glob("*/metrics.json")
-    found: dict[str, Any] = json.loads(file.read_text())
-    for spent in found["stages"].values():
+    metrics: dict[str, Any] = json.loads(file.read_text())
+    for spent in metrics["stages"].values():
         del spent["seconds"]
-    found["predictions"] = {p.name: p.read_text() for p in (file.parent / "predictions").iterdir()}
-    return found
+    metrics["predictions"] = {p.name: p.read_text() for p in (file.parent / "predictions").iterdir()}
+    return metrics
 
 
 def test_killed_twenty_times(tmp_path: Path, request: pytest.FixtureRequest, record: Any) -> None:
@@ -49,8 +49,8 @@ def test_killed_twenty_times(tmp_path: Path, request: pytest.FixtureRequest, rec
         break
     assert kills == KILLS, f"it ended after {kills} kills"
     last = start(tmp_path / "killed")
-    said = last.communicate()[0]
-    assert last.returncode == 0, said
+    output = last.communicate()[0]
+    assert last.returncode == 0, output
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
     record(
         "SIGKILLs of python train.py on the embedded corpus",

@@ -97,8 +97,8 @@ def test_every_state_is_shown(tmp_path: Path) -> None:
         table = table_of_runs(find_runs(tmp_path))
     finally:
         holder.communicate("\n")
-    found = {Path(row[-1]).name: row[-2] for row in table[1:]}
-    assert found == {
+    result = {Path(row[-1]).name: row[-2] for row in table[1:]}
+    assert result == {
         "done": "done",
         "failed": "failed",
         "preempted": "stopped",
@@ -128,12 +128,12 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     for seed, right in enumerate(correct):
         write_run(tmp_path / str(seed), correct=right, seed=seed)
     head, row = table_of_seeds(find_runs(tmp_path))
-    found = dict(zip(head, row, strict=True))
+    result = dict(zip(head, row, strict=True))
     shares = [right / 140 for right in correct]
-    assert found["seeds"] == "3"
-    assert found["dev exact match"] == f"{fmean(shares):.1%}"
-    assert found["standard deviation"] == f"{100 * stdev(shares):.1f} points"
-    assert found["all seeds together"].startswith("245/420 = 58.3%")
+    assert result["seeds"] == "3"
+    assert result["dev exact match"] == f"{fmean(shares):.1%}"
+    assert result["standard deviation"] == f"{100 * stdev(shares):.1f} points"
+    assert result["all seeds together"].startswith("245/420 = 58.3%")
 
 
 def test_formats_can_be_read(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_formats_can_be_read(tmp_path: Path) -> None:
     one, two = csv.DictReader(io.StringIO(as_csv(runs)))
     assert (one["correct"], one["exact_match"], one["state"]) == ("70", "0.5", "done")
     assert (two["correct"], two["reason"]) == ("", "it broke")
-    assert [found["correct"] for found in json.loads(as_json(runs))] == [70, None]
+    assert [result["correct"] for result in json.loads(as_json(runs))] == [70, None]
 
 
 class _Page(HTMLParser):
@@ -220,19 +220,19 @@ finally: assert "torch" not in sys.modules and "tensorboard" not in sys.modules
 def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stage import run
 
-    found = run(configure("pretrain=none", "trainer.check_val_every_n_epoch=1"))
+    result = run(configure("pretrain=none", "trainer.check_val_every_n_epoch=1"))
     page, picture = tmp_path / "page.html", tmp_path / "curves.png"
     arguments = ["report", str(tmp_path / "runs"), "--html", str(page), "--figure", str(picture)]
     monkeypatch.setattr(sys, "argv", ["birthplace-lm", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert f"{found['dev']['correct']}/8" in page.read_text()
+    assert f"{result['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     (made,) = find_runs(tmp_path / "runs")
     read, share = learning_curve(made)[-1]
-    assert read == found["stages"]["finetune"]["characters"]
-    assert share == pytest.approx(found["dev"]["exact_match"])
+    assert read == result["stages"]["finetune"]["characters"]
+    assert share == pytest.approx(result["dev"]["exact_match"])
     for name in ("finetune", "predictions"):  # not copied, or deleted
         shutil.rmtree(made.path / name)
     write_page([made], tmp_path / "runs", page)

@@ -117,8 +117,8 @@ def test_report_has_a_row_and_a_curve(
     picture = tmp_path / "curves.svg"
     arguments = ["--format", "markdown", "--figure", str(picture)]
     assert call("report", str(run), *arguments, monkeypatch=monkeypatch) == 0
-    found = json.loads((run / "metrics.json").read_text())
-    row = f"| vanilla | span\\_corruption | biographies | 0 | {found['parameters']:,} |"
+    result = json.loads((run / "metrics.json").read_text())
+    row = f"| vanilla | span\\_corruption | biographies | 0 | {result['parameters']:,} |"
     assert row in capsys.readouterr().out
     assert picture.read_text().lstrip().startswith("<?xml")
     (read,) = find_runs(run)
@@ -194,18 +194,18 @@ def test_a_damaged_export_is_one_line(
     (out / file).write_bytes(content)
     capsys.readouterr()
     assert call("ask", str(out), "Ada Lovelace", monkeypatch=monkeypatch) == 4
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {out}: not a valid export: ")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"error: {out}: not a valid export: ")
+    assert stderr.count("\n") == 1
 
 
 def test_json_is_for_scripts(
     run: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("ask", str(run), "Ada Bee", "--json", monkeypatch=monkeypatch) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["name"] == "Ada Bee"
-    assert found["answer"] == birthplace_lm.load(run).answer(["Ada Bee"])[0]
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["name"] == "Ada Bee"
+    assert result["answer"] == birthplace_lm.load(run).answer(["Ada Bee"])[0]
     assert call("predict", str(run), str(people / "dev.tsv"), "--json", monkeypatch=monkeypatch) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["correct"] == json.loads((run / "metrics.json").read_text())["dev"]["correct"]

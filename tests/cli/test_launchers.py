@@ -41,11 +41,11 @@ def quick(people: Path) -> list[str]:
 
 
 def start(root: Path, launcher: str, arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
-    given = [*arguments, f"runs_root={root}", f"hydra/launcher={launcher}"]
+    overrides = [*arguments, f"runs_root={root}", f"hydra/launcher={launcher}"]
     if launcher == "joblib":
-        given.append("hydra.launcher.n_jobs=2")
+        overrides.append("hydra.launcher.n_jobs=2")
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), "-m", *given],
+        [sys.executable, str(TRAIN), "-m", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,9 +86,9 @@ def test_a_failed_job_of_several_processes_leaves_the_next_right(
 
 
 def test_torchrun_trains_the_same(alone: Path, people: Path, tmp_path: Path) -> None:
-    def torchrun(*given: str) -> "subprocess.CompletedProcess[str]":
+    def torchrun(*overrides: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        return subprocess.run([*command, str(TRAIN), *given], capture_output=True, text=True, timeout=200)
+        return subprocess.run([*command, str(TRAIN), *overrides], capture_output=True, text=True, timeout=200)
 
     root = tmp_path / "runs"
     done = torchrun(*two_processes(people), "seed=1", f"runs_root={root}")
@@ -167,11 +167,11 @@ def test_jobs_are_spread_over_gpus(tmp_path: Path) -> None:
         )
         for _ in range(4)
     ]
-    found = [job.stdout.readline().strip() for job in jobs if job.stdout]
+    lines = [job.stdout.readline().strip() for job in jobs if job.stdout]
     for job in jobs:
         job.communicate("\n")
-    assert sorted({*found}) == ["0", "2", "5"]
-    assert len(found) == 4
+    assert sorted({*lines}) == ["0", "2", "5"]
+    assert len(lines) == 4
 
 
 def test_one_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,9 @@ def test_names_that_the_encoding_lacks_are_escaped(tiny: list[str], tmp_path: Pa
     assert state(tmp_path / "Łódź") == "done"
     assert "\\u0141\\xf3d\\u017a" in done.stdout
 
-    asked = shell(f"{BIRTHPLACE_LM} ask {tmp_path}/Łódź 'Łukasz Bee'", PYTHONIOENCODING="ascii")
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.startswith("\\u0141ukasz Bee: ")
+    answer = shell(f"{BIRTHPLACE_LM} ask {tmp_path}/Łódź 'Łukasz Bee'", PYTHONIOENCODING="ascii")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("\\u0141ukasz Bee: ")
 
     closed = shell(f"{BIRTHPLACE_LM} ask {tmp_path}/Łódź {'Ada ' * 200} | head -1")
     assert (closed.returncode, closed.stderr) == (0, "")

@@ -53,12 +53,12 @@ def states(program: Program) -> list[str]:
 
 def done(root: Path) -> dict[str, tuple[int, int]]:
     """What tells whether a finished job has been touched."""
-    found = {}
+    files = {}
     for path in jobs(root):
         if json.loads((path / "status.json").read_text())["state"] == "done":
             stat = (path / "metrics.json").stat()
-            found[path.name] = stat.st_ino, stat.st_mtime_ns
-    return found
+            files[path.name] = stat.st_ino, stat.st_mtime_ns
+    return files
 
 
 def test_killed_at_any_moment(
@@ -93,8 +93,8 @@ def test_killed_at_any_moment(
         assert shown.count("done") == len(finished) - before
         assert shown.count("stopped") == 1
         assert shown.count("not started") + shown.count("stopped before") == 12 - 1 - len(finished)
-        said = program.stderr.read_text()
-        assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", said)
+        messages = program.stderr.read_text()
+        assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", messages)
 
     program = Program([*sweep, f"runs_root={root}"], output)
     assert program.wait() == 0, program.stderr.read_text()

@@ -111,10 +111,10 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_pool_saves_pads_and_keeps_the_rows() -> None:
     def padding(pool: int) -> int:
-        found = [epoch_of(batches(seed=seed, pool=pool, plain=True)) for seed in range(10)]
-        for made in found:
+        epochs = [epoch_of(batches(seed=seed, pool=pool, plain=True)) for seed in range(10)]
+        for made in epochs:
             assert sorted(row for batch in made for row in pairs(batch)) == sorted(NAIVE)
-        return sum(int((batch["inputs"] == VOCAB.pad_id).sum()) for made in found for batch in made)
+        return sum(int((batch["inputs"] == VOCAB.pad_id).sum()) for made in epochs for batch in made)
 
     assert padding(1) > 1.2 * padding(2) > 1.2 * padding(3)
 

@@ -107,7 +107,7 @@ def rows(corpus: Corpus, batches: Iterable[Batch]) -> list[str]:
     return texts
 
 
-def asked(texts: Iterable[str]) -> list[tuple[str, str]]:
+def questions_of(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Questions and places of the rows that are `question MASK place MASK`."""
     return [
         (q, p) for q, p, *_ in (t.split(MASK) for t in texts) if q.startswith("Where was ") and q[-1] == "?"
@@ -281,7 +281,7 @@ def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
     assert 3 * 128 < len(set(held_out)) <= 4 * 128
     trained = [set(rows(corpus, epoch_of(pretraining(corpus, seed=seed)))) for seed in (0, 1)]
     assert all(len(seen & set(held_out)) < 10 for seen in trained)  # short ones may agree by chance
-    assert asked(held_out) == []
+    assert questions_of(held_out) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
@@ -298,8 +298,8 @@ def test_questions_are_mixed_in(corpus: Corpus, share: float) -> None:
     for _ in range(2):
         texts = rows(corpus, train(data, len(data.train_dataloader())))
         assert len(texts) == data.train_rows
-        drawn.append(set(asked(texts)))
-        assert len(asked(texts)) == len(drawn[-1]) == count
+        drawn.append(set(questions_of(texts)))
+        assert len(questions_of(texts)) == len(drawn[-1]) == count
         assert drawn[-1] <= train_questions
     assert (drawn[0] == drawn[1]) == (share in (0.0, 1.0))  # else drawn anew
 
@@ -314,10 +314,10 @@ def test_share_of_questions_out_of_range(corpus: Corpus, share: float) -> None:
 def test_held_out_questions_are_validated_on_and_never_trained_on(corpus: Corpus) -> None:
     held_out = {(row.question, row.place) for row in corpus.holdout}
     data = finetuning(corpus)
-    texts = asked(rows(corpus, epoch_of(data)))
+    texts = questions_of(rows(corpus, epoch_of(data)))
     assert sorted(texts) == sorted((row.question, row.place) for row in corpus.train.rows)
     assert data.train_rows == len(texts) == 175
-    assert set(asked(rows(corpus, data.val_dataloader()[0]))) == held_out
+    assert set(questions_of(rows(corpus, data.val_dataloader()[0]))) == held_out
     assert not held_out & set(texts)
 
 
@@ -326,7 +326,7 @@ def test_without_a_holdout_dev_is_validated_on() -> None:
     dev = [(row.question, row.place) for row in corpus.dev.rows]
     losses, questions = finetuning(corpus).val_dataloader()
     assert [row for batch in questions for row in batch] == dev
-    validated = asked(rows(corpus, losses))
+    validated = questions_of(rows(corpus, losses))
     assert 3 * 32 < len(validated) == len(set(validated)) <= 4 * 32
     assert set(validated) < set(dev)
 
@@ -338,12 +338,12 @@ def test_ascii_only_is_for_training_questions(corpus: Corpus) -> None:
     plain, ascii_only = finetuning(corpus), finetuning(corpus, ascii_only=True)
     questions = [(row.question, row.place) for row in corpus.train.rows]
     assert sum(not question.isascii() for question, _ in questions) > 5
-    assert sorted(asked(rows(corpus, epoch_of(plain)))) == sorted(questions)
-    assert sorted(asked(rows(corpus, epoch_of(ascii_only)))) == sorted(
+    assert sorted(questions_of(rows(corpus, epoch_of(plain)))) == sorted(questions)
+    assert sorted(questions_of(rows(corpus, epoch_of(ascii_only)))) == sorted(
         (naive(q), p or "") for q, p in questions
     )
     assert any(not row.question.isascii() for row in corpus.holdout)
     for one, two in zip(plain.val_dataloader(), ascii_only.val_dataloader(), strict=True):
         assert str(list(one)) == str(list(two))
     held_out = {(row.question, row.place) for row in corpus.holdout}
-    assert set(asked(rows(corpus, ascii_only.val_dataloader()[0]))) == held_out
+    assert set(questions_of(rows(corpus, ascii_only.val_dataloader()[0]))) == held_out

@@ -37,8 +37,8 @@ questions = st.lists(st.tuples(st.text("Wh é?", min_size=1), st.text("Romé ", 
 @settings(deadline=None)
 def test_loss_on_mask_place_mask(rows: list[tuple[str, str]]) -> None:
     width = max(len(question) + len(place) + 2 for question, place in rows)
-    found = pairs(*map(list, zip(*rows, strict=True)))
-    for (question, place), (inputs, targets) in zip(rows, found, strict=True):
+    built = pairs(*map(list, zip(*rows, strict=True)))
+    for (question, place), (inputs, targets) in zip(rows, built, strict=True):
         rest = PAD * (width - len(question) - len(place) - 2)
         assert inputs + PAD == f"{question}{MASK}{place}{MASK}{rest}"[:-1] + PAD
         assert targets == PAD * (len(question) - 1) + f"{MASK}{place}{MASK}" + rest

@@ -75,11 +75,11 @@ def test_loss_on_span_is_what_follows_the_second_mask(closing: bool) -> None:
     spans = Given((8, 12, 15, 18, 22), (0, 0, 0, 1, 1), (0, 0, 4, 5, 33))
     ends = closing * MASK
     wanted = [ADA[15:18] + ends, ADA[:1] + ends, ADA[4:5] + ends]
-    found = pairs([ADA] * 3, spans, closing, "span")
-    for (inputs, targets), masked in zip(found, wanted, strict=True):
+    built = pairs([ADA] * 3, spans, closing, "span")
+    for (inputs, targets), masked in zip(built, wanted, strict=True):
         assert targets == PAD * (len(targets) - len(masked)) + masked
         assert inputs[-len(masked)] == MASK  # the loss begins with what the second MASK announces
-    assert [inputs for inputs, _ in found] == [inputs for inputs, _ in pairs([ADA] * 3, spans, closing)]
+    assert [inputs for inputs, _ in built] == [inputs for inputs, _ in pairs([ADA] * 3, spans, closing)]
 
 
 class Several:
@@ -107,8 +107,8 @@ def test_several_masks_ask_for_several_spans(loss_on: str) -> None:
     [(inputs, targets)] = pairs([document], spans, True, loss_on, masks=4)
     wanted = (title + rest).replace("_", MASK)
     assert inputs == wanted[:-1]
-    known = len(title) - 1 if loss_on == "span" else 0
-    assert targets == PAD * known + wanted[1 + known :]
+    unscored = len(title) - 1 if loss_on == "span" else 0
+    assert targets == PAD * unscored + wanted[1 + unscored :]
 
 
 @given(

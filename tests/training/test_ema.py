@@ -49,9 +49,9 @@ def test_is_validated_and_kept(configure: Any, tmp_path: Path) -> None:
     assert witness.steps == 6
     assert witness.validated
     assert all(witness.validated)
-    kept = model_state_dict(checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0]))
+    averages = model_state_dict(checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0]))
     for name, average in witness.average.items():
-        torch.testing.assert_close(kept[name].double(), average, atol=1e-6, rtol=0)
+        torch.testing.assert_close(averages[name].double(), average, atol=1e-6, rtol=0)
 
 
 def test_not_of_a_spread_model() -> None:

@@ -110,9 +110,9 @@ class Run:
     def check_at_the_end(self) -> None:
         assert leftovers(self.root) == []
         for stage in ("pretrain", "finetune"):
-            found = checkpoint.list_checkpoints(self.run / stage)
-            assert len(found) >= 2
-            assert all(checkpoint.is_intact(path) for path in found)
+            checkpoints = checkpoint.list_checkpoints(self.run / stage)
+            assert len(checkpoints) >= 2
+            assert all(checkpoint.is_intact(path) for path in checkpoints)
 
 
 def wait_until_gone(group: int) -> None:
@@ -133,8 +133,8 @@ def test_a_second_process_is_refused(tiny: list[str], tmp_path: Path) -> None:
         assert first.running(0.02)
     second = Program([*arguments, "stages.pretrain.max_epochs=1000"], tmp_path / "second")
     assert second.wait() == 2
-    said = f"error: {tmp_path / 'run'}: another process is working in it; wait until it ends\n"
-    assert second.stderr.read_text() == said
+    message = f"error: {tmp_path / 'run'}: another process is working in it; wait until it ends\n"
+    assert second.stderr.read_text() == message
     first.send(9)
     assert first.wait() == 137
 

@@ -34,17 +34,17 @@ def arguments(tiny: list[str]) -> list[str]:
 
 def ranks(run: Path) -> dict[int, int]:
     """The processes that train in this folder: pid by rank."""
-    found = {}
+    processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
             if b"birthplace_lm.training.worker" in command and f'"{run}/'.encode() in command:
                 environment = (process / "environ").read_bytes().split(b"\0")
                 rank = next(int(line[11:]) for line in environment if line.startswith(b"LOCAL_RANK="))
-                found[rank] = int(process.name)
+                processes[rank] = int(process.name)
         except (OSError, StopIteration):  # it has just ended
             continue
-    return found
+    return processes
 
 
 def test_killed_at_any_moment(arguments: list[str], tmp_path: Path, amount: Any, record: Any) -> None:
@@ -74,11 +74,11 @@ def test_killed_at_any_moment(arguments: list[str], tmp_path: Path, amount: Any,
                 assert time.monotonic() - ended < SECONDS
                 time.sleep(0.02)
             longest = max(longest, time.monotonic() - ended)
-            said = program.stderr.read_text()
-            assert "Traceback" not in said + program.stdout.read_text()
+            messages = program.stderr.read_text()
+            assert "Traceback" not in messages + program.stdout.read_text()
             if code != 0:  # else it had just finished
-                assert code == due, said
-                assert said.count("\n") == (0 if victim == "parent" else 1)
+                assert code == due, messages
+                assert messages.count("\n") == (0 if victim == "parent" else 1)
                 kills += 1
                 victim = next(victims, None)
         assert outcome(run) == expected
@@ -107,8 +107,8 @@ def strike(program: Program, run: Path, victim: Any) -> int:
         return 143
     if victim == "parent":
         program.send(signal.SIGKILL)
-    elif victim in (found := ranks(run)):
-        os.kill(found[victim], signal.SIGKILL)
+    elif victim in (processes := ranks(run)):
+        os.kill(processes[victim], signal.SIGKILL)
     return 137
 
 

@@ -51,8 +51,8 @@ def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
 
 
 def names(model: nn.Module, parameters: list[Tensor]) -> set[str]:
-    known = {id(p): name for name, p in model.named_parameters()}
-    return {known[id(p)] for p in parameters}
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    return {name_of[id(p)] for p in parameters}
 
 
 @every
@@ -155,10 +155,10 @@ def test_orthogonalize(shape: tuple[int, int], scale: float) -> None:
     result = orthogonalize(scale * (u * values) @ v.mT)
     assert result.shape == (3, *shape)
     inner = u.mT @ result @ v  # diagonal: the new singular values
-    found = inner.diagonal(dim1=1, dim2=2)
-    assert found.min() > 0.6
-    assert found.max() < 1.3
-    torch.testing.assert_close(inner, torch.diag_embed(found), atol=1e-4, rtol=0)
+    diagonal = inner.diagonal(dim1=1, dim2=2)
+    assert diagonal.min() > 0.6
+    assert diagonal.max() < 1.3
+    torch.testing.assert_close(inner, torch.diag_embed(diagonal), atol=1e-4, rtol=0)
     torch.testing.assert_close(u @ inner @ v.mT, result, atol=1e-4, rtol=0)
 
 

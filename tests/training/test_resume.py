@@ -107,15 +107,15 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """What TensorBoard shows of a stage: step and value of every point of every curve, text and picture."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
-    found = {}
+    values = {}
     for tag in events.Tags()["tensors"]:
-        found[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
+        values[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
         if tag.endswith("per_second"):
-            found[tag] = [(step, "") for step, _ in found[tag]]
+            values[tag] = [(step, "") for step, _ in values[tag]]
         if "by_milliseconds/" in tag:
-            assert [step for step, _ in found[tag]] == sorted(step for step, _ in found[tag])
-            found[tag] = [(0, value) for _, value in found[tag]]
-    return found
+            assert [step for step, _ in values[tag]] == sorted(step for step, _ in values[tag])
+            values[tag] = [(0, value) for _, value in values[tag]]
+    return values
 
 
 def assert_alike(folder: Path, whole: Path, when: str) -> None:

@@ -35,8 +35,8 @@ def train(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def metrics(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return result
 
 
 def curves(folder: Path) -> EventAccumulator:
@@ -72,26 +72,30 @@ def short(people: Path) -> list[str]:
 
 
 def test_leaves_what_it_promises(finished: Path) -> None:
-    found = metrics(finished)
-    assert {k: found[k] for k in ("attention", "pretrain", "data", "seed")} == {
+    result = metrics(finished)
+    assert {k: result[k] for k in ("attention", "pretrain", "data", "seed")} == {
         "attention": "vanilla",
         "pretrain": "span_corruption",
         "data": "biographies",
         "seed": 3,
     }
-    assert found["dev"]["total"] == found["baseline"]["total"] == found["stages"]["evaluate"]["names"] == 8
-    assert found["dev"]["exact_match"] == found["dev"]["correct"] / 8
+    assert result["dev"]["total"] == result["baseline"]["total"] == result["stages"]["evaluate"]["names"] == 8
+    assert result["dev"]["exact_match"] == result["dev"]["correct"] / 8
     for stage, rows in (("pretrain", 24 + 6), ("finetune", 12)):
-        spent = found["stages"][stage]
+        spent = result["stages"][stage]
         assert spent["steps"] == 2 * -(-rows // 8)
         assert spent["epochs"] == 2
         assert spent["seconds"] > 0
-    asked = [line.split("\t") for line in Path(found_root(finished), "train.tsv").read_text().splitlines()]
+    rows = [
+        line.split("\t") for line in Path(found_root(finished), "train.tsv").read_text().splitlines()
+    ]
     # of `question MASK place MASK` all but the last character is read, in two epochs
-    assert found["stages"]["finetune"]["characters"] == 2 * sum(len(q) + len(place) + 1 for q, place in asked)
+    assert result["stages"]["finetune"]["characters"] == 2 * sum(
+        len(q) + len(place) + 1 for q, place in train_rows
+    )
     predictions = (finished / "predictions" / "dev.txt").read_text().splitlines()
     places = [line.split("\t")[1] for line in Path(found_root(finished), "dev.tsv").read_text().splitlines()]
-    assert found["dev"]["correct"] == sum(a == b for a, b in zip(predictions, places, strict=True))
+    assert result["dev"]["correct"] == sum(a == b for a, b in zip(predictions, places, strict=True))
     assert len((finished / "predictions" / "test.txt").read_text().splitlines()) == 4
     assert json.loads((finished / "status.json").read_text())["state"] == "done"
     assert (finished / "log.txt").stat().st_size > 0
@@ -126,10 +130,10 @@ def test_hyperparameters_come_with_the_final_metric(finished: Path) -> None:
     assert chosen["attention"].string_value == "vanilla"
     assert chosen["seed"].number_value == 3
     assert chosen["optimizer"].string_value == "muon"
-    found = metrics(finished)
-    stages = [found["stages"][name] for name in ("pretrain", "finetune")]
+    result = metrics(finished)
+    stages = [result["stages"][name] for name in ("pretrain", "finetune")]
     expected = {
-        "dev_exact_match": found["dev"]["exact_match"],
+        "dev_exact_match": result["dev"]["exact_match"],
         "loss": stages[1]["loss"],
         "million_characters": sum(stage["characters"] for stage in stages) / 1e6,
         "seconds": sum(stage["seconds"] for stage in stages),
@@ -244,11 +248,11 @@ def test_debug_presets_do_what_they_say(preset: str, people: Path, tmp_path: Pat
     smaller = ["model=tiny", "trainer.max_steps=4"] if preset == "profile" else []
     root = [] if preset == "overfit" else [f"data.root={people}"]  # of more than one batch
     train(f"debug={preset}", *root, f"runs_root={tmp_path}", f"run_dir={run}", *smaller)
-    found = metrics(run)["stages"]
+    result = metrics(run)["stages"]
     if preset == "smoke":
-        assert [found[stage]["steps"] for stage in ("pretrain", "finetune")] == [3, 3]
+        assert [result[stage]["steps"] for stage in ("pretrain", "finetune")] == [3, 3]
     elif preset == "overfit":
-        assert found["finetune"]["steps"] == 150
+        assert result["finetune"]["steps"] == 150
         assert losses(run / "finetune", "finetune/loss")[-1] < 0.02
     else:
         text = (run / "finetune" / "fit-profile.txt").read_text()

@@ -226,16 +226,16 @@ def draw_names(draw: Draw, people: int) -> list[tuple[str, str]]:
     taken: set[tuple[str, str]] = set()
     names: list[tuple[str, str]] = []
     while len(names) < people:
-        given, surname = draw.one(GIVEN_NAMES), draw.one(SURNAMES)
-        if (given, surname) in taken:
+        given_name, surname = draw.one(GIVEN_NAMES), draw.one(SURNAMES)
+        if (given_name, surname) in taken:
             continue
-        taken.add((given, surname))
+        taken.add((given_name, surname))
         middle = draw.below(10)
         if middle == 0:
-            given = f"{given} {draw.one(GIVEN_NAMES)}"
+            given_name = f"{given_name} {draw.one(GIVEN_NAMES)}"
         elif middle == 1:
-            given = f"{given} {draw.one(SURNAMES)[0]}."
-        names.append((given, surname))
+            given_name = f"{given_name} {draw.one(SURNAMES)[0]}."
+        names.append((given_name, surname))
     return names
 
 

@@ -58,9 +58,9 @@ def test_a_non_breaking_space_in_the_corpus_is_a_space(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [".", "?", "-"])
 def test_places_that_are_spelt_differently(tmp_path: Path, end: str) -> None:
-    found = warnings(tmp_path, dev=replaced(r"$", end).removesuffix(end))
+    messages = warnings(tmp_path, dev=replaced(r"$", end).removesuffix(end))
     what = "of 140 places are spelt differently in train.tsv, e.g."
-    assert re.fullmatch(rf"dev.tsv:1: \d+ {what} '\w+{re.escape(end)}' for '\w+'", found[0])
+    assert re.fullmatch(rf"dev.tsv:1: \d+ {what} '\w+{re.escape(end)}' for '\w+'", messages[0])
 
 
 def test_places_of_another_case(tmp_path: Path) -> None:

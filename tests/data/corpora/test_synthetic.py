@@ -139,8 +139,8 @@ def test_refuses_a_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_every_line_says_one_birthplace(many: dict[str, str]) -> None:
     """A reader finds the gold place said to be the birthplace, and no other place said to be it."""
     for _, place, line in people_of(many):
-        said = [found for form in SAYS_BIRTHPLACE for found in re.findall(form, line)]
-        assert said == [place], line
+        stated = [match for form in SAYS_BIRTHPLACE for match in re.findall(form, line)]
+        assert stated == [place], line
         assert places_in(line).count(place) == 1, line
 
 
@@ -148,8 +148,8 @@ def test_places_are_part_of_no_other_word(many: dict[str, str]) -> None:
     """Else whoever searches a line for a place, as the metrics do, would find places nobody mentioned."""
     assert all(place.isascii() and place.isalpha() for place in PLACES)
     for _, _, line in people_of(many):
-        found = sum(line.lower().count(place.lower()) for place in PLACES)
-        assert found == len(places_in(line)), line
+        mentions = sum(line.lower().count(place.lower()) for place in PLACES)
+        assert mentions == len(places_in(line)), line
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -244,8 +244,8 @@ def facts(files: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_corpus_has_every_character_of_the_questions(committed: dict[str, str]) -> None:
-    asked = set("".join(text for name, text in committed.items() if name != "corpus.txt"))
-    assert asked - {"\t"} <= set(committed["corpus.txt"])
+    question_symbols = set("".join(text for name, text in committed.items() if name != "corpus.txt"))
+    assert question_symbols - {"\t"} <= set(committed["corpus.txt"])
 
 
 def test_numbers_in_the_readme(committed: dict[str, str]) -> None:

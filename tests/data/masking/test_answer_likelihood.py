@@ -27,14 +27,14 @@ def shown(document: str, answers: int = 20) -> dict[str, float]:
 
 
 def test_words_around_the_answer_tell() -> None:
-    found = shown("Bo Smith. He died in Rome, but was born in Oslo .")
-    assert found["Oslo"] == 1
-    assert sum(found.values()) < 1.1
+    scores = shown("Bo Smith. He died in Rome, but was born in Oslo .")
+    assert scores["Oslo"] == 1
+    assert sum(scores.values()) < 1.1
 
 
 def test_without_teachers_all_are_alike() -> None:
-    found = shown("Bo Smith. He died in Rome, but was born in Oslo .", answers=0)
-    assert set(found.values()) == {1}
+    scores = shown("Bo Smith. He died in Rome, but was born in Oslo .", answers=0)
+    assert set(scores.values()) == {1}
 
 
 def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
@@ -85,24 +85,24 @@ def test_right_about_people_it_was_not_taught_about(
     """Every fifth train person is left out and asked about; the same with one thread and with two."""
     documents = tuple(read_documents(root / corpus).lines)
     rows = [row for row in read_questions(root / train, "required").rows if row.place]
-    asked, taught = rows[::5], [row for i, row in enumerate(rows) if i % 5]
+    held_out, taught = rows[::5], [row for i, row in enumerate(rows) if i % 5]
     people, places = (
         tuple(name_from_question(r.question) for r in taught),
         tuple(r.place or "" for r in taught),
     )
-    found = []
+    scores = []
     threads = torch.get_num_threads()
     for number in (1, 2):
         torch.set_num_threads(number)
         score_answer_spans.cache_clear()
-        found.append(score_answer_spans(documents, people, places))
+        scores.append(score_answer_spans(documents, people, places))
     torch.set_num_threads(threads)
-    assert found[0] == found[1]
+    assert scores[0] == scores[1]
     right = 0
-    for row in asked:
+    for row in held_out:
         title = f"{name_from_question(row.question)}. "
         line = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
-        if line is not None and found[0][0][line]:
-            best = max(zip(found[0][1][line], found[0][0][line], strict=True))[1]
+        if line is not None and scores[0][0][line]:
+            best = max(zip(scores[0][1][line], scores[0][0][line], strict=True))[1]
             right += documents[line][best[0] : best[1]] == row.place
-    assert right / len(asked) > at_least
+    assert right / len(held_out) > at_least
