@@ -17,27 +17,27 @@ Configure = Callable[..., DictConfig]
 Amount = Callable[[int, int], int]
 Record = Callable[[str, str], None]
 
-_found: list[tuple[str, str]] = []  # what the reliability tests counted
+_records: list[tuple[str, str]] = []  # what the reliability tests counted
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torture", action="store_true", help="as many kills and mutants as the README reports")
+    parser.addoption("--torture", action="store_true", help="the amounts of docs/reliability.md")
 
 
 def pytest_sessionfinish(session: Any) -> None:
     if (output := getattr(session.config, "workeroutput", None)) is not None:  # one of several processes
-        output["found"] = _found
+        output["records"] = _records
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    _found.extend(getattr(node, "workeroutput", {}).get("found", ()))
+    _records.extend(getattr(node, "workeroutput", {}).get("records", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _found:
+    if _records:
         terminalreporter.section("reliability")
-        for what, result in _found:
+        for what, result in _records:
             terminalreporter.line(f"{what}: {result}")
 
 
@@ -50,7 +50,7 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 @pytest.fixture(scope="session")
 def record() -> Record:
     """Say in the closing summary what was tried and how it ended."""
-    return lambda what, result: _found.append((what, result))
+    return lambda what, result: _records.append((what, result))
 
 
 @pytest.fixture(scope="session")

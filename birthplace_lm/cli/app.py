@@ -145,8 +145,12 @@ def _run(config: DictConfig) -> float | None:
 
 
 def _describe(plan: "StagePlan") -> str:
+    from birthplace_lm.runs import checkpoint  # torch takes seconds to import
+
     size = f"{plan.trainer['max_epochs']} epochs, {plan.total_steps} steps of {plan.loading.batch_size} rows"
-    return f"{size}, in {plan.directory}"
+    saved = checkpoint.list_checkpoints(plan.directory)
+    done = f", {checkpoint.parse_step(saved[0])} of them done" if saved else ""
+    return f"{size}{done}, in {plan.directory}"
 
 
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:

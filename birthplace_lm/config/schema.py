@@ -168,7 +168,8 @@ class Config:
         "path or null",
     )
     resume: str = described(
-        "auto: continue where the run stopped; never: start over; or continue from a checkpoint",
+        "auto: continue where the run stopped; never: start an unfinished stage again; or continue from a"
+        " checkpoint",
         "auto",
         "auto, never or path",
     )

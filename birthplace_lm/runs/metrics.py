@@ -194,7 +194,10 @@ def _read(path: Path, parse: Callable[[Any], T]) -> T:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{path}: not written by this version of birthplace_lm: {reason}") from error
+        raise CheckpointError(
+            f"{path}: not written by this version of birthplace_lm: {reason}; remove it,"
+            " and the command of its run writes it again"
+        ) from error
 
 
 def _build(cls: type[T], content: Mapping[str, Any], **parts: Any) -> T:

@@ -110,7 +110,7 @@ def test_killed_at_any_moment(
     program = Program([*(a for a in sweep if a != "seed=0,1,2"), "seed=2", f"runs_root={root}"], output)
     assert program.wait() == 0
     each = (time.monotonic() - began) / 4
-    assert each < 1
+    assert 4 * each < whole[1] / 2  # most of it is the start of the program
     assert states(program) == ["done before"] * 4
     assert done(root) == finished
     record(
