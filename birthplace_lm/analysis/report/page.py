@@ -1,7 +1,5 @@
 """Learning curves as a picture, and the report as one self-contained HTML page."""
 
-import html
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +8,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.summary import (
     INTERVAL_NOTE,
@@ -21,11 +20,9 @@ from birthplace_lm.analysis.report.summary import (
     table_of_seeds,
     varying_keys,
 )
-from birthplace_lm.analysis.report.tables import Table, plain
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
 from birthplace_lm.errors import BirthplaceError, InputError
-from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.directory import stage_directory
 
 Curve = list[tuple[float, float]]  # characters read, value
@@ -37,16 +34,7 @@ ANSWER_CATEGORIES = {
     "no place of train": "#b03a48",
     "nothing": "#777777",
 }
-CSS = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { cursor: pointer; background: var(--soft) }
-.wide { overflow-x: auto }
-figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem }
-figure svg { width: 100%; height: auto; display: block }
-"""
+SORT_CSS = "th { cursor: pointer }"
 SORT_JS = """
 const number = text => parseFloat(text.split("= ").pop().replace(/,/g, ""));
 document.querySelectorAll("th").forEach(th => th.onclick = () => {
@@ -95,63 +83,27 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
     done = [run for run in runs if run.dev]
-    parts = [f"<h1>Runs of {_text(root.resolve().name)}</h1><p>{_text(state_counts(runs))}.</p>"]
+    parts = [f"<h1>Runs of {escape(root.resolve().name)}</h1><p>{escape(state_counts(runs))}.</p>"]
     if done:
-        parts.append("<h2>Exact match</h2>" + _picture(_dots(done)) + _table(table_of_seeds(runs)))
+        parts.append("<h2>Exact match</h2>" + inline_svg(_dots(done)) + html_table(table_of_seeds(runs)))
         parts.append(f"<p>{INTERVAL_NOTE}</p>")
         parts.append("<h2>Learning curves</h2>")
         for name, label in (
             ("exact_match", "exact match on dev"),
             ("loss", "training loss, nats a character"),
         ):
-            parts.append(_picture(_curves(done, name, label)))
+            parts.append(inline_svg(_curves(done, name, label)))
         parts.append("<h2>Where the errors are</h2>" + _errors(done))
-    parts.append("<h2>All runs</h2>" + _table(table_of_runs(runs)))
-    parts += [f"<p>{_text(failure)}</p>" for failure in failures(runs)]
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{_text(root.resolve().name)}</title><style>{CSS}</style></head>
-<body>{"".join(parts)}<script>{SORT_JS}</script></body></html>
-"""
-    try:
-        atomic_write_text(out, page)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
-
-
-def _text(value: Any) -> str:
-    return html.escape(plain(value))
-
-
-def _table(table: Table) -> str:
-    head, *rows = table
-    cells = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
-    matplotlib.rcParams["text.parse_math"] = False  # names are text
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _picture(figure: Any) -> str:
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+    parts.append("<h2>All runs</h2>" + html_table(table_of_runs(runs)))
+    parts += [f"<p>{escape(failure)}</p>" for failure in failures(runs)]
+    write_html(out, root.resolve().name, "".join(parts), SORT_CSS, SORT_JS)
 
 
 def _dots(runs: Sequence[Run]) -> Any:
     """Plot each seed as a dot with its interval, one line per setting, and the majority baseline."""
     names = labels(runs)
     groups = group_by_settings(runs, varying_keys(runs))
-    figure = _figure(8, 1.2 + 0.4 * len(groups))
+    figure = new_figure(8, 1.2 + 0.4 * len(groups))
     axes = figure.subplots()
     for line, seeds in enumerate(groups.values()):
         for number, run in enumerate(seeds):
@@ -173,7 +125,7 @@ def _curves(runs: Sequence[Run], name: str, title: str) -> Any:
     """Plot learning curves; all seeds of a setting have one colour."""
     if not runs:
         raise InputError("no run is finished; a curve needs one")
-    figure = _figure(8, 4)
+    figure = new_figure(8, 4)
     axes = figure.subplots()
     colors: dict[str, Any] = {}
     for run, label in labels(runs).items():
@@ -208,10 +160,10 @@ def _errors(runs: Sequence[Run]) -> str:
         try:
             answers[run] = _categorize(run)
         except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
-            notes += f"<p>{_text(run.path.name)} is not shown: {_text(error)}.</p>"
+            notes += f"<p>{escape(run.path.name)} is not shown: {escape(error)}.</p>"
     if not answers:
         return notes
-    figure = _figure(8, 1.2 + 0.35 * len(answers))
+    figure = new_figure(8, 1.2 + 0.35 * len(answers))
     axes = figure.subplots()
     for line, (counts, _) in enumerate(answers.values()):
         left = 0.0
@@ -233,7 +185,7 @@ def _errors(runs: Sequence[Run]) -> str:
         settings = [run.display(key) for key in ("labels.attention", "labels.pretrain", "seed")]
         wrong = ", ".join(f"{answer} {count}" for answer, count in frequent)
         table.append([*settings, wrong, "; ".join(examples)])
-    return _picture(figure) + _table(table) + notes
+    return inline_svg(figure) + html_table(table) + notes
 
 
 def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
