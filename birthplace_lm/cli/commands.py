@@ -199,6 +199,34 @@ def report(
 
 
 @app.command()
+def explore(
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with derivations and figures.")
+    ] = None,
+) -> None:
+    """Check what attention can and cannot express: copying, averaging, noisy keys, one head and two.
+
+    Needs no trained model. The exit code is 1 if a claim fails.
+
+    Example: birthplace-lm explore --html theory.html
+    """
+    from birthplace_lm.analysis.explore.attention_theory import check_claims
+    from birthplace_lm.analysis.explore.page import table_of_checks, write_page
+    from birthplace_lm.analysis.report.tables import show
+
+    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
+        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+    checks = check_claims()
+    show(table_of_checks(checks))
+    passed = sum(check.passed for check in checks)
+    print(f"{passed} of {len(checks)} checks pass, each in {len(checks[0].measured)} dimensions")
+    if page is not None:
+        write_page(checks, page)
+    if passed < len(checks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(run: Run, out: NewFolder) -> None:
     """Export a trained model: safetensors, configuration, vocabulary and model card.
 

@@ -1,0 +1,1 @@
+"""What softmax attention can and cannot express, as checks of predictions. Needs no trained model."""
