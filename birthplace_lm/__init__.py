@@ -1,11 +1,49 @@
-"""Ask a character-level GPT where people were born, and see how it stores the answer."""
+"""Ask a character-level GPT where people were born, and see how it stores the answer.
 
+    config = birthplace_lm.compose(["attention=synthesizer"])
+    run = birthplace_lm.train(config)
+    run.metrics.dev.exact_match, run.model.answer(["NAME"])
+
+Each function imports what it needs when it is called, so `import birthplace_lm` takes milliseconds.
+"""
+
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from omegaconf import DictConfig
+    from pandas import DataFrame
+
     from birthplace_lm.inference.language_model import TrainedModel
+    from birthplace_lm.training.api import FinishedRun
+
+
+def compose(overrides: Sequence[str] = ()) -> "DictConfig":
+    """The configuration that `python train.py OVERRIDES` would run: checked, resolved and read-only.
+
+    Raises:
+        BirthplaceError: the overrides do not make a valid configuration.
+    """
+    from birthplace_lm.config.compose import compose
+
+    if isinstance(overrides, str):
+        raise TypeError("overrides is a string; pass a list of strings")
+    return compose(overrides)
+
+
+def train(config: "DictConfig") -> "FinishedRun":
+    """Train what `compose` made, or continue where it stopped: `run.metrics`, `run.model`, `run.path`.
+
+    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt.
+
+    Raises:
+        BirthplaceError: what is wrong, in one line.
+    """
+    from birthplace_lm.training.api import train
+
+    return train(config)
 
 
 def load(path: "str | Path") -> "TrainedModel":
@@ -17,6 +55,17 @@ def load(path: "str | Path") -> "TrainedModel":
     Raises:
         BirthplaceError: the folder holds no intact checkpoint.
     """
-    from birthplace_lm.inference.language_model import TrainedModel  # imports torch, which takes seconds
+    from birthplace_lm.inference.language_model import TrainedModel
 
     return TrainedModel.from_run(path)
+
+
+def report(folder: "str | Path") -> "DataFrame":
+    """The runs of a folder as a pandas data frame, one row per run, finished or not.
+
+    Raises:
+        BirthplaceError: the folder has no run, or pandas is not installed.
+    """
+    from birthplace_lm.analysis.report.frame import report
+
+    return report(folder)

@@ -11,6 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from birthplace_lm.cli import session, sweep
 from birthplace_lm.cli.gpu_slots import claim_gpu
@@ -19,8 +20,8 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
-from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import (
@@ -29,6 +30,7 @@ from birthplace_lm.runs.identity import (
     with_inputs,
 )
 from birthplace_lm.runs.metrics import RunMetrics
+from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training.distributed import torchrun
 
 if TYPE_CHECKING:
@@ -55,11 +57,13 @@ def run(config: DictConfig) -> float | None:
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         protect_standard_streams()
+        config.trainer.enable_progress_bar = False  # the bars of jobs side by side would overwrite each other
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
     if state.errors and signals.pending_signal() is not None:
         return None  # reported already; Hydra still starts the other jobs of the sweep
-    _log_to_console()
+    elsewhere = settings.mode == RunMode.MULTIRUN and not state.jobs  # one of several processes
+    _log_to_console(f"job {settings.job.num}: " if elsewhere else "")
     try:
         return _run(config)
     except Exception as error:
@@ -69,6 +73,8 @@ def run(config: DictConfig) -> float | None:
         state.report_error(failure, show_traceback=bool(config.get("traceback")))
         if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, failure):
             raise failure from error
+        if state.jobs and isinstance(failure, Interrupted):
+            raise sweep.SweepStopped from error  # Hydra would go on and list the other jobs as launched
         return None  # for a raised error, Hydra would print more than one line
 
 
@@ -91,6 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         state.report_error(error) if state.jobs_log_to_files else state.record_error(error)
     except sweep.SweepRejected as rejected:
         state.report_error(rejected.error)
+    except sweep.SweepStopped:
+        pass  # reported by the job
     except PermissionError as error:  # the folder of a sweep
         state.report_error(CheckpointError(f"{error.filename}: {error.strerror}"))
     except Exception as error:  # Hydra's, before a job begins: a job reports its own errors
@@ -130,8 +138,10 @@ def _run(config: DictConfig) -> float | None:
         from birthplace_lm.training.preflight import preflight  # torch and lightning take seconds to import
 
         state = "to do" if metrics is None else "finished"
-        stages = {plan.name: _describe(plan) for plan in preflight(config, corpus)}
-        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **stages})
+        plans = preflight(config, corpus)
+        stages = {plan.name: _describe(plan) for plan in plans}
+        cost = _cost(plans, corpus) if metrics is None else {}
+        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **stages, **cost})
         return 0.0  # a number, for sweepers that search
     if metrics is None or config.overwrite:
         from birthplace_lm.training.pipeline import (
@@ -139,6 +149,8 @@ def _run(config: DictConfig) -> float | None:
         )
 
         signals.raise_if_signalled("before it began")
+        if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
+            log.info("%s", note)
         metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()))
     _show(_summary(metrics, config))
     return metrics.dev.exact_match
@@ -151,6 +163,18 @@ def _describe(plan: "StagePlan") -> str:
     saved = checkpoint.list_checkpoints(plan.directory)
     done = f", {checkpoint.parse_step(saved[0])} of them done" if saved else ""
     return f"{size}{done}, in {plan.directory}"
+
+
+def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
+    from birthplace_lm.training.estimate import estimate  # torch takes seconds to import
+
+    if (cost := estimate(plans, corpus)) is None:
+        return {"time": "not estimated: only for one process on a CPU"}
+    duration = tqdm.format_interval(cost.seconds)
+    return {
+        "time": f"about {duration} of training, from {cost.steps} measured steps; validations come on top",
+        "memory": f"{cost.peak_bytes / 2**30:.1f} GiB at the peak of these steps",
+    }
 
 
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
@@ -175,7 +199,7 @@ def _show(rows: dict[str, Any]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _log_to_console() -> None:
+def _log_to_console(prefix: str) -> None:
     if not log.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setLevel(logging.INFO)
@@ -186,6 +210,7 @@ def _log_to_console() -> None:
         for name in ("lightning.pytorch", "py.warnings"):
             logging.getLogger(name).propagate = False  # into log.txt, not onto the screen
         threading.excepthook = _log_thread
+    log.handlers[0].setFormatter(logging.Formatter(f"{prefix}%(message)s"))
 
 
 def _log_thread(ended: threading.ExceptHookArgs) -> None:

@@ -79,6 +79,7 @@ def ask(
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
     """
+    from birthplace_lm.inference.asking import warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
@@ -87,6 +88,8 @@ def ask(
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run)
+    for warning in warnings_about(run, names):
+        print(f"warning: {warning}", file=sys.stderr)
     for name in names:
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
         if dropped:

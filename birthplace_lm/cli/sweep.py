@@ -55,6 +55,10 @@ class SweepRejected(BaseException):
         self.error = error
 
 
+class SweepStopped(BaseException):
+    """A signal stopped a job of this process. Not an Exception: Hydra's launcher would start the next job."""
+
+
 class ValidateSweep(Callback):
     """Compose and validate every job of a sweep over lists, data included, before the first one starts."""
 

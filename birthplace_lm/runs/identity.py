@@ -61,13 +61,13 @@ def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfi
 
 
 def named_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that `KEY=VALUE` names: a file or, for extend_from, the last of a finished run or stage.
+    """The checkpoint that `KEY=VALUE` names: a file or, but for resume, the last of a finished run or stage.
 
     Raises:
         CheckpointError: there is none.
     """
     path = Path(value).expanduser()
-    if key == "extend_from" and path.is_dir():
+    if key in CHECKPOINT_KEYS and path.is_dir():
         from birthplace_lm.runs.directory import stage_directory  # which imports this module
 
         folders = (stage_directory(path, "finetune"), stage_directory(path, "pretrain"), path)

@@ -2,8 +2,11 @@
 
 import os
 import signal
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from birthplace_lm.errors import Interrupted
 
@@ -15,15 +18,41 @@ HANDLED = tuple(
 
 _received: int | None = None
 _process: int | None = None
+_second_ctrl_c: Any = signal.SIG_DFL  # the handler of SIGINT after the first
 
 
-def install() -> None:
+def install(numbers: Iterable[signal.Signals] = HANDLED) -> None:
     """Handle these signals from now on, except those that the parent process ignores (`nohup`)."""
     global _process
     _process = os.getpid()
-    for number in HANDLED:
+    for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handler)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Record signals during the block, which polls them; after it, the first one takes its usual effect.
+
+    For a process that continues afterwards: in a notebook Ctrl-C becomes a KeyboardInterrupt once the work is
+    saved. Only the main thread can handle signals; in another thread the block runs as it is.
+    """
+    global _received, _process, _second_ctrl_c
+    if installed() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # None is a handler of C code, such as faulthandler's: it could not be put back.
+    handlers = {number: h for number in HANDLED if (h := signal.getsignal(number)) is not None}
+    install(handlers)
+    _second_ctrl_c = handlers.get(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        received, _received, _process, _second_ctrl_c = _received, None, None, signal.SIG_DFL
+        if received is not None:
+            signal.raise_signal(received)
 
 
 def installed() -> bool:
@@ -53,4 +82,4 @@ def _handler(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             with suppress(OSError):  # the terminal may be gone
                 os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, _second_ctrl_c)

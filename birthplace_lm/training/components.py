@@ -117,6 +117,14 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
     ]
 
 
+class OwnProcesses(LightningEnvironment):
+    """Lightning starts no processes: this program starts them, from a notebook too."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+
 def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
     """A trainer that shows which devices there are, and trains nothing."""
     trainer: L.Trainer = instantiate(
@@ -124,7 +132,7 @@ def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
         strategy=resolve_strategy(flags["strategy"]),
         logger=False,
         enable_checkpointing=False,
-        plugins=[LightningEnvironment()],  # otherwise Lightning counts the tasks of Slurm
+        plugins=[OwnProcesses()],  # otherwise Lightning counts the tasks of Slurm
     )
     return trainer
 
@@ -143,7 +151,7 @@ def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | N
         default_root_dir=str(plan.directory),
         logger=logger,
         callbacks=callbacks,
-        plugins=[VerifiedCheckpointIO(), LightningEnvironment()],  # this program starts the processes
+        plugins=[VerifiedCheckpointIO(), OwnProcesses()],
         enable_checkpointing=False,
         profiler=_profiler(plan.trainer["profiler"], plan.directory),
         use_distributed_sampler=False,

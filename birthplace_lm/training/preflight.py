@@ -1,7 +1,6 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +104,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         ema_decay=stage["ema_decay"],
         max_steps=config.trainer.max_steps,
         total_steps=0,
-        processes=1 if trainer.strategy.launcher is None else trainer.num_devices,
+        processes=trainer.num_devices,
         stop_timeout_seconds=config.stop_timeout_seconds,
         max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         save_every_n_steps=config.checkpoint.every_n_steps,
@@ -161,13 +160,6 @@ def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
 
 
 def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:
-    if (
-        hasattr(sys, "ps1") and flags["devices"] != 1
-    ):  # Lightning would advise a strategy that is for notebooks
-        raise InputError(
-            f"trainer.devices={flags['devices']}: not from a notebook or an interactive Python, which cannot"
-            " start processes; run birthplace-lm train in a terminal, or in a cell with ! before it"
-        )
     try:
         trainer = probe_trainer(flags)
     except InstantiationException as error:

@@ -25,12 +25,12 @@ def check_overlap(train: Questions, dev: Questions) -> list[str]:
 
 def check_people(questions: Questions, documents: Documents) -> list[str]:
     """Warns about questions whose person is nowhere in the corpus; a question of another form has none."""
-    titles = _titles(documents.training_lines)
+    beginnings = titles(documents.training_lines)
     text = "\n".join(documents.training_lines)
     missing = [
         row
         for row in questions.rows
-        if (name := name_from_question(row.question)) not in titles and name not in text
+        if (name := name_from_question(row.question)) not in beginnings and name not in text
     ]
     what = f"questions are about nobody who has a line in {documents.path}"
     return _warning(questions.path, missing, len(questions.rows), what, [row.question for row in missing])
@@ -77,7 +77,7 @@ def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
     return _warning(questions.path, rows, len(questions.rows), what, examples)
 
 
-def _titles(lines: Iterable[str]) -> set[str]:
+def titles(lines: Iterable[str]) -> set[str]:
     """Text in front of every full stop: "J. R. Smith. Born" gives "J", "J. R" and "J. R. Smith"."""
     titles: set[str] = set()
     for line in lines:

@@ -188,7 +188,10 @@ def make_biographies(people: int = 420, seed: int = 0) -> dict[str, str]:
         InputError: `people` is out of range.
     """
     if not MIN_PEOPLE <= people <= MAX_PEOPLE:
-        raise InputError(f"people={people}: must be from {MIN_PEOPLE} to {MAX_PEOPLE}")
+        few = "half of them train, and fewer leave too little to score"
+        many = f"no name is used twice, and there are {len(GIVEN_NAMES) * len(SURNAMES):,} to draw from"
+        reason = few if people < MIN_PEOPLE else many
+        raise InputError(f"people={people}: must be from {MIN_PEOPLE} to {MAX_PEOPLE}: {reason}")
     draw = Draw(seed)
     names = draw_names(draw, people)
     sizes = {"train": people // 2, "dev": people // 3}

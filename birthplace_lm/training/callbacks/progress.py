@@ -71,15 +71,16 @@ class ProgressLines(L.Callback):
         if now - self._logged >= self.every_seconds and trainer.is_global_zero:
             self._logged = now
             step, total = trainer.global_step, pl_module.total_steps
-            left = int((now - self._started) / max(step - self._first_step, 1) * (total - step))
-            numbers = _numbers(trainer, self.stage)
-            text = f"step {step} of {total}, {numbers}, {left // 60}:{left % 60:02d} left"
-            log.log(self.level, "%s: %s", self.stage, text)
+            left = (now - self._started) / max(step - self._first_step, 1) * (total - step)
+            parts = [f"step {step} of {total}", _numbers(trainer, self.stage)]
+            parts.append(f"{tqdm.format_interval(left)} left")
+            log.log(self.level, "%s: %s", self.stage, ", ".join(filter(None, parts)))
 
 
 def progress(stage: str, enabled: bool) -> list[L.Callback]:
-    """A bar on a terminal, otherwise lines; the log file always gets lines."""
-    if enabled and sys.stderr.isatty():
+    """A bar on a terminal or in a notebook, otherwise lines; the log file always gets lines."""
+    interactive = hasattr(sys, "ps1")  # the prompt of Python, and of a notebook, whose output is no terminal
+    if enabled and (interactive or sys.stderr.isatty()):
         return [ProgressBar(stage), ProgressLines(stage, logging.DEBUG)]
     return [ProgressLines(stage, logging.INFO)]
 

@@ -18,10 +18,13 @@ def resolve_strategy(name: str, processes: int = 1) -> Any:
 
     With FSDP2 every process holds a shard of each weight, of its gradient and of its optimizer state. A
     checkpoint is one file, the same as one process would save.
+
+    DDP with one process is none: in a notebook, where Lightning refuses its own launcher, the plan of several
+    processes is made with what Lightning chooses; they themselves are started apart from the notebook.
     """
     if name == "fsdp2":
         return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    return name
+    return "auto" if processes == 1 else name
 
 
 def shard(model: GPT, mesh: DeviceMesh) -> None:

@@ -1,0 +1,25 @@
+"""The people of a corpus, and those whose names are closest to a typed one."""
+
+import difflib
+
+from birthplace_lm.data.corpora.consistency import titles
+from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.questions import name_from_question
+
+
+def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | None:
+    """Names that resemble one which the corpus does not have, the closest first; None if it has the name.
+
+    A corpus has the names of its questions, the beginnings of its lines, and every full name in its text.
+    """
+    files = [file for file in (corpus.train, corpus.dev, corpus.test) if file is not None]
+    names = {name_from_question(row.question) for file in files for row in file.rows}
+    names |= {name_from_question(row.question) for row in corpus.holdout}
+    names |= titles(corpus.documents.lines)
+    if name in names or (" " in name and name in corpus.documents.text):
+        return None
+    spellings = {other.casefold(): other for other in sorted(names)}
+    typed = name.casefold()
+    parts = [other for other in spellings if f" {typed} " in f" {other} "]
+    close = difflib.get_close_matches(typed, spellings, n=count, cutoff=0.7)
+    return [spellings[other] for other in dict.fromkeys([*close, *sorted(parts, key=len)])][:count]

@@ -1,0 +1,96 @@
+"""A new run beside earlier ones: what differs from the nearest, and how to continue that one instead."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.errors import BirthplaceError
+from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.identity import hashed_config, run_directory
+from birthplace_lm.runs.lock import is_locked
+
+MAX_RUNS = 20  # that are read, the newest first: a few milliseconds each
+MAX_DIFFERENCES = 3  # with more, it is another experiment
+
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is installed
+
+Differences = dict[str, tuple[Any, Any]]  # key -> value there, value here
+
+
+def nearest_run(config: DictConfig) -> str | None:
+    """One line about the run of the same labels and seed that differs least; None if none is near.
+
+    What the line advises is tried first: with those overrides this configuration is that run.
+
+    Args:
+        config: of a run that has not started, with `inputs`.
+    """
+    if config.run_dir is not None:
+        return None
+    labels = config.labels
+    pattern = f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-*/config.yaml"
+    files = Path(config.runs_root).expanduser().glob(pattern)
+    ours = _flat(hashed_config(config))
+    nearest: tuple[int, Path, Differences] | None = None
+    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[:MAX_RUNS]:
+        with suppress(Exception):  # written by another version, or damaged: no run to continue
+            saved = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
+            theirs = _flat(hashed_config(OmegaConf.create(saved)))
+            differing = {key: (theirs.get(key), ours.get(key)) for key in sorted({*theirs, *ours})}
+            differing = {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
+            if differing and (nearest is None or len(differing) < nearest[0]):
+                nearest = len(differing), file.parent, differing
+    if nearest is None or nearest[0] > MAX_DIFFERENCES:
+        return None
+    _, path, differing = nearest
+    values = [f"{key} ({theirs!s:.20} there, {ours!s:.20} here)" for key, (theirs, ours) in differing.items()]
+    return f"a new run; {path} differs in {', '.join(values)}{_advice(config, path, differing)}"
+
+
+def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
+    if is_locked(path):
+        return "; it is running"
+    if RunDirectory(path, config).finished:
+        *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
+        theirs, ours = differing.get(f"stages.{stage}.max_epochs", (0, 0))
+        extends = len(differing) == 1 and theirs < ours and config.trainer.max_steps == -1
+        if not extends or config.extend_from is not None:
+            return "; it is done"
+        return f"; it is done; to train that one longer instead, add extend_from={path}"
+    overrides = [f"{key}={_typed(theirs)}" for key, (theirs, _) in differing.items()]
+    with suppress(BirthplaceError, HydraException):
+        if run_directory(_overridden(config, overrides)).resolve() == path.resolve():
+            return f"; to continue that one instead, give {' '.join(overrides)}"
+    return "; it is not finished"
+
+
+def _typed(value: Any) -> str:
+    """A value as an override has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _overridden(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration that these further overrides would make.
+
+    Raises:
+        InputError, HydraException: they are not valid.
+    """
+    plain: Any = OmegaConf.to_container(config)
+    changed = OmegaConf.create(plain)
+    for override in OverridesParser.create().parse_overrides(overrides):
+        OmegaConf.update(changed, override.key_or_group, override.value())
+    return resolve_and_validate(changed)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,93 @@
+"""Python API of training: what `python train.py` does, in a notebook or a script."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import InputError
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.identity import named_checkpoint, run_directory, with_inputs
+from birthplace_lm.runs.metrics import RunMetrics
+from birthplace_lm.runs.nearest import nearest_run
+from birthplace_lm.training import pipeline
+
+log = logging.getLogger("birthplace_lm")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run on disk that is done.
+
+    Attributes:
+        path: the run directory.
+        metrics: the content of its metrics.json, for example `metrics.dev.exact_match`.
+    """
+
+    path: Path
+    metrics: RunMetrics
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The trained model, read from its last checkpoint at the first use."""
+        return TrainedModel.from_run(self.path)
+
+
+def train(config: DictConfig) -> FinishedRun:
+    """Pretrain, finetune and evaluate, or continue where the run stopped; a finished run returns at once.
+
+    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt.
+
+    Args:
+        config: from `compose`.
+
+    Raises:
+        BirthplaceError: what is wrong, in one line; log.txt in the run directory has the traceback.
+    """
+    if not isinstance(config, DictConfig):
+        raise TypeError(f"train takes a configuration, not {config!r:.40}; compose([...]) makes one")
+    if config.dry_run:
+        raise InputError("dry_run=True: train() has no result without training; leave it out")
+    if config.resume not in ("auto", "never"):
+        named_checkpoint("resume", config.resume)
+    corpus = read_corpus(config.data, config.model.block_size)
+    config = with_inputs(config, corpus.sha256)
+    path = run_directory(config)
+    check_run_dir(path, config)
+    directory = RunDirectory(path, config)
+    metrics = None if config.overwrite else directory.metrics
+    if metrics is None:
+        with signals.recorded(), _messages_shown():
+            if not directory.status and (note := nearest_run(config)):
+                log.info("%s", note)
+            metrics = pipeline.run(config, corpus)
+    return FinishedRun(path, metrics)
+
+
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    """Print what a run logs, as `python train.py` does; warnings of libraries go to log.txt alone."""
+    level, propagate = log.level, log.propagate
+    captured = warnings.showwarning.__module__ == "logging"  # by the caller
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)  # for log.txt
+    log.propagate = False
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(captured)
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate

@@ -1,0 +1,74 @@
+"""Warnings before a model is asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import write_config
+
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.inference.asking import warnings_about
+from birthplace_lm.runs.identity import with_inputs
+
+
+@pytest.fixture
+def run(configure: Any, tmp_path: Path) -> Path:
+    """What `ask` reads of a run; it needs no model."""
+    config = configure()
+    corpus = read_corpus(config.data, config.model.block_size)
+    write_config(tmp_path / "run", with_inputs(config, corpus.sha256))
+    return tmp_path / "run"
+
+
+def names(people: Path, split: str) -> list[str]:
+    return [line.split("\t")[0][10:-6] for line in (people / f"{split}.tsv").read_text().splitlines()]
+
+
+def test_people_of_the_corpus_are_asked_in_silence(run: Path, people: Path) -> None:
+    everybody = [name for split in ("train", "dev", "test") for name in names(people, split)]
+    assert len(everybody) == 24
+    assert warnings_about(run, everybody) == []
+
+
+def test_a_misspelt_name_gets_the_closest(run: Path, people: Path) -> None:
+    for name in names(people, "dev"):
+        wrong = name[:-1] + ("x" if name[-1] != "x" else "y")
+        (warning,) = warnings_about(run, [wrong])
+        assert warning.startswith(f"{wrong}: the corpus has nobody of this name; did you mean {name}")
+        (warning,) = warnings_about(run, [name.lower()])
+        assert f"did you mean {name}" in warning
+        (warning,) = warnings_about(run, [name.split()[-1]])  # the surname
+        assert name in warning
+    assert warnings_about(run, ["Qq Zzz"]) == ["Qq Zzz: the corpus has nobody of this name"]
+
+
+def test_a_whole_question_is_a_name_too_many(run: Path, people: Path) -> None:
+    name = names(people, "dev")[0]
+    assert warnings_about(run, [f"Where was {name} born?"]) == [
+        f"Where was {name} born?: a whole question; a name is enough"
+    ]
+    assert len(warnings_about(run, ["Where was Qq Zzz born?"])) == 2
+    (warning,) = warnings_about(run, [f"Where does {name} come from?"])
+    assert "a question that the model was not trained on" in warning
+
+
+def test_other_data_says_nothing_about_names(run: Path, people: Path, tmp_path: Path) -> None:
+    """A moved or changed corpus, and an export, whose configuration names no folder."""
+    for data in ("data.root: null", f"data.root: {tmp_path}"):
+        text = (run / "config.yaml").read_text()
+        key, value = data.split(": ")
+        (run / "config.yaml").write_text(text.replace(f"root: {people}", f"{key[5:]}: {value}"))
+        assert warnings_about(run, ["Qq Zzz"]) == []
+        (run / "config.yaml").write_text(text)
+    assert len(warnings_about(run, ["Qq Zzz"])) == 1
+
+
+@pytest.mark.parametrize("state", ["running", "preempted", "failed"])
+def test_an_unfinished_run_is_named(run: Path, state: str) -> None:
+    status = {"state": state, "stage": "finetune", "error": None, "pid": 1}
+    (run / "status.json").write_text(json.dumps(status))
+    (warning,) = warnings_about(run, [])
+    assert warning == f"{run}: {state} in finetune, not finished; its command continues it"
+    (run / "status.json").write_text(json.dumps({**status, "state": "done"}))
+    assert warnings_about(run, []) == []

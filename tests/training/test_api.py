@@ -1,0 +1,150 @@
+"""The Python API: three lines, Ctrl-C in a notebook, and the notebook of the documentation."""
+
+import contextlib
+import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning as L
+import pytest
+from stage import without_waiting
+
+import birthplace_lm
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import InputError, InternalError
+from birthplace_lm.runs import signals
+from birthplace_lm.training import components
+from birthplace_lm.training.api import FinishedRun
+from birthplace_lm.training.preflight import preflight
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(config: Any, *callbacks: L.Callback) -> FinishedRun:
+    with without_waiting():
+        if not callbacks:
+            return birthplace_lm.train(config)
+        with mock.patch.object(components, "progress", return_value=[*callbacks]):
+            return birthplace_lm.train(config)
+
+
+class SignalAfterStep(L.Callback):
+    def __init__(self, number: int, step: int, times: int = 1) -> None:
+        self.number, self.step, self.times = number, step, times
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
+
+
+class FailAtStart(L.Callback):
+    def on_train_start(self, *args: Any) -> None:
+        raise RuntimeError("mine")
+
+
+def test_a_run_answers_as_its_predictions_file(
+    configure: Any, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure("pretrain=none")
+    run = train(config)
+    assert "finetune: " in capsys.readouterr().out
+    assert run.metrics.dev.total == 8
+    names = [line.split("\t")[0][10:-6] for line in (people / "dev.tsv").read_text().splitlines()]
+    assert run.model.answer(names) == (run.path / "predictions" / "dev.txt").read_text().splitlines()
+    log = (run.path / "log.txt").read_text()
+    assert train(config).metrics == run.metrics
+    assert capsys.readouterr().out == ""
+    assert (run.path / "log.txt").read_text() == log != ""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_a_run_that_continues(
+    configure: Any, times: int, uninterrupted: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning would end a notebook's kernel, and ignore Ctrl-C from then on."""
+    if not uninterrupted:
+        uninterrupted["weights"] = train(configure("pretrain=none")).metrics.weights_sha256
+    root = f"{configure().runs_root}/other"
+    config = configure("pretrain=none", f"runs_root={root}", "checkpoint.every_n_steps=2")
+    handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
+    with pytest.raises(KeyboardInterrupt):
+        train(config, SignalAfterStep(signal.SIGINT, 3, times))
+    assert {number: signal.getsignal(number) for number in signals.HANDLED} == handlers
+    assert signals.pending_signal() is None
+    assert not signals.installed()
+    (status,) = Path(config.runs_root).glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "preempted"
+    capsys.readouterr()
+    run = train(config)
+    assert f"finetune: resuming after step {3 if times == 1 else 2}" in capsys.readouterr().out
+    assert run.path == status.parent
+    assert run.metrics.weights_sha256 == uninterrupted["weights"]
+
+
+def test_the_callers_log_stays_as_it_was(configure: Any) -> None:
+    log, show = logging.getLogger("birthplace_lm"), warnings.showwarning
+    before = (log.level, log.propagate, [*log.handlers])
+    with pytest.raises(InternalError, match="mine"):
+        train(configure("pretrain=none"), FailAtStart())
+    assert (log.level, log.propagate, log.handlers) == before
+    assert warnings.showwarning is show
+
+
+def test_mistakes_are_named(configure: Any) -> None:
+    with pytest.raises(TypeError, match=r"train takes a configuration.*compose"):
+        birthplace_lm.train(["model=tiny"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pass a list"):
+        birthplace_lm.compose("model=tiny")
+    with pytest.raises(InputError, match="dry_run=True"):
+        birthplace_lm.train(configure("dry_run=true"))
+
+
+def test_several_devices_from_a_notebook(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning refuses its own launcher there; the processes are ours."""
+    from lightning.pytorch.trainer.connectors import accelerator_connector
+
+    monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
+    for flags in (["trainer=ddp"], ["trainer=fsdp2", "pretrain=none"]):
+        config = configure(*flags, "trainer.devices=2", "trainer.accelerator=cpu")
+        plans = preflight(config, read_corpus(config.data, config.model.block_size))
+        assert [plan.processes for plan in plans] == [2, 2]
+
+
+def test_import_is_quick() -> None:
+    heavy = "torch lightning hydra omegaconf pandas numpy"
+    code = f"import sys, birthplace_lm; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells in order, as in a kernel: with a prompt, and with an output that is no terminal."""
+    pandas = pytest.importorskip("pandas")
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    values: dict[str, Any] = {}
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), without_waiting():
+        for number, cell in enumerate(cells):
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"cell {number}", "exec"), values)
+    assert values["run"].path.is_dir()
+    assert isinstance(values["runs"], pandas.DataFrame)
+    assert sorted(values["runs"].attention) == ["synthesizer", "vanilla"]
+    assert values["runs"].exact_match.between(0, 1).all()
+    assert "pretrain: 100%" in output.getvalue()
+    assert "did you mean vanilla?" in output.getvalue()
