@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import InputError, Interrupted
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
@@ -66,10 +66,15 @@ def train(config: DictConfig) -> FinishedRun:
     directory = RunDirectory(path, config)
     metrics = None if config.overwrite else directory.metrics
     if metrics is None:
-        with signals.recorded(), _messages_shown():
-            if not directory.status and (note := nearest_run(config)):
-                log.info("%s", note)
-            metrics = pipeline.run(config, corpus)
+        try:
+            with signals.recorded(), _messages_shown():
+                if not directory.status and (note := nearest_run(config)):
+                    log.info("%s", note)
+                metrics = pipeline.run(config, corpus)
+        except KeyboardInterrupt as stop:  # its traceback is of no interest
+            saved = isinstance(stop.__context__, Interrupted)
+            message = stop.__context__ if saved else "stopped; the same configuration resumes the run"
+            raise KeyboardInterrupt(str(message)) from None
     return FinishedRun(path, metrics)
 
 

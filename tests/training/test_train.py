@@ -88,7 +88,9 @@ def test_leaves_what_it_promises(finished: Path) -> None:
         assert spent["seconds"] > 0
     examples = [line.split("\t") for line in Path(found_root(finished), "train.tsv").read_text().splitlines()]
     # of `question MASK place MASK` all but the last character is read, in two epochs
-    assert result["stages"]["finetune"]["characters"] == 2 * sum(len(q) + len(place) + 1 for q, place in examples)
+    assert result["stages"]["finetune"]["characters"] == 2 * sum(
+        len(q) + len(place) + 1 for q, place in examples
+    )
     predictions = (finished / "predictions" / "dev.txt").read_text().splitlines()
     places = [line.split("\t")[1] for line in Path(found_root(finished), "dev.tsv").read_text().splitlines()]
     assert result["dev"]["correct"] == sum(a == b for a, b in zip(predictions, places, strict=True))
