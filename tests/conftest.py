@@ -14,7 +14,7 @@ from birthplace_lm.config.compose import compose as compose_config
 from birthplace_lm.data.corpora.synthetic import write_biographies
 
 Configure = Callable[..., DictConfig]
-Amount = Callable[[int, int], int]
+Amount = Callable[[Any, Any], Any]
 Record = Callable[[str, str], None]
 
 _records: list[tuple[str, str]] = []  # what the reliability tests counted

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,15 +186,26 @@ def test_stopped_after_every_step(
     ids=["often", "mid-epoch validation", "seldom", "validation across epochs"],
 )
 def test_stopped_in_every_hook(
-    stage: str, extra: tuple[str, ...], configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    extra: tuple[str, ...],
+    configure: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    amount: Any,
 ) -> None:
-    """Between training, logging, validation and saving; and once more while it makes up for it."""
+    """Between training, logging, validation and saving; and once more while it makes up for it.
+
+    The suite stops once in each kind of hook, at places spread over the run; --torture stops at every place.
+    """
     config = configure("model.dropout=0.1", "stages.pretrain.check_val_every_n_epoch=1", *extra)
     whole = tmp_path / "whole"
     passed: list[str] = []
     fit(config, stage, whole, monkeypatch, lambda trainer, name: passed.append(name))
     assert set(HOOKS) <= set(passed)
-    for count, at in enumerate(passed):
+    draw = random.Random(f"{stage} {extra}")
+    places = [draw.choice([count for count, name in enumerate(passed) if name == hook]) for hook in HOOKS]
+    for count in amount(places, range(len(passed))):
+        at = passed[count]
         folder = tmp_path / f"stopped-{count}"
         for more in (0, 3):
             left = [count + more]
