@@ -8,7 +8,7 @@ class BirthplaceError(Exception):
     """An error that is shown as one line, without a traceback.
 
     The message names the place, what is wrong and how to fix it:
-    ``train.tsv:3: no tabs; expected 'Where was NAME born?<TAB>PLACE'``. Non-printing characters (newlines,
+    ``train.tsv:3: no tabs; expected 'QUESTION<TAB>ANSWER'``. Non-printing characters (newlines,
     terminal escapes, undecodable bytes of a path) are escaped, so that every message is one line.
     """
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
@@ -179,7 +180,8 @@ def test_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     config = compose(["model=tiny"])
     vocab = CharVocab.from_text("Where was Padma Fortescue born? Soraya Amundsby Lisbon\n")
     model = build_model(config.model, len(vocab))
-    export_model(TrainedModel(model, vocab), config, tmp_path / "model", "")
+    question = QuestionTemplate.parse(config.data.question)
+    export_model(TrainedModel(model, vocab, question), config, tmp_path / "model", "")
     monkeypatch.chdir(tmp_path)
     examples = blocks(TEXTS["docs/api.md"], "python")
     assert ["train(" in example for example in examples] == [True, False]

@@ -153,10 +153,15 @@ def simple_reader(folder: Path) -> Simple:
         simple_questions(test, answered=False),
     )
     corpus_symbols = {"\n", *"".join(text for text, _, _ in read.documents)}
+    wording = re.compile(r"Where was .+ born\?", re.DOTALL)
     for path, rows in ((train, read.train), (dev, read.dev), (test, read.test)):
         for question, place, number in rows:
             text = question + (place or "")
             if len(text) + 2 > BLOCK_SIZE or (path != test and not corpus_symbols.issuperset(text)):
+                raise Fault(path.name, number)
+    for path, rows in ((train, read.train), (dev, read.dev), (test, read.test)):
+        for question, _, number in rows:
+            if not wording.fullmatch(question):
                 raise Fault(path.name, number)
     return read
 

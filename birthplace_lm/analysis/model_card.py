@@ -29,17 +29,20 @@ def model_card(config: DictConfig, parameters: int, metrics: RunMetrics | None, 
             "exact match on dev": str(metrics.dev),
             "always the most frequent train answer": str(metrics.baseline),
         }
+    question = markdown_cell(config.data.question)
     table = "\n".join(f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in rows.items())
     return f"""---
 library_name: birthplace_lm
 tags: [character-level, gpt, factual-knowledge]
 ---
 
-# A GPT that is asked where people were born
+# A GPT that knows people by name
 
-{markdown_cell(origin)} It reads one character at a time and answers questions of the form
-`Where was NAME born?`. At best it knows the people of its corpus; about others it invents a place and sounds
-as sure.
+{markdown_cell(origin)} It reads one character at a time and answers the question
+
+> {question}
+
+At best it knows the people of its corpus; about others it invents an answer and sounds as sure.
 
 | | |
 | --- | --- |

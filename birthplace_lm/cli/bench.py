@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
-from birthplace_lm.data.questions import birthplace_question, name_from_question
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model
@@ -202,11 +201,11 @@ def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
 
 
 def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
-    names = [name_from_question(row.question).split() for row in corpus.dev.rows]
+    names = [(corpus.question.name_in(row.question) or row.question).split() for row in corpus.dev.rows]
     mixed = (
         f"{a[0]} {b[-1]}" for shift in range(len(names)) for a, b in zip(names, names[shift:], strict=False)
     )
-    questions = [*map(birthplace_question, islice(cycle([*mixed]), 10_000))]
+    questions = [*map(corpus.question.about, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
     model = build_model(config.model, len(vocab)).eval()
     benchmarks: Benchmarks = {
@@ -252,7 +251,7 @@ def _uncached(model: GPT, prompt: list[int]) -> None:
 def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        untrained = TrainedModel(build_model(config.model, len(corpus.vocab)), corpus.vocab)
+        untrained = TrainedModel(build_model(config.model, len(corpus.vocab)), corpus.vocab, corpus.question)
         export_model(untrained, config, model, card="")
         command = [sys.executable, "-c", "from birthplace_lm.cli.commands import main; main()"]
         commands = {

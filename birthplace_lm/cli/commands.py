@@ -14,14 +14,14 @@ import typer
 from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.data.corpora.consistency import check_characters, check_form
 from birthplace_lm.data.corpora.qa_files import read_questions
-from birthplace_lm.data.questions import normalise, question_about
+from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.runs import signals
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train models of where people were born, ask them, and compare runs.",
+    help="Train models on facts about people, ask them, and compare runs.",
 )
 
 
@@ -75,7 +75,7 @@ def ask(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Full names.")],
     as_json: AsJson = False,
 ) -> None:
-    """Answer where people were born, with the probability that the model gives its answer.
+    """Ask the question of the model about people; print the answers with their probabilities.
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
     """
@@ -94,7 +94,7 @@ def ask(
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
-    answers = model.answer_questions([*map(question_about, names)])
+    answers = model.answer_questions([*map(model.question.about_typed, names)])
     if as_json:
         _print_json(
             [
@@ -111,12 +111,12 @@ def ask(
 def predict(
     run: Run,
     questions: Annotated[
-        Path, typer.Argument(metavar="QUESTIONS.tsv", help="Lines of QUESTION, or QUESTION TAB PLACE.")
+        Path, typer.Argument(metavar="QUESTIONS.tsv", help="Lines of QUESTION, or QUESTION TAB ANSWER.")
     ],
     output: Annotated[Path | None, typer.Option("-o", help="File to write; default: the terminal.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a file of questions, one prediction per line; score them if the file has the places.
+    """Answer a file of questions, one prediction per line; score them if the file has the answers.
 
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
@@ -129,7 +129,8 @@ def predict(
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
     model = TrainedModel.from_run(run)
-    for warning in (*file.warnings, *check_form(file), *check_characters(file, model.vocab)):
+    misfits = check_form(file, model.question, model.vocab) + check_characters(file, model.vocab)
+    for warning in (*file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
     answers = model.answer_questions([row.question for row in rows])
     text = "".join(answer.line + "\n" for answer in answers)

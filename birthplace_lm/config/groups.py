@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 PATH_KEYS = ("runs_root", "run_dir", "resume", "init_from", "extend_from", "data.root")
+TEXT_KEYS = (*PATH_KEYS, "data.question")  # need no quotes of Hydra on the command line
 
 
 def conf_dir() -> Path:

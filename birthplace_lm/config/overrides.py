@@ -1,4 +1,4 @@
-"""Quote paths on the command line for Hydra's grammar, so that users type only the quotes of the shell."""
+"""Quote paths and the question for Hydra's grammar, so that users type only the quotes of the shell."""
 
 import os
 import re
@@ -8,25 +8,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from birthplace_lm.config.groups import PATH_KEYS
+from birthplace_lm.config.groups import TEXT_KEYS
 from birthplace_lm.errors import InputError
 
-_PATH = re.compile(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, PATH_KEYS))}))=(.*)", re.DOTALL)
+_TEXT = re.compile(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, TEXT_KEYS))}))=(.*)", re.DOTALL)
 _MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Quote the values of path keys that Hydra's grammar would refuse or read as something else than text.
+    """Quote the values of text keys that Hydra's grammar would refuse or read as something else than text.
 
     `run_dir=/x (1)` becomes `run_dir='/x (1)'`. A value that Hydra reads as text or as null stays as it is:
     quoted text, interpolations, escaped characters. So does a list for a sweep, with `-m`.
 
     Raises:
-        InputError: with `-m`, a comma may separate paths or belong to one.
+        InputError: with `-m`, a comma may separate values or belong to one.
     """
     multirun = any(argument in _MULTIRUN for argument in arguments)
     return [
-        _quote(a, match[1], match[2], multirun) if (match := _PATH.fullmatch(a)) else a for a in arguments
+        _quote(a, match[1], match[2], multirun) if (match := _TEXT.fullmatch(a)) else a for a in arguments
     ]
 
 
@@ -41,11 +41,11 @@ def _quote(argument: str, key: str, value: str, multirun: bool) -> str:
     except (HydraException, RecursionError):
         readable = False
         if multirun and "," in value:
-            typed = ",".join(f'"{path}"' for path in value.split(","))
+            typed = ",".join(f'"{text}"' for text in value.split(","))
             raise InputError(
-                f"{argument}: with -m a comma separates paths; quote each: '{key}={typed}'"
+                f"{argument}: with -m a comma separates values; quote each: '{key}={typed}'"
             ) from None
     if readable:
         return argument
-    path = value if "\0" in value else os.path.expanduser(value)
-    return f"{key}={QuotedString(path, Quote.single).with_quotes()}"
+    text = value if "\0" in value else os.path.expanduser(value)
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"

@@ -53,9 +53,14 @@ class Data:
     train: str = described("questions of the train split, TSV", values="path below data.root")
     dev: str = described("questions of the dev split, TSV", values="path below data.root")
     test: str | None = described(
-        "questions of the test split; places may be missing", None, "path below data.root, or null"
+        "questions of the test split; answers may be missing", None, "path below data.root, or null"
     )
     holdout_size: int = bounded(0, 1_000_000, "train questions held out to choose between recipes", 0)
+    question: str = described(
+        "wording of all questions; {name} stands for the name of a person",
+        "Where was {name} born?",
+        "text with one {name}",
+    )
 
 
 @dataclass

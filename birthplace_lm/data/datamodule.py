@@ -19,8 +19,8 @@ from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.data.masking.spans import SpanSampler
 from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
-from birthplace_lm.data.questions import name_from_question
-from birthplace_lm.data.sequences import EncodedText
+from birthplace_lm.data.questions import QuestionTemplate
+from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.errors import CheckpointError, InputError
@@ -176,10 +176,12 @@ class SpanCorruptionDataModule(BatchDataModule):
         closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
             the block.
         question_fraction: fraction of the train questions in an epoch, sampled anew in every epoch.
-        min_shift, max_shift: of the documents, see `LeftPadded`; questions are not shifted.
+        min_shift, max_shift: of the documents, see `LeftPadded`; None: the number of characters before the
+            name in a question, so that names have the same positions in both. Questions are not shifted.
 
     Raises:
         ValueError: an argument is out of range; the message begins with its name.
+        InputError: the template has more characters before the name than a document can be shifted.
     """
 
     def __init__(
@@ -192,8 +194,8 @@ class SpanCorruptionDataModule(BatchDataModule):
         loss_on: str,
         masks_per_row: int,
         question_fraction: float,
-        min_shift: int,
-        max_shift: int,
+        min_shift: int | None,
+        max_shift: int | None,
     ) -> None:
         super().__init__(corpus, loading)
         if not 0 <= question_fraction <= 1:
@@ -209,13 +211,14 @@ class SpanCorruptionDataModule(BatchDataModule):
         text = EncodedText.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
         pieces = text.pieces.split([len(documents), len(train), len(train)])
         self.ids = text.ids
-        people = [name_from_question(row.question) for row in train]
+        people = [corpus.question.name_in(row.question) or "" for row in train]
         try:
             sampler = spans(documents=documents, people=people, places=places, block_size=span_block)
         except ValueError as error:
             raise ValueError(f"spans.{error}") from error
         corruption = SpanCorruption(pieces[0], sampler, closing_mask, loss_on, masks_per_row)
-        shifted = LeftPadded(corruption, min_shift, max_shift, block_size)
+        low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
+        shifted = LeftPadded(corruption, low, high, block_size)
         questions = Subsample(QuestionAnswering(*pieces[1:]), round(question_fraction * len(train)))
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [corruption]
@@ -240,6 +243,17 @@ class QuestionAnsweringDataModule(BatchDataModule):
         self.ids = text.ids
         self.train_sources = [QuestionAnswering(questions, places)]
         self.validation_sources = [QuestionAnswering(held_out_questions, held_out_places)]
+
+
+def _shift(template: QuestionTemplate) -> int:
+    """By how many characters a name stands further right in a question than in a document."""
+    characters = len(template.prefix)
+    if characters > MAX_SHIFT:
+        raise InputError(
+            f"data.question={template.text}: has {characters} characters before the name, and documents can"
+            f" be shifted by {MAX_SHIFT}; shorten it, or give stages.pretrain.dataset.min_shift and max_shift"
+        )
+    return characters
 
 
 def _check_shared_memory(num_workers: int) -> None:

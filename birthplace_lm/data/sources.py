@@ -36,7 +36,7 @@ class Subsample:
 class LeftPadded:
     """The rows of another source, each shifted to the right by a random number of PADs.
 
-    A name is at the beginning of a document, but after ten characters of a question. A model with learned
+    A name is at the beginning of a document, but after several characters of a question. A model with learned
     positions treats the two as different, and cannot answer about people it has only read about. Shifted
     documents remove that difference.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.corpora.people import closest_people
-from birthplace_lm.data.questions import name_from_question, normalise
+from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.runs.directory import RunDirectory
 
@@ -34,15 +34,16 @@ def warnings_about(run: Path, names: Sequence[str]) -> list[str]:
         corpus = read_corpus(config.data, config.model.block_size)
     if corpus is not None and corpus.sha256.get("corpus") != config.inputs.get("corpus"):
         corpus = None
+    question = QuestionTemplate.parse(config.data.question)
     for name in names:
-        warnings += _about_name(normalise(name), corpus)
+        warnings += _about_name(normalise(name), question, corpus)
     return warnings
 
 
-def _about_name(typed: str, corpus: Corpus | None) -> list[str]:
-    name = name_from_question(typed)
+def _about_name(typed: str, question: QuestionTemplate, corpus: Corpus | None) -> list[str]:
+    name = question.name_in(typed) or typed
     if name != typed:
-        return [f"{typed}: a whole question; a name is enough", *_about_name(name, corpus)]
+        return [f"{typed}: a whole question; a name is enough", *_about_name(name, question, corpus)]
     if name.endswith("?"):
         return [f"{name}: a question that the model was not trained on; give the full name alone"]
     closest = None if corpus is None else closest_people(name, corpus)

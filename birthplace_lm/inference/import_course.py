@@ -10,6 +10,7 @@ from torch import Tensor
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.qa_files import read_documents
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
@@ -63,7 +64,7 @@ def read_course_model(
         load_state_dict_checked(model, weights, file)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("attention= and model.*", "--attention")) from error
-    return TrainedModel(model, vocab), config
+    return TrainedModel(model, vocab, QuestionTemplate.parse(config.data.question)), config
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

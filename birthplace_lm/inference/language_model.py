@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from birthplace_lm.config.compose import load_saved
-from birthplace_lm.data.questions import normalise, question_about
+from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights
@@ -33,11 +33,13 @@ class TrainedModel:
     Attributes:
         model: maps (B, T) ids to (B, T, V) logits.
         vocab: maps characters to ids.
+        question: the wording that the model was trained to answer.
     """
 
-    def __init__(self, model: GPT, vocab: CharVocab) -> None:
+    def __init__(self, model: GPT, vocab: CharVocab, question: QuestionTemplate) -> None:
         self.model = model.eval()
         self.vocab = vocab
+        self.question = question
 
     @classmethod
     def from_run(cls, path: str | Path) -> "TrainedModel":
@@ -54,6 +56,7 @@ class TrainedModel:
         if not (run / "config.yaml").is_file():
             raise InputError(f"{run}: not a run directory or an export: it has no config.yaml")
         config = load_saved(run / "config.yaml")
+        question = QuestionTemplate.parse(config.data.question)
         *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
         exported = (run / WEIGHTS).is_file()
         file, symbols, weights = _read_export(run) if exported else _read_newest(run, stage)
@@ -62,13 +65,13 @@ class TrainedModel:
             check_state_dict(build_model(config.model, len(vocab)), weights, file)
         model = build_model(config.model, len(vocab))
         load_state_dict_checked(model, weights, file)
-        return cls(model, vocab)
+        return cls(model, vocab, question)
 
     def answer(self, names: Sequence[str]) -> list[str]:
-        """The model's answer to `Where was NAME born?` for each name."""
+        """The model's answer to its question about each name."""
         if isinstance(names, str):
             raise TypeError("names is a string; pass a list of names")
-        return [answer.text for answer in self.answer_questions([*map(question_about, names)])]
+        return [answer.text for answer in self.answer_questions([*map(self.question.about_typed, names)])]
 
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to complete questions, with their log-probabilities."""

@@ -91,7 +91,7 @@ def test_predict_says_what_it_drops_and_skips(
     assert len(out.read_text().splitlines()) == len(text.splitlines())
     header, form, dropped = capsys.readouterr().err.splitlines()
     assert header == f"warning: {questions}:1: skipped as a header: question and place"
-    assert form.startswith(f"warning: {questions}:2: 1 of 8 questions are not 'Where was NAME born?'")
+    assert form.startswith(f"warning: {questions}:2: 1 of 8 questions are not 'Where was {{name}} born?'")
     assert dropped.startswith(f"warning: {questions}:2: 1 of 8 questions have characters")
     assert dropped.endswith("'\u0416' U+0416")
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.config.groups import PATH_KEYS
+from birthplace_lm.config.groups import TEXT_KEYS
 from birthplace_lm.config.overrides import quote_paths
 from birthplace_lm.errors import InputError
 
 
-@pytest.mark.parametrize("key", PATH_KEYS)
+@pytest.mark.parametrize("key", TEXT_KEYS)
 @pytest.mark.parametrize(
     "path",
     [
@@ -30,9 +30,11 @@ from birthplace_lm.errors import InputError
         "true",
         "[a]",
         "{a:1}",
+        "Where was {name} born?",
+        "{name}",
     ],
 )
-def test_a_path_needs_no_quotes_of_hydra(key: str, path: str) -> None:
+def test_a_path_or_question_needs_no_quotes_of_hydra(key: str, path: str) -> None:
     """The bug: `cannot be read; expected KEY=VALUE`."""
     override = OverridesParser.create().parse_override(quote_paths([f"{key}={path}"])[0])
     assert (override.key_or_group, override.value()) == (key, path)

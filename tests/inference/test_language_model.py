@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from birthplace_lm.config.compose import compose
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.inference.export import export_model
@@ -19,7 +20,9 @@ from birthplace_lm.models.build import build_model
 def exported(tmp_path: Path) -> Path:
     config = compose(["model=tiny"])
     vocab = CharVocab.from_text("Where was Ada Bee born?")
-    export_model(TrainedModel(build_model(config.model, len(vocab)), vocab), config, tmp_path / "out", "")
+    question = QuestionTemplate.parse(config.data.question)
+    trained = TrainedModel(build_model(config.model, len(vocab)), vocab, question)
+    export_model(trained, config, tmp_path / "out", "")
     return tmp_path / "out"
 
 

@@ -47,6 +47,7 @@ def test_equal_settings_count_as_equal(configure: Any, spelling: tuple[str, ...]
         "trainer.limit_train_batches=1",
         "on_nonfinite=skip",
         "model.dropout=0.1",
+        "data.question=Which town is {name} from?",
         "trainer.gradient_clip_val=0",
     ],
 )

@@ -29,9 +29,9 @@ Curve = list[tuple[float, float]]  # characters read, value
 
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
-    "another place of train": "#e0a030",
+    "another answer of train": "#e0a030",
     "the majority answer": "#b5651d",
-    "no place of train": "#b03a48",
+    "no answer of train": "#b03a48",
     "nothing": "#777777",
 }
 SORT_CSS = "th { cursor: pointer }"
@@ -189,7 +189,7 @@ def _errors(runs: Sequence[Run]) -> str:
 
 
 def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
-    """Count the answers on dev by category. Also returns question, answer and place of the wrong ones."""
+    """Count the answers on dev by category. Also returns the wrong ones with question and gold answer."""
     folder = run.config["data.root"]
     root = embedded_corpus_dir() if folder is None else Path(folder).expanduser()
     train = read_questions(root / run.config["data.train"], key="data.train")
@@ -207,7 +207,7 @@ def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
             continue
         errors.append((row.question, answer, row.place or ""))
         if answer in places:
-            counts["the majority answer" if answer == majority else "another place of train"] += 1
+            counts["the majority answer" if answer == majority else "another answer of train"] += 1
         else:
-            counts["no place of train" if answer.strip() else "nothing"] += 1
+            counts["no answer of train" if answer.strip() else "nothing"] += 1
     return counts, errors

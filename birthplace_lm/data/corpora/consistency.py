@@ -1,10 +1,10 @@
-"""Warnings about files that can be read and do not fit together: people, places and characters."""
+"""Warnings about files that can be read and do not fit together: wording, people, answers and characters."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
-from birthplace_lm.data.questions import name_from_question, normalise
+from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab, describe
 
 MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
@@ -23,45 +23,45 @@ def check_overlap(train: Questions, dev: Questions) -> list[str]:
     ]
 
 
-def check_people(questions: Questions, documents: Documents) -> list[str]:
-    """Warns about questions whose person is nowhere in the corpus; a question of another form has none."""
+def check_people(questions: Questions, documents: Documents, template: QuestionTemplate) -> list[str]:
+    """Warns about questions whose person is nowhere in the corpus."""
     beginnings = titles(documents.training_lines)
     text = "\n".join(documents.training_lines)
     missing = [
         row
         for row in questions.rows
-        if (name := name_from_question(row.question)) not in beginnings and name not in text
+        if (name := template.name_in(row.question) or row.question) not in beginnings and name not in text
     ]
     what = f"questions are about nobody who has a line in {documents.path}"
     return _warning(questions.path, missing, len(questions.rows), what, [row.question for row in missing])
 
 
 def check_places(questions: Questions, documents: Documents) -> list[str]:
-    """Warns if more than `MAX_MISSING_PLACES` of the places are nowhere in the corpus."""
+    """Warns if more than `MAX_MISSING_PLACES` of the answers are nowhere in the corpus."""
     text = "\n".join(documents.training_lines)
     missing = [row for row in questions.rows if row.place is not None and row.place not in text]
     if len(missing) <= MAX_MISSING_PLACES * len(questions.rows):
         return []
-    what = f"places do not occur in {documents.path}"
+    what = f"answers do not occur in {documents.path}"
     return _warning(questions.path, missing, len(questions.rows), what, [row.place for row in missing])
 
 
 def check_spelling(train: Questions, dev: Questions) -> list[str]:
-    """Warns about places of dev that train spells with other case or punctuation: they never match."""
+    """Warns about answers of dev that train spells with other case or punctuation: they never match."""
     places = {row.place for row in train.rows if row.place}
     spelling = {_letters(place): place for place in places}
     others = [
         row for row in dev.rows if row.place and row.place not in places and _letters(row.place) in spelling
     ]
     examples = [f"{row.place!r} for {spelling[_letters(row.place or '')]!r}" for row in others]
-    what = f"places are spelt differently in {train.path}"
+    what = f"answers are spelt differently in {train.path}"
     return _warning(dev.path, others, len(dev.rows), what, examples)
 
 
-def check_form(questions: Questions) -> list[str]:
-    """Warns about questions that are not of the form "Where was NAME born?"."""
-    others = [row for row in questions.rows if name_from_question(row.question) == row.question]
-    what = "questions are not 'Where was NAME born?'"
+def check_form(questions: Questions, template: QuestionTemplate, vocab: CharVocab) -> list[str]:
+    """Warns about questions that do not fit the template."""
+    others = [row for row in questions.rows if template.name_in(vocab.replace_unknown(row.question)) is None]
+    what = f"questions are not {template.text!r}"
     return _warning(questions.path, others, len(questions.rows), what, [row.question for row in others])
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from birthplace_lm.data.corpora.consistency import (
     check_characters,
+    check_form,
     check_overlap,
     check_people,
     check_places,
@@ -24,7 +25,7 @@ from birthplace_lm.data.corpora.qa_files import (
     read_documents,
     read_questions,
 )
-from birthplace_lm.data.questions import birthplace_question
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 
@@ -38,6 +39,7 @@ class DataSettings(Protocol):
     dev: str
     test: str | None
     holdout_size: int
+    question: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Corpus:
         dev: questions and places for reporting.
         test: questions for a predictions file; their places may be unknown. None without such a file.
         holdout: train questions that are held out to choose between recipes; empty by default.
-        vocab: of the documents, and of the form of a question.
+        question: the wording that all questions have.
+        vocab: of the documents and of the wording.
         notes: what was normalised and skipped, with counts, for the log.
         warnings: what looks like a mistake in the data.
     """
@@ -60,6 +63,7 @@ class Corpus:
     dev: Questions
     test: Questions | None
     holdout: list[Question]
+    question: QuestionTemplate
     vocab: CharVocab
     notes: list[str]
     warnings: list[str]
@@ -77,7 +81,7 @@ class Corpus:
 
     @property
     def majority(self) -> str:
-        """The most frequent place of the train questions."""
+        """The most frequent answer of the train questions."""
         return majority_answer(self.train)[0]
 
 
@@ -104,7 +108,8 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
     names = (data.corpus, data.train, data.dev, data.test)
     hashes = tuple(_sha256(root / name) for name in names if name)
-    return _read(root, names, data.holdout_size, block_size, hashes)
+    question = QuestionTemplate.parse(data.question)
+    return _read(root, names, data.holdout_size, question, block_size, hashes)
 
 
 def _sha256(path: Path) -> str | None:
@@ -123,6 +128,7 @@ def _read(
     root: Path,
     names: tuple[str, str, str, str | None],
     holdout_size: int,
+    question: QuestionTemplate,
     block_size: int,
     hashes: tuple[str | None, ...],
 ) -> Corpus:
@@ -130,11 +136,8 @@ def _read(
     train = read_questions(root / names[1], key="data.train")
     dev = read_questions(root / names[2], key="data.dev")
     test = read_questions(root / names[3], "optional", "data.test") if names[3] else None
-    vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, birthplace_question("")]))
-    for questions in (train, dev):
-        check_lengths(questions, vocab, block_size)
-    if test is not None:
-        check_lengths(test, None, block_size)
+    vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
+    _check_questions(train, dev, test, question, vocab, block_size)
     train, holdout = _hold_out(train, holdout_size)
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (
@@ -147,19 +150,48 @@ def _read(
         dev=dev,
         test=test,
         holdout=holdout,
+        question=question,
         vocab=vocab,
         notes=[summary, *(note for file in files for note in file.notes)],
-        warnings=_warnings(documents, train, dev, test, vocab),
+        warnings=_warnings(documents, train, dev, test, question, vocab),
     )
 
 
+def _check_questions(
+    train: Questions,
+    dev: Questions,
+    test: Questions | None,
+    template: QuestionTemplate,
+    vocab: CharVocab,
+    block_size: int,
+) -> None:
+    """Checks that all questions fit the block and the template; `test` may have unknown characters."""
+    if len(template.about("")) + 4 > block_size:  # a name, an answer and two MASKs
+        raise InputError(
+            f"data.question={template.text}: leaves no room for a name and an answer in"
+            f" model.block_size={block_size}; shorten it or raise model.block_size"
+        )
+    for questions in (train, dev):
+        check_lengths(questions, vocab, block_size)
+    if test is not None:
+        check_lengths(test, None, block_size)
+    for other in (train, dev, test):
+        if other is not None and (misfits := check_form(other, template, vocab)):
+            raise InputError(f"{misfits[0]}; correct them, or give their wording as data.question")
+
+
 def _warnings(
-    documents: Documents, train: Questions, dev: Questions, test: Questions | None, vocab: CharVocab
+    documents: Documents,
+    train: Questions,
+    dev: Questions,
+    test: Questions | None,
+    template: QuestionTemplate,
+    vocab: CharVocab,
 ) -> list[str]:
     warnings = check_overlap(train, dev) + check_spelling(train, dev)
     for questions in (train, dev, test):
         if questions is not None:
-            warnings += questions.warnings + check_people(questions, documents)
+            warnings += questions.warnings + check_people(questions, documents, template)
             warnings += check_places(questions, documents)
     return warnings + (check_characters(test, vocab) if test is not None else [])
 

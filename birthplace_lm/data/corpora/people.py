@@ -4,7 +4,6 @@ import difflib
 
 from birthplace_lm.data.corpora.consistency import titles
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.questions import name_from_question
 
 
 def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | None:
@@ -13,8 +12,8 @@ def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | Non
     A corpus has the names of its questions, the beginnings of its lines, and every full name in its text.
     """
     files = [file for file in (corpus.train, corpus.dev, corpus.test) if file is not None]
-    names = {name_from_question(row.question) for file in files for row in file.rows}
-    names |= {name_from_question(row.question) for row in corpus.holdout}
+    rows = [*(row for file in files for row in file.rows), *corpus.holdout]
+    names = {corpus.question.name_in(row.question) or row.question for row in rows}
     names |= titles(corpus.documents.lines)
     if name in names or (" " in name and name in corpus.documents.text):
         return None

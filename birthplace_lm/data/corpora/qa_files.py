@@ -1,4 +1,4 @@
-"""Reader of the course's files: one document per line, and one question and birthplace per line."""
+"""Reader of the course's files: one document per line, and one question and answer per line."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from birthplace_lm.errors import InputError
 
 MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
 MAX_WARNINGS = 10
-RECORD = "'Where was NAME born?<TAB>PLACE'"
+RECORD = "'QUESTION<TAB>ANSWER'"
 HEADER_WORDS = {
     *("question", "questions", "query", "input", "prompt", "text", "name", "person"),
     *("answer", "answers", "place", "places", "birthplace", "birth_place", "birth place", "place of birth"),
@@ -136,7 +136,7 @@ def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
 def read_questions(
     path: str | Path, places: Literal["required", "optional"] = "required", key: str = "data.train"
 ) -> Questions:
-    """Reads questions and answers, one ``Where was NAME born?<TAB>PLACE`` per line.
+    """Reads questions and answers, one ``QUESTION<TAB>ANSWER`` per line.
 
     Args:
         path: The file.
@@ -158,7 +158,7 @@ def read_questions(
             case ["", _]:
                 raise InputError(f"{path}:{number}: empty question; expected {RECORD}")
             case [_, ""]:
-                raise InputError(f"{path}:{number}: empty place; expected {RECORD}")
+                raise InputError(f"{path}:{number}: empty answer; expected {RECORD}")
             case [question, place]:
                 rows.append(Question(question, place, number))
             case [question] if places == "optional":

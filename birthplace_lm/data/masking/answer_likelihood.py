@@ -1,4 +1,4 @@
-"""Answer likelihood: which word of a document is the birthplace, learned from the train questions."""
+"""Answer likelihood: which words of a document are the answer, learned from the train questions."""
 
 import math
 import re
@@ -16,6 +16,8 @@ WORD = re.compile(r"\w+|[^\w\s]")
 CAPITALISED = re.compile(r"(?<!\w)[^\W\d_a-z][\w'-]*")
 PENALTY = 1.0  # of the squared weights; 0.1 to 1 score alike in five-fold cross-validation
 STEPS = 200  # of L-BFGS, which needs about 60
+CUE_WORDS, CUE_CHARACTERS = 6, 100  # how far before an answer its cue stands
+MIN_CUE_LENGTH = 4  # letters; shorter words are mostly prepositions
 
 Span = tuple[int, int]
 
@@ -26,8 +28,8 @@ def score_answer_spans(
 ) -> tuple[list[list[Span]], list[list[float]]]:
     """Candidate answer spans of every document, with the likelihood of each.
 
-    Candidates are the capitalised words after the title and the places of the train answers. A conditional
-    logit scores them by the words around them, their rank, and how often a train answer is that place. It is
+    Candidates are the capitalised words after the title and the train answers, such as places. A conditional
+    logit scores them by the words around them, their rank, and how often they are a train answer. It is
     fitted to the documents of train people, whose answer is labelled; these keep only the answer itself.
 
     Args:
@@ -45,8 +47,9 @@ def score_answer_spans(
         [document[start:end] == answers.get(name) for start, end in row]
         for document, name, row in zip(documents, names, spans, strict=True)
     ]
+    cue = _cue(documents, spans, labels)
     features = [
-        [_features(document, row, rank, gazetteer, is_answer) for rank, is_answer in enumerate(row_labels)]
+        [_features(document, row, rank, gazetteer, cue, label) for rank, label in enumerate(row_labels)]
         for document, row, row_labels in zip(documents, spans, labels, strict=True)
     ]
     scores = iter(_scores(features, labels))
@@ -65,28 +68,48 @@ def score_answer_spans(
 
 
 def _candidates(documents: Sequence[str], gazetteer: Counter[str]) -> list[list[Span]]:
-    names = "|".join(re.escape(place) for place in sorted(gazetteer, key=len, reverse=True))
-    train_place = re.compile(rf"(?<!\w)(?:{names})(?!\w)" if names else r"(?!)")  # not \b: "Washington, D.C."
+    names = "|".join(re.escape(answer) for answer in sorted(gazetteer, key=len, reverse=True))
+    answers = rf"(?<!\w)(?:{names})(?!\w)" if names else r"(?!)"  # not \b: "Washington, D.C."
+    patterns = (CAPITALISED, re.compile(answers))
     candidates = []
     for document in documents:
         title = TITLE.match(document)
         title_end = title.end() if title else 0
-        patterns = (CAPITALISED, train_place)
         candidates.append(
             sorted({match.span() for pattern in patterns for match in pattern.finditer(document, title_end)})
         )
     return candidates
 
 
+def _cue(documents: Sequence[str], spans: list[list[Span]], labels: list[list[bool]]) -> str:
+    """The word that stands before the labelled answers more often than before other candidates: "born".
+
+    Empty if no document is labelled.
+    """
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    totals = Counter(label for row in labels if any(row) for label in row)
+    for document, row, row_labels in zip(documents, spans, labels, strict=True):
+        if any(row_labels):
+            for (start, _), is_answer in zip(row, row_labels, strict=True):
+                words = WORD.findall(document, max(0, start - CUE_CHARACTERS), start)[-CUE_WORDS:]
+                counts[is_answer].update({w for w in words if w.islower() and len(w) >= MIN_CUE_LENGTH})
+
+    def difference(word: str) -> tuple[float, str]:
+        answers, others = (counts[label][word] / max(1, totals[label]) for label in (True, False))
+        return answers - others, word
+
+    return max(counts[True], key=difference, default="")
+
+
 def _features(
-    document: str, spans: list[Span], rank: int, gazetteer: Counter[str], is_answer: bool
+    document: str, spans: list[Span], rank: int, gazetteer: Counter[str], cue: str, is_answer: bool
 ) -> list[str]:
-    """Features of one candidate; the person's own answer is left out of the frequency of its place."""
+    """Features of one candidate; the person's own answer is left out of its frequency."""
     start, end = spans[rank]
     before = [_shape(word) for word in WORD.findall(document, max(0, start - 40), start)[-2:]]
     after = [_shape(word) for word in WORD.findall(document, end, end + 30)[:2]]
-    born = document.rfind("born", 0, start)
-    distance = len(WORD.findall(document, born, start)) // 2 if born >= 0 else 99
+    cue_start = document.rfind(cue, 0, start) if cue else -1
+    distance = len(WORD.findall(document, cue_start, start)) // 2 if cue_start >= 0 else 99
     last, following = " ".join(before[-1:]), " ".join(after[:1])
     return [
         f"answers {min(3, int(math.log2(gazetteer[document[start:end]] - is_answer + 1)))}",
@@ -97,7 +120,7 @@ def _features(
         f"next {following}",
         f"around {last} _ {following}",
         f"rank {min(rank, 8)}",
-        f"since born {min(distance, 6)}",
+        f"since cue {min(distance, 6)}",
         f"of the name {document[start:end] in document[: spans[0][0]]}",
     ]
 

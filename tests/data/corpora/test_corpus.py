@@ -148,7 +148,7 @@ def test_test_questions_may_have_any_character_and_no_place(folder: Path) -> Non
 @pytest.mark.parametrize(("name", "length"), [("train.tsv", 19 + 4), ("dev.tsv", 18 + 2), ("test.tsv", 18)])
 def test_questions_fit_the_block(folder: Path, name: str, length: int) -> None:
     """question MASK place MASK is as long as the block, or else one too long."""
-    (folder / name).write_text(LINES[name].replace(" born", " born" + "n" * 100), encoding="utf-8")
+    (folder / name).write_text(LINES[name].replace("Where was ", "Where was " + "n" * 100), encoding="utf-8")
     read(folder, block_size=length + 100 + 2)
     with pytest.raises(InputError, match=rf"{name}:1: question of .* longer than block_size={length + 101}"):
         read(folder, block_size=length + 100 + 1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from birthplace_lm.data.corpora import qa_files as course
 from birthplace_lm.data.corpora.consistency import check_overlap
 from birthplace_lm.data.corpora.qa_files import Question, Questions, read_documents, read_questions
-from birthplace_lm.data.questions import name_from_question
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import InputError
 
@@ -63,19 +63,19 @@ def test_documents_of_a_plain_file(tmp_path: Path) -> None:
     ("content", "where", "what"),
     [
         pytest.param(
-            ADA + "Where was A born?\n", ":2:", "no tabs; expected 'Where was NAME born?", id="no tab"
+            ADA + "Where was A born?\n", ":2:", "no tabs; expected 'QUESTION<TAB>ANSWER'", id="no tab"
         ),
         pytest.param("\n" + ADA + "a\tb\tc\n", ":3:", "2 tabs; expected", id="two tabs"),
         pytest.param("a\tb\tc\td\n", ":1:", "3 tabs; expected", id="three tabs"),
         pytest.param("\tLondon\n", ":1:", "empty question", id="empty question"),
         pytest.param(" \t \n", ":1:", "empty question", id="only a tab"),
-        pytest.param(ADA + "Where was A born?\t \n", ":2:", "empty place", id="empty place"),
-        pytest.param(ADA + "A\t\u200b\u200e\n", ":2:", "empty place", id="invisible place"),
+        pytest.param(ADA + "Where was A born?\t \n", ":2:", "empty answer", id="empty answer"),
+        pytest.param(ADA + "A\t\u200b\u200e\n", ":2:", "empty answer", id="invisible place"),
         pytest.param("Where was \u25a1 born?\tB\n", ":1:", "U+25A1 is reserved for PAD", id="PAD"),
         pytest.param(ADA + "A\tB\u2047\n", ":2:", "U+2047 is reserved for MASK", id="MASK"),
         pytest.param(ADA.encode("utf-16"), ":1:1:", "not UTF-8", id="UTF-16 with BOM"),
         pytest.param(ADA.encode("utf-16-le"), ":1:2:", "binary data (byte 0x00)", id="UTF-16 without BOM"),
-        pytest.param(ADA + "A\t", ":2:", "empty place", id="empty place at the end"),
+        pytest.param(ADA + "A\t", ":2:", "empty answer", id="empty place at the end"),
         pytest.param("Zo\xeb\tParis\n".encode("latin-1"), ":1:3:", "not UTF-8 (byte 0xeb)", id="Latin-1"),
         pytest.param(b"A\tB\nZo\xc3", ":2:3:", "not UTF-8 (byte 0xc3)", id="half a character at the end"),
         pytest.param(b"\xef\xbb\xbfA\tB\nA\0\tB\n", ":2:2:", "binary data (byte 0x00)", id="NUL"),
@@ -323,4 +323,6 @@ def test_numbers_of_the_real_questions() -> None:
     vocab = CharVocab.from_text(documents.text)
     for read in (train, dev, test):
         course.check_lengths(read, vocab, block_size=128)
-    assert name_from_question(dev.rows[0].question) in documents.lines[2000]
+    name = QuestionTemplate.parse("Where was {name} born?").name_in(dev.rows[0].question)
+    assert name is not None
+    assert documents.lines[2000].startswith(f"{name}. ")

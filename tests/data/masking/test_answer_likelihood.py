@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.masking.answer_likelihood import score_answer_spans
-from birthplace_lm.data.questions import name_from_question
+from birthplace_lm.data.questions import QuestionTemplate
 
+BORN = QuestionTemplate.parse("Where was {name} born?")
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 TEACHERS = tuple(f"Ada {c}mith. She died in Oslo, but was born in Rome ." for c in "BCDFGHJKLMNPQRSTVWXZ")
 PEOPLE = tuple(document.split(". ")[0] for document in TEACHERS)
@@ -35,6 +36,22 @@ def test_words_around_the_answer_tell() -> None:
 def test_without_teachers_all_are_alike() -> None:
     scores = shown("Bo Smith. He died in Rome, but was born in Oslo .", answers=0)
     assert set(scores.values()) == {1}
+
+
+def test_the_cue_need_not_be_born() -> None:
+    """Instruments: only how far the word "born" stands before a candidate was a feature of the line."""
+    instruments = ["harp", "viola", "oboe", "flute", "cello"] * 4
+    pairs = [(own, instruments[i + 1 + i // 5]) for i, own in enumerate(instruments[:15])]
+    how = ["today", "with joy", "now and then"] * 5
+    players = [
+        f"Ada {initial}mith. His {other} broke; he then performs {adverb} on a {own} ."
+        for initial, adverb, (own, other) in zip("BCDFGHJKLMNPQRS", how, pairs, strict=True)
+    ]
+    other = "Bo Smith. He performs every day of the week on a harp, as his viola broke ."
+    people = tuple(player.split(". ")[0] for player in players)
+    spans, odds = score_answer_spans((*players, other), people, tuple(own for own, _ in pairs))
+    scores = {other[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
+    assert max(scores, key=lambda candidate: scores[candidate]) == "harp"
 
 
 def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
@@ -87,7 +104,7 @@ def test_right_about_people_it_was_not_taught_about(
     rows = [row for row in read_questions(root / train, "required").rows if row.place]
     held_out, taught = rows[::5], [row for i, row in enumerate(rows) if i % 5]
     people, places = (
-        tuple(name_from_question(r.question) for r in taught),
+        tuple(BORN.name_in(r.question) or "" for r in taught),
         tuple(r.place or "" for r in taught),
     )
     scores = []
@@ -100,7 +117,7 @@ def test_right_about_people_it_was_not_taught_about(
     assert scores[0] == scores[1]
     right = 0
     for row in held_out:
-        title = f"{name_from_question(row.question)}. "
+        title = f"{BORN.name_in(row.question)}. "
         line = next((n for n, document in enumerate(documents) if document.startswith(title)), None)
         if line is not None and scores[0][0][line]:
             best = max(zip(scores[0][1][line], scores[0][0][line], strict=True))[1]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans
-from birthplace_lm.data.questions import name_from_question
+from birthplace_lm.data.questions import QuestionTemplate
 
+BORN = QuestionTemplate.parse("Where was {name} born?")
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
 BODY = "Ada Smith was born in Rome, then lived in Oslo from 1901 to 1950 and in Rome ."
 Span = tuple[int, ...]  # head, left, start, end, right
@@ -275,7 +276,7 @@ def test_the_title_is_the_person_of_the_question(
     rows = [row for name in questions for row in read_questions(root / name, "optional").rows]
     heads = salient(documents, ["Rome"], 256, 0.0).title_ends.tolist()
     titles = [document[:head] for document, head in zip(documents, heads, strict=True)]
-    people = [name_from_question(row.question) for row in rows]
+    people = [BORN.name_in(row.question) for row in rows]
     assert [p for p, title in zip(people, titles, strict=True) if title != f"{p}. "] == without
 
 
