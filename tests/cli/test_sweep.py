@@ -92,6 +92,8 @@ def test_killed_at_any_moment(
         assert shown.count("done before") == before
         assert shown.count("done") == len(finished) - before
         assert shown.count("stopped") == 1
+        launched = re.findall(r"\[HYDRA\]\s+#(\d+) :", program.stdout.read_text())
+        assert launched == [str(number) for number in range(shown.index("stopped") + 1)]
         assert shown.count("not started") + shown.count("stopped before") == 12 - 1 - len(finished)
         messages = program.stderr.read_text()
         assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", messages)

@@ -36,6 +36,8 @@ def test_a_misspelt_name_gets_the_closest(run: Path, people: Path) -> None:
         wrong = name[:-1] + ("x" if name[-1] != "x" else "y")
         (warning,) = warnings_about(run, [wrong])
         assert warning.startswith(f"{wrong}: the corpus has nobody of this name; did you mean {name}")
+        (warning,) = warnings_about(run, [name[:-1]])
+        assert f"did you mean {name}" in warning
         (warning,) = warnings_about(run, [name.lower()])
         assert f"did you mean {name}" in warning
         (warning,) = warnings_about(run, [name.split()[-1]])  # the surname

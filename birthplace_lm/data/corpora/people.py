@@ -1,6 +1,7 @@
 """The people of a corpus, and those whose names are closest to a typed one."""
 
 import difflib
+import re
 
 from birthplace_lm.data.corpora.consistency import titles
 from birthplace_lm.data.corpora.corpus import Corpus
@@ -15,7 +16,8 @@ def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | Non
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
     names = {corpus.question.name_in(row.question) or row.question for row in rows}
     names |= titles(corpus.documents.lines)
-    if name in names or (" " in name and name in corpus.documents.text):
+    within_a_line = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", corpus.documents.text)
+    if name in names or (" " in name and within_a_line):
         return None
     spellings = {other.casefold(): other for other in sorted(names)}
     typed = name.casefold()
