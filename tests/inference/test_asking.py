@@ -32,7 +32,7 @@ def test_people_of_the_corpus_are_asked_in_silence(run: Path, people: Path) -> N
 
 
 def test_a_misspelt_name_gets_the_closest(run: Path, people: Path) -> None:
-    for name in names(people, "dev"):
+    for name in names(people, "dev")[:2]:
         wrong = name[:-1] + ("x" if name[-1] != "x" else "y")
         (warning,) = warnings_about(run, [wrong])
         assert warning.startswith(f"{wrong}: the corpus has nobody of this name; did you mean {name}")
