@@ -178,7 +178,7 @@ def test_python_examples_compile(page: str) -> None:
 
 def test_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(["model=tiny"])
-    vocab = CharVocab.from_text("Where was Padma Fortescue born? Soraya Amundsby Lisbon\n")
+    vocab = CharVocab.from_text("Where was Mariko Ashdown born? Alma Kavanagh Lisbon\n")
     model = build_model(config.model, len(vocab))
     question = QuestionTemplate.parse(config.data.question)
     export_model(TrainedModel(model, vocab, question), config, tmp_path / "model", "")
