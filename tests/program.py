@@ -9,10 +9,11 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -32,14 +33,16 @@ class Program:
         stdout, stderr: files in `folder`, written anew by each.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         _start_server()
         folder.mkdir(parents=True, exist_ok=True)
         self.stdout, self.stderr = folder / "stdout", folder / "stderr"
         for file in (self.stdout, self.stderr):
             file.write_bytes(b"")
         self._process = _context.Process(
-            target=_train, args=(list(arguments), str(self.stdout), str(self.stderr))
+            target=_train, args=(list(arguments), str(self.stdout), str(self.stderr), dict(environment))
         )
         self._process.start()
         self.pid: int = self._process.pid or 0
@@ -77,8 +80,9 @@ def _start_server() -> None:
     forkserver.ensure_running()
 
 
-def _train(arguments: list[str], stdout: str, stderr: str) -> None:
+def _train(arguments: list[str], stdout: str, stderr: str, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # of data workers; else they would inherit ours
     for number in SIGNALS:  # whoever runs the tests may ignore some
         signal.signal(number, signal.SIG_DFL)

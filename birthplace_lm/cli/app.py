@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -31,7 +31,8 @@ from birthplace_lm.runs.identity import (
 )
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.runs.nearest import nearest_run
-from birthplace_lm.training.distributed import torchrun
+from birthplace_lm.training.distributed import cluster
+from birthplace_lm.training.distributed.cluster import Placement
 
 if TYPE_CHECKING:
     from birthplace_lm.training.plan import StagePlan
@@ -60,10 +61,19 @@ def run(config: DictConfig) -> float | None:
         config.trainer.enable_progress_bar = False  # the bars of jobs side by side would overwrite each other
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
+        if (placement := cluster.claim()) is not None:
+            results: list[float | None] = []
+            _as_rank(placement, lambda: results.append(_run_job(config)))
+            return next(iter(results), None)
+    return _run_job(config)
+
+
+def _run_job(config: DictConfig) -> float | None:
+    state, job = session.current(), HydraConfig.get()
     if state.errors and signals.pending_signal() is not None:
         return None  # reported already; Hydra still starts the other jobs of the sweep
-    elsewhere = settings.mode == RunMode.MULTIRUN and not state.jobs  # one of several processes
-    _log_to_console(f"job {settings.job.num}: " if elsewhere else "")
+    elsewhere = job.mode == RunMode.MULTIRUN and not state.jobs  # one of several processes
+    _log_to_console(f"job {job.job.num}: " if elsewhere else "")
     try:
         return _run(config)
     except Exception as error:
@@ -71,7 +81,7 @@ def run(config: DictConfig) -> float | None:
         if not isinstance(failure, BirthplaceError):
             failure = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
         state.report_error(failure, show_traceback=bool(config.get("traceback")))
-        if settings.mode == RunMode.MULTIRUN and not state.record_job_failure(settings.job.num, failure):
+        if job.mode == RunMode.MULTIRUN and not state.record_job_failure(job.job.num, failure):
             raise failure from error
         if state.jobs and isinstance(failure, Interrupted):
             raise sweep.SweepStopped from error  # Hydra would go on and list the other jobs as launched
@@ -82,10 +92,39 @@ def main(arguments: Sequence[str]) -> int:
     """Run `birthplace-lm train ARGUMENTS`, a job or a sweep. Returns the exit code."""
     protect_standard_streams()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # we print errors ourselves, in one line
+    if (placement := cluster.claim()) is None:
+        return _main(arguments)
+    code = _as_rank(placement, lambda: _main(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # torch's own threads sometimes abort a process that tidies up before it ends
+
+
+def _as_rank(placement: Placement, work: Callable[[], object]) -> int:
+    """Do the work as rank 0, or take part in its training as another rank; the exit code of this process."""
+    from birthplace_lm.training.distributed import group  # torch takes seconds to import
+    from birthplace_lm.training.worker import train_as_told
+
     state = session.current()
-    first, state.torchrun_processes = torchrun.claim_rank_zero()
-    if not first:
-        return 0
+    try:
+        group.join(placement)
+        if placement.rank > 0:
+            return group.follow(train_as_told)
+    except BirthplaceError as error:
+        # Rank 0 reports for its host, and the first process of each other host for that.
+        state.report_error(error) if placement.local_rank == 0 else state.record_error(error)
+        return state.exit_code()
+    ended = False
+    try:
+        work()
+        ended = True
+    finally:
+        group.dismiss(state.exit_code() or int(not ended))
+    return state.exit_code()
+
+
+def _main(arguments: Sequence[str]) -> int:
+    state = session.current()
     try:
         sys.argv[1:] = quote_paths(options_first(arguments))  # Hydra reads them there
     except InputError as error:
@@ -123,7 +162,6 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 def _run(config: DictConfig) -> float | None:
     signals.raise_if_signalled("before it began")
     config = resolve_and_validate(config)
-    torchrun.check_world_size(config, session.current().torchrun_processes)
     if config.resume not in ("auto", "never"):
         named_checkpoint("resume", config.resume)
     corpus = read_corpus(config.data, config.model.block_size)
@@ -159,7 +197,7 @@ def _run(config: DictConfig) -> float | None:
 def _describe(plan: "StagePlan") -> str:
     from birthplace_lm.runs import checkpoint  # torch takes seconds to import
 
-    size = f"{plan.trainer['max_epochs']} epochs, {plan.total_steps} steps of {plan.loading.batch_size} rows"
+    size = f"{plan.trainer['max_epochs']} epochs, {plan.total_steps} steps, {plan.describe_step()}"
     saved = checkpoint.list_checkpoints(plan.directory)
     done = f", {checkpoint.parse_step(saved[0])} of them done" if saved else ""
     return f"{size}{done}, in {plan.directory}"

@@ -21,14 +21,12 @@ class Session:
         errors: what went wrong, in order.
         jobs: of the sweep that this process runs; empty for a single run.
         jobs_log_to_files: whether the launcher writes what jobs print to files, where nobody has seen it.
-        torchrun_processes: processes that torchrun started, of which the first goes on; 0 without torchrun.
         gpu_lock: open file that claims a GPU until the process ends.
     """
 
     errors: list[BirthplaceError] = field(default_factory=list)
     jobs: "list[Job]" = field(default_factory=list)
     jobs_log_to_files: bool = False
-    torchrun_processes: int = 0
     gpu_lock: IO[str] | None = None
 
     def report_error(self, error: BirthplaceError, show_traceback: bool = False) -> None:

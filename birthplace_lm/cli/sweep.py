@@ -26,6 +26,7 @@ from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import run_directory, with_inputs
 from birthplace_lm.runs.metrics import RunMetrics
+from birthplace_lm.training.distributed import cluster
 
 if TYPE_CHECKING:
     from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment
@@ -63,6 +64,12 @@ class ValidateSweep(Callback):
     """Compose and validate every job of a sweep over lists, data included, before the first one starts."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if (placement := cluster.current()) is not None:
+            error = InputError(
+                f"--multirun: not below {placement.launcher}; leave it out and give trainer=ddp"
+                " trainer.devices=N, or hydra/launcher=submitit_slurm, which start the processes of each job"
+            )
+            raise SweepRejected(error)
         for group in ("sweeper", "launcher"):
             if not isinstance(name := config.hydra[group], DictConfig):
                 error = InputError(f"hydra.{group}={name}: is a group; write hydra/{group}={name}")

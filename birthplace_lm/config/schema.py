@@ -70,7 +70,7 @@ class Stage:
     enabled: bool = described("run this stage", True)
     max_epochs: int = bounded(1, 1_000_000, "epochs to train")
     check_val_every_n_epoch: int = bounded(1, 1_000_000, "epochs between two validations", 1)
-    batch_size: int = bounded(1, 1_000_000, "sequences in a batch, per process")
+    batch_size: int = bounded(1, 1_000_000, "sequences in a batch; several processes share them")
     learning_rate: float = bounded(1e-12, 1.0, "peak learning rate")
     ema_decay: float = bounded(0.0, 0.999999, "decay of the moving average of weights (EMA); 0: none", 0.0)
     shuffle: bool = described("draw a new order of the rows in every epoch; false: file order", True)
@@ -97,6 +97,9 @@ class Trainer:
     _target_: str = "lightning.Trainer"
     accelerator: str = one_of(("auto", "cpu", "gpu", "cuda", "mps"), "kind of device")
     devices: Any = described("how many devices, one process each", 1, "number, list of indices or text")
+    num_nodes: int | None = bounded(
+        1, 10_000, "hosts, each with so many devices; null: those on which torchrun or srun has started", None
+    )
     strategy: str = one_of(
         ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2"), "how processes share the work"
     )

@@ -37,7 +37,7 @@ class LoaderConfig:
     """How a stage splits its rows into batches.
 
     Attributes:
-        batch_size: rows per process and step.
+        batch_size: rows of a batch, over all processes.
         num_workers: processes that make batches; they change the speed, never a batch.
         seed: of the run.
         shuffle: new order in every epoch.
@@ -85,7 +85,7 @@ class BatchDataModule(L.LightningDataModule):
         if self._expected_fingerprint not in (None, self._next_fingerprint()):
             raise CheckpointError(
                 f"resume: batch {self.cursor.index} of epoch {self.cursor.epoch} is not the batch that"
-                " followed the checkpoint: the number of processes, the versions or the code differ"
+                " followed the checkpoint: the versions or the code differ"
             )
         sampler = ResumableBatchSampler(self._epoch_length, self.cursor)
         return self._loader(self.train_batches, sampler, self.loading.num_workers)
@@ -141,7 +141,7 @@ class BatchDataModule(L.LightningDataModule):
         return EpochBatchDataset(
             sources,
             self.ids,
-            self.loading.batch_size * self._world_size,
+            self.loading.batch_size,
             self.pad_id,
             seed,
             shuffle,

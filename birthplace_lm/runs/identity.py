@@ -27,7 +27,10 @@ EXCLUDED_FROM_HASH = (
     "inputs",  # take the place of the paths, see `hashed_config`
 )
 TRAINER_EXCLUDED_FROM_HASH = (
-    "accelerator",  # changes the last bits alone; a resume on another device logs a warning
+    # These change the last bits alone (with dropout also its masks); a resume with others logs a warning.
+    "accelerator",
+    "devices",
+    "num_nodes",
     "enable_progress_bar",
     "enable_model_summary",
     "log_every_n_steps",
@@ -99,9 +102,8 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
     skip = hashed.pop("on_nonfinite") == "skip"
     hashed["max_nonfinite_steps"] = hashed["max_nonfinite_steps"] if skip else 0
     trainer = hashed["trainer"]
-    trainer["devices"] = _process_count(trainer["devices"], trainer["accelerator"])
-    if trainer["strategy"] != "fsdp2":
-        trainer["strategy"] = "ddp" if trainer["devices"] > 1 else "single"
+    if trainer["strategy"] != "fsdp2":  # it numbers the states of the optimizer in another order
+        trainer["strategy"] = None
     for key in TRAINER_EXCLUDED_FROM_HASH:
         trainer.pop(key)
     for key in ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"):
@@ -121,21 +123,6 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
             stages[name] = {"enabled": False}
     hashed["stages"] = stages
     return dict(_canonical(hashed))
-
-
-def _process_count(devices: Any, accelerator: str) -> int:
-    """How many processes Lightning starts for `trainer.devices`: a number, a list of indices, or all."""
-    if isinstance(devices, list):
-        return len(devices)
-    if isinstance(devices, str) and "," in devices:
-        return len([index for index in devices.split(",") if index.strip()])
-    if str(devices) not in ("auto", "-1"):
-        return int(devices)
-    if accelerator == "cpu":
-        return 1
-    import torch  # takes seconds, and is needed here alone
-
-    return max(1, torch.cuda.device_count())
 
 
 def _canonical(value: Any) -> Any:

@@ -55,6 +55,12 @@ def recorded() -> Iterator[None]:
             signal.raise_signal(received)
 
 
+def leave_repeats_to_launcher() -> None:
+    """Ignore Ctrl-C after the first: a launcher sends what the terminal has sent already."""
+    global _second_ctrl_c
+    _second_ctrl_c = signal.SIG_IGN
+
+
 def installed() -> bool:
     """Whether this process handles them. The process of a sweep's job does not at first."""
     return _process == os.getpid()
@@ -80,6 +86,7 @@ def _handler(number: int, frame: FrameType | None) -> None:
     if _received is None and os.getpid() == _process:  # a forked data worker has nothing to save
         _received = number
         if number == signal.SIGINT:
-            with suppress(OSError):  # the terminal may be gone
-                os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+            if _second_ctrl_c is not signal.SIG_IGN:
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
             signal.signal(signal.SIGINT, _second_ctrl_c)

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -29,6 +28,7 @@ from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswer
 from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
 from birthplace_lm.training.callbacks.step_limit import StepLimit
 from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolve_strategy
+from birthplace_lm.training.distributed.group import environment
 from birthplace_lm.training.lightning_module import LanguageModelModule
 from birthplace_lm.training.lr_schedules import TrainingClock, factor_by_step
 from birthplace_lm.training.plan import StagePlan
@@ -61,7 +61,7 @@ def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
 
 def training_clock(plan: StagePlan, train_rows: int) -> TrainingClock:
     """The clock of a stage, by which its learning rate goes."""
-    rows_per_step = plan.loading.batch_size * plan.processes * plan.trainer["accumulate_grad_batches"]
+    rows_per_step = plan.loading.batch_size * plan.trainer["accumulate_grad_batches"]
     return TrainingClock(train_rows, rows_per_step, plan.model["block_size"] - 1)
 
 
@@ -117,14 +117,6 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
     ]
 
 
-class OwnProcesses(LightningEnvironment):
-    """Lightning starts no processes: this program starts them, from a notebook too."""
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-
 def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
     """A trainer that shows which devices there are, and trains nothing."""
     trainer: L.Trainer = instantiate(
@@ -132,7 +124,7 @@ def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
         strategy=resolve_strategy(flags["strategy"]),
         logger=False,
         enable_checkpointing=False,
-        plugins=[OwnProcesses()],  # otherwise Lightning counts the tasks of Slurm
+        plugins=[environment()],  # otherwise Lightning counts the tasks of Slurm
     )
     return trainer
 
@@ -151,7 +143,7 @@ def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | N
         default_root_dir=str(plan.directory),
         logger=logger,
         callbacks=callbacks,
-        plugins=[VerifiedCheckpointIO(), OwnProcesses()],
+        plugins=[VerifiedCheckpointIO(), environment()],
         enable_checkpointing=False,
         profiler=_profiler(plan.trainer["profiler"], plan.directory),
         use_distributed_sampler=False,

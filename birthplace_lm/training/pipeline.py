@@ -18,6 +18,7 @@ from birthplace_lm.runs.directory import RunDirectory, link_stage
 from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
+from birthplace_lm.training.distributed.group import lost_process
 from birthplace_lm.training.plan import StagePlan
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import fit_stage
@@ -77,6 +78,9 @@ def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
             )  # TensorBoard names no file
     if number := signals.pending_signal():
         return Interrupted(number, "during training")  # the signal may have ended a worker
+    for cause in chain:
+        if (lost := lost_process(cause)) is not None:
+            return lost
     messages = [f"{type(cause).__name__}: {_first_line(cause)}" for cause in (chain[-1], *chain[:1])]
     return InternalError(f"{'; then '.join(dict.fromkeys(messages))}; log.txt has the traceback")
 

@@ -68,6 +68,15 @@ class StagePlan:
     resume_checkpoint: Path | None = None
     extended_checkpoint: Path | None = None
 
+    def describe_step(self) -> str:
+        """The rows of an optimizer step, and how many of them a process has."""
+        rows, batches = self.loading.batch_size, self.trainer["accumulate_grad_batches"]
+        least, rest = divmod(rows, self.processes)
+        share = f"{least} or {least + 1}" if rest else str(least)
+        parts = [f"{batches} batches of {rows}"] * (batches > 1)
+        parts += [f"{share} in each of {self.processes} processes"] * (self.processes > 1)
+        return f"{rows * batches} rows a step" + (f" ({', '.join(parts)})" if parts else "")
+
     def to_json(self) -> str:
         """The plan for a worker process."""
         return json.dumps(asdict(self), default=str)

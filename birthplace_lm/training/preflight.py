@@ -30,6 +30,7 @@ from birthplace_lm.runs.identity import (
     run_directory,
 )
 from birthplace_lm.training.components import build_datamodule, errors_name, probe_trainer, training_clock
+from birthplace_lm.training.distributed import cluster
 from birthplace_lm.training.plan import StagePlan
 
 # What may change when a finished stage is extended; the stages after it may change altogether.
@@ -43,6 +44,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
     Raises:
         InputError, CheckpointError: what is wrong, and with which key.
     """
+    cluster.check_layout(config, cluster.current())
     model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
     plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
     if config.init_from is not None:
@@ -104,7 +106,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         ema_decay=stage["ema_decay"],
         max_steps=config.trainer.max_steps,
         total_steps=0,
-        processes=trainer.num_devices,
+        processes=trainer.num_devices * trainer.num_nodes,
         stop_timeout_seconds=config.stop_timeout_seconds,
         max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         save_every_n_steps=config.checkpoint.every_n_steps,
@@ -113,6 +115,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         config_sha256=config_hash(hashed_config(config, name)),
         start_over=config.resume == "never",
     )
+    _check_share(plan)
     data = build_datamodule(plan, corpus)
     flags = _resolve_limits(plan, data)
     clock = training_clock(plan, data.train_rows)
@@ -124,6 +127,16 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     return replace(plan, trainer=flags, total_steps=total_steps)
 
 
+def _check_share(plan: StagePlan) -> None:
+    """Check that every process has a row of each batch."""
+    rows = plan.loading.batch_size
+    if rows < plan.processes:
+        raise InputError(
+            f"stages.{plan.name}.batch_size={rows}: the {plan.processes} processes share the rows of a batch;"
+            f" give {plan.processes} or more, or at most {rows} processes (trainer.devices)"
+        )
+
+
 def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of Lightning's Trainer for a stage: the trainer's value, otherwise the stage's."""
     own = {key: flags[key] if flags[key] is not None else stage[key] for key in TRAINER_OVERRIDES}
@@ -132,12 +145,14 @@ def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[s
     else:  # the largest divisor, so that the last epoch ends with a validation
         every = min(own["check_val_every_n_epoch"], own["max_epochs"])
         own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
+    placement = cluster.current()
+    own["num_nodes"] = 1 if placement is None else placement.hosts
     return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps
 
 
 def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
     """The trainer's flags with numbers of batches in place of fractions of an epoch."""
-    train_batches = -(-data.train_rows // (plan.loading.batch_size * plan.processes))
+    train_batches = -(-data.train_rows // plan.loading.batch_size)
     val_batches = min(len(loader) for loader in data.val_dataloader())
     flags = dict(plan.trainer)
     for key, count in (
@@ -239,7 +254,7 @@ def _check_extension(config: DictConfig, path: Path, content: Mapping[str, Any],
             settings["stages"][plan.name].pop(key, None)
         for key in EXTENDABLE_TRAINER:
             settings["trainer"].pop(key)
-        settings["optimizer"] = settings["optimizer"]["_target_"]  # its numbers may change
+        settings["optimizer"] = {k: v for k, v in settings["optimizer"].items() if not _is_number(v)}
     if theirs != ours:
         raise InputError(
             f"extend_from={path}: belongs to a run with another {first_difference(theirs, ours)}; an"
@@ -252,10 +267,15 @@ def _check_extension(config: DictConfig, path: Path, content: Mapping[str, Any],
         )
 
 
+def _is_number(value: Any) -> bool:
+    """Whether this is a number or a list of numbers; a flag may decide what a parameter group holds."""
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_next_batch(path: Path, content: Mapping[str, Any], plan: StagePlan, corpus: Corpus) -> None:
     """Check that the checkpoint's next batch is the one that this code would make."""
-    if plan.processes > 1:
-        return  # the batches of several processes are known to them alone
     data = build_datamodule(plan, corpus)
     try:
         data.load_state_dict(content[type(data).__qualname__])

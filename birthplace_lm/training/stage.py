@@ -3,6 +3,7 @@
 import logging
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -24,6 +25,7 @@ from birthplace_lm.training.components import (
     build_trainer,
     checkpoint_metadata,
 )
+from birthplace_lm.training.distributed import cluster, group
 from birthplace_lm.training.distributed.launcher import fit_in_processes
 from birthplace_lm.training.plan import StagePlan
 
@@ -65,8 +67,10 @@ def fit_stage(
         log.info("%s: resuming after step %d, from %s", plan.name, checkpoint.parse_step(resume), resume)
     if plan.processes == 1:
         train_stage(plan, corpus, resume, init)
-    else:
+    elif cluster.current() is None:
         fit_in_processes(plan, resume)
+    else:
+        group.lead(plan, resume, partial(train_stage, plan, corpus, resume, init))
     trained = StageResult.read(result)
     return trained, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, trained.steps))
 
@@ -110,7 +114,13 @@ def train_stage(
     cost = CostCounter()
     curves = TrainingCurves(plan.name, cost, previous_cost)
     trainer = build_trainer(plan, [cost, curves, *build_callbacks(plan, corpus, resume)], resume)
-    log.info("%s: %d parameters, %d rows an epoch", plan.name, model.num_parameters, data.train_rows)
+    log.info(
+        "%s: %d parameters, %d rows an epoch, %s",
+        plan.name,
+        model.num_parameters,
+        data.train_rows,
+        plan.describe_step(),
+    )
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes, read_corpus
-from birthplace_lm.errors import Interrupted
+from birthplace_lm.errors import BirthplaceError, Interrupted
 from birthplace_lm.runs import signals
 
 
@@ -21,24 +21,39 @@ def main(plan_json: str, resume: str, report: str) -> int:
     """Train; write an error into `report`, its traceback to stderr."""
     signals.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from birthplace_lm.training.pipeline import to_birthplace_error
+    level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    try:
+        train_as_told(plan_json, resume)
+    except BirthplaceError as failure:
+        os.write(int(report), failure.to_json().encode())
+        if not isinstance(failure, Interrupted):
+            traceback.print_exc()
+        return failure.exit_code
+    return 0
+
+
+def train_as_told(plan_json: str, resume: str) -> None:
+    """Train a stage as one of several processes.
+
+    Args:
+        plan_json: a StagePlan.
+        resume: path of the checkpoint to continue from, or nothing.
+
+    Raises:
+        BirthplaceError: for everything that goes wrong.
+    """
+    from birthplace_lm.training.pipeline import to_birthplace_error  # torch takes seconds to import
     from birthplace_lm.training.plan import StagePlan
     from birthplace_lm.training.stage import train_stage
 
-    level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     plan = StagePlan.from_json(plan_json)
     try:
         corpus = read_corpus(SimpleNamespace(**plan.data), plan.model["block_size"])
         check_data_hashes(plan.data_sha256, corpus.sha256)  # hours may have passed since preflight
         train_stage(plan, corpus, Path(resume) if resume else None)
     except Exception as error:
-        failure = to_birthplace_error(error, plan.directory)
-        os.write(int(report), failure.to_json().encode())
-        if not isinstance(failure, Interrupted):
-            traceback.print_exc()
-        return failure.exit_code
-    return 0
+        raise to_birthplace_error(error, plan.directory) from error
 
 
 def _end_with_parent() -> None:

@@ -85,24 +85,6 @@ def test_a_failed_job_of_several_processes_leaves_the_next_right(
     assert leftovers(root) == []
 
 
-def test_torchrun_trains_the_same(alone: Path, people: Path, tmp_path: Path) -> None:
-    def torchrun(*overrides: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        return subprocess.run([*command, str(TRAIN), *overrides], capture_output=True, text=True, timeout=200)
-
-    root = tmp_path / "runs"
-    done = torchrun(*two_processes(people), "seed=1", f"runs_root={root}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in runs(root)] == [alone.name]
-    assert outcome(runs(root)[0]) == outcome(alone)
-    assert done.stdout.count("dev exact match") == 1
-
-    refused = torchrun(*quick(people), f"runs_root={tmp_path / 'other'}")
-    assert refused.returncode != 0
-    assert "error: trainer.devices=1: torchrun has started 2 processes; give" in refused.stderr
-    assert not (tmp_path / "other").exists()
-
-
 @pytest.fixture(scope="module")
 def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")

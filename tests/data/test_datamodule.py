@@ -252,9 +252,8 @@ def test_seeds_differ_and_workers_do_not(corpus: Corpus) -> None:
 
 
 def test_processes_together_make_the_batches_of_one(corpus: Corpus) -> None:
-    """`batch_size` is that of a process."""
     shares = [
-        epoch_of(in_process(pretraining(corpus, batch_size=32), rank, world_size=3)) for rank in range(3)
+        epoch_of(in_process(pretraining(corpus, batch_size=96), rank, world_size=3)) for rank in range(3)
     ]
     single = epoch_of(pretraining(corpus, batch_size=96))
     for whole, *shared in zip(single, *shares, strict=True):

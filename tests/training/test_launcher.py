@@ -27,7 +27,7 @@ SECONDS = 30  # until all are gone
 def arguments(tiny: list[str]) -> list[str]:
     return [
         *tiny, "pretrain=none", "trainer.devices=2", "trainer.strategy=ddp", "model.dropout=0.1",
-        "stages.finetune.max_epochs=15", "stages.finetune.batch_size=1", "checkpoint.every_n_steps=2",
+        "stages.finetune.max_epochs=15", "stages.finetune.batch_size=2", "checkpoint.every_n_steps=2",
         "stages.finetune.check_val_every_n_epoch=5",
     ]  # fmt: skip
 

@@ -215,10 +215,10 @@ def test_a_sweep_pretrains_once_for_all_that_need_it(people: Path, tmp_path: Pat
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_two_processes_learn_as_one(trainer: str, people: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    common = [*short(people), f"runs_root={tmp_path}", "stages.pretrain.max_epochs=3"]
-    train(*common, f"run_dir={one}")
-    halves = ["stages.pretrain.batch_size=4", "stages.finetune.batch_size=4"]
-    train(*common, *halves, f"run_dir={two}", f"trainer={trainer}", "trainer.accelerator=cpu")
+    common = [*short(people), "stages.pretrain.max_epochs=3"]
+    train(*common, f"run_dir={one}", f"runs_root={tmp_path / 'roots' / 'one'}")
+    several = [f"trainer={trainer}", "trainer.accelerator=cpu", f"runs_root={tmp_path / 'roots' / 'two'}"]
+    train(*common, *several, f"run_dir={two}")
     for stage in ("pretrain", "finetune"):
         expected = losses(one / stage, f"{stage}/loss")
         assert losses(two / stage, f"{stage}/loss") == pytest.approx(expected, abs=1e-4)

@@ -62,7 +62,9 @@ class CheckpointCallback(L.Callback):
         old, new = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
         changes = [f"{key} was {old.get(key)} and is {new[key]}" for key in new if old.get(key) != new[key]]
         if changes and trainer.is_global_zero:
-            log.warning("resumed elsewhere, the last bits may differ: %s", "; ".join(changes))
+            other_masks = pl_module.model.drop.p > 0 and old.get("processes") != new["processes"]
+            what = "the last bits and the masks of dropout" if other_masks else "the last bits"
+            log.warning("resumed elsewhere, %s may differ: %s", what, "; ".join(changes))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step

@@ -1,1 +1,1 @@
-"""Several processes: launcher, FSDP2, DTensor helpers, torchrun."""
+"""Several processes: our launcher, those of others, FSDP2, DTensor helpers."""

@@ -1,0 +1,195 @@
+"""The processes of a launcher as one group: rank 0 runs the program, the others follow its orders.
+
+Rank 0 alone reads the configuration and works in the run directory. The others get what a worker process
+gets, the plan of a stage and the checkpoint to continue from, and train with it. A process that loses another
+one ends; the same command continues.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted
+from birthplace_lm.runs import signals
+from birthplace_lm.training.distributed import cluster
+from birthplace_lm.training.distributed.cluster import Placement
+from birthplace_lm.training.plan import StagePlan
+
+JOIN_SECONDS = 300.0  # for all processes to start
+REPORT_SECONDS = 5.0  # for the process that failed first to report why
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Connection refused", "socketStartConnect")
+
+
+class OwnProcesses(LightningEnvironment):
+    """Lightning starts no processes: this program starts them, from a notebook too."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+
+@dataclass
+class _Group:
+    """What a process has of the group.
+
+    Attributes:
+        orders: a group whose members may wait for long: rank 0 reads, evaluates, waits for a lock.
+        reports: errors, as `error/RANK`.
+        broken: a stage has failed, and the processes may wait in different places.
+        stop_timeout_seconds: of the plan.
+    """
+
+    orders: Any
+    reports: Any
+    broken: bool = False
+    stop_timeout_seconds: float = field(default=60.0)
+
+
+_group: _Group | None = None
+
+
+def environment() -> ClusterEnvironment:
+    """Who starts the processes of a stage: a launcher, or this program."""
+    return OwnProcesses() if cluster.current() is None else TorchElasticEnvironment()
+
+
+def join(placement: Placement) -> None:
+    """Connect all processes.
+
+    Raises:
+        InternalError: they do not all appear.
+    """
+    global _group
+    signals.leave_repeats_to_launcher()
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        distributed.init_process_group(timeout=timedelta(seconds=JOIN_SECONDS))
+        orders = distributed.new_group(backend="gloo", timeout=timedelta(days=365))
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False)
+    except (RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InternalError(
+            f"{placement.launcher}: process {placement.rank} of {placement.processes} cannot reach the others"
+            f" through {address}:{port}: {reason}"
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    _group = _Group(orders, PrefixStore(f"birthplace_lm/{attempt}", store))
+    threading.Thread(target=_end_with_launcher, args=(placement, os.getppid()), daemon=True).start()
+
+
+def _end_with_launcher(placement: Placement, parent: int) -> None:
+    """Stop when the launcher has been killed: torchrun's processes outlive it."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    if placement.local_rank == 0:
+        os.write(2, f"{placement.launcher} has ended on this host; stopping after this step\n".encode())
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60.0 if _group is None else _group.stop_timeout_seconds)
+    os._exit(128 + signal.SIGTERM)
+
+
+def lead(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> None:
+    """Train a stage in all processes; `train` does it in this one, rank 0.
+
+    Raises:
+        BirthplaceError: why another process has failed.
+        Exception: what `train` raises.
+    """
+    assert _group is not None
+    _group.stop_timeout_seconds = plan.stop_timeout_seconds
+    _group.broken = True
+    _broadcast(json.dumps([plan.to_json(), "" if resume is None else str(resume)]))
+    try:
+        train()
+    except Exception as error:
+        if isinstance(error, BirthplaceError) or signals.pending_signal() is not None:
+            raise
+        if (cause := _reported()) is None:
+            raise
+        raise cause from error
+    _group.broken = False
+
+
+def follow(train: Callable[[str, str], None]) -> int:
+    """Train what rank 0 orders, with `train(PLAN, RESUME)`; the exit code that is due."""
+    assert _group is not None
+    try:
+        while not isinstance(order := json.loads(_broadcast(None)), int):
+            plan, resume = order
+            _group.stop_timeout_seconds = json.loads(plan)["stop_timeout_seconds"]
+            train(plan, resume)
+    except Exception as error:
+        failure = error if isinstance(error, BirthplaceError) else lost_process(error)
+        if failure is not error and (number := signals.pending_signal()) is not None:
+            failure = Interrupted(number, "while it waited for the first process")
+        if failure is None:
+            raise
+        with suppress(RuntimeError):  # torchrun's store may have ended
+            rank = distributed.get_rank()
+            _group.reports.set(f"error/{rank}", failure.to_json())
+        raise failure from error
+    return order
+
+
+def dismiss(code: int) -> None:
+    """Let the others end with this exit code; they end by themselves after a stage that failed."""
+    global _group
+    if _group is not None and not _group.broken:
+        with suppress(RuntimeError):  # one of them is gone
+            _broadcast(json.dumps(code))
+    _group = None
+
+
+def lost_process(error: BaseException) -> BirthplaceError | None:
+    """What to say if the error means that another process has ended."""
+    if not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)):
+        return None
+    return InternalError(
+        "the connection to another process is lost; if it was killed, or its host is gone, run the same"
+        " command to resume, otherwise its own output says why it ended"
+    )
+
+
+def _reported() -> BirthplaceError | None:
+    """The error that another process reports within a few seconds, a cause rather than a consequence."""
+    assert _group is not None
+    errors: list[BirthplaceError] = []
+    deadline = time.monotonic() + REPORT_SECONDS
+    with suppress(RuntimeError):
+        while time.monotonic() < deadline:
+            keys = [f"error/{rank}" for rank in range(1, distributed.get_world_size())]
+            texts = [_group.reports.get(key).decode() for key in keys if _group.reports.check([key])]
+            errors = [BirthplaceError.from_json(text) for text in texts]
+            if any(not isinstance(error, InternalError) for error in errors):
+                break
+            time.sleep(0.1)
+    errors.sort(key=lambda error: isinstance(error, InternalError))
+    return next(iter(errors), None)
+
+
+def _broadcast(text: str | None) -> str:
+    """The text of rank 0, in all processes. JSON, because nothing here is unpickled."""
+    assert _group is not None
+    content = bytearray() if text is None else bytearray(text.encode())
+    size = torch.tensor([len(content)])
+    distributed.broadcast(size, 0, group=_group.orders)
+    data = torch.zeros(int(size), dtype=torch.uint8)
+    if text is not None:
+        data = torch.frombuffer(content, dtype=torch.uint8)
+    distributed.broadcast(data, 0, group=_group.orders)
+    return bytes(data.tolist()).decode()
