@@ -101,3 +101,16 @@ def test_a_run_without_symbolic_links_is_extended(tmp_path: Path) -> None:
         (shared / name).touch()
     (run / "pretrain").write_text("../pretrained/a\n")
     assert named_checkpoint("extend_from", str(run)).resolve() == shared / "step-00000004.ckpt"
+
+
+def test_a_run_directory_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+    """For init_from as for extend_from; resume needs a file, because a run may have several to continue."""
+    for stage, step in (("pretrain", 4), ("finetune", 9)):
+        folder = tmp_path / stage
+        folder.mkdir()
+        (folder / f"step-{step:08d}.ckpt").touch()
+        (folder / "result.json").touch()
+        for key in ("init_from", "extend_from"):
+            assert named_checkpoint(key, str(tmp_path)) == folder / f"step-{step:08d}.ckpt"
+    with pytest.raises(CheckpointError, match="a directory"):
+        named_checkpoint("resume", str(tmp_path))

@@ -121,7 +121,7 @@ def test_several_devices_from_a_notebook(configure: Any, monkeypatch: pytest.Mon
     for flags in (["trainer=ddp"], ["trainer=fsdp2", "pretrain=none"]):
         config = configure(*flags, "trainer.devices=2", "trainer.accelerator=cpu")
         plans = preflight(config, read_corpus(config.data, config.model.block_size))
-        assert [plan.processes for plan in plans] == [2, 2]
+        assert {plan.processes for plan in plans} == {2}
 
 
 def test_import_is_quick() -> None:
