@@ -35,7 +35,7 @@ def on_disk(config: DictConfig, state: str) -> Path:
     ("there", "here"),
     [
         ([], ["stages.finetune.max_epochs=4", "trainer.gradient_clip_val=null"]),
-        (["precision=bf16-mixed", "stages.finetune.learning_rate=1e-6", "stages.pretrain.shuffle=false"], []),
+        (["precision=bf16-mixed", "stages.finetune.learning_rate=1e-6"], []),
     ],
 )
 def test_the_advice_leads_to_the_unfinished_run(configure: Any, there: list[str], here: list[str]) -> None:
