@@ -111,12 +111,12 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     events.Reload()
     points: dict[str, list[tuple[int, Any]]] = {}
     for tag in events.Tags()["tensors"]:
-        timed = tag.endswith(("characters_per_second", "final/seconds"))
+        timed = tag.endswith(("characters_per_second", "at_end/seconds"))
         points[tag] = [
             (event.step, None if timed else make_ndarray(event.tensor_proto).tolist())
             for event in events.Tensors(tag)
         ]
-        if "by_milliseconds/" in tag:
+        if "by_seconds/" in tag:
             assert points[tag] == sorted(points[tag], key=itemgetter(0))
             points[tag] = [(0, value) for _, value in points[tag]]
     return points

@@ -169,6 +169,7 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
     page: Annotated[Path | None, typer.Option("--html", help="Write a page with tables and plots.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Save learning curves as .svg or .png.")] = None,
+    curves_csv: Annotated[Path | None, typer.Option(help="Write all points of the curves as CSV.")] = None,
 ) -> None:
     """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
 
@@ -176,7 +177,6 @@ def report(
     """
     from birthplace_lm.analysis.report import summary
     from birthplace_lm.analysis.report.collect import find_runs
-    from birthplace_lm.analysis.report.tables import as_markdown, show
 
     runs = find_runs(folder)
     if form is Format.csv:
@@ -184,22 +184,33 @@ def report(
     elif form is Format.json:
         print(summary.as_json(runs), end="")
     else:
-        tables = [summary.table_of_runs(runs)]
-        if len({run.display("seed") for run in runs}) > 1:
-            tables.append(summary.table_of_seeds(runs))
-        for table in tables:
-            if form is Format.markdown:
-                print(f"{as_markdown(table)}\n")
-            else:
-                show(table)
-        print("\n".join([f"{summary.state_counts(runs)}. {summary.INTERVAL_NOTE}", *summary.failures(runs)]))
-    if page is not None or figure is not None:
-        from birthplace_lm.analysis.report.page import save_learning_curves, write_page
+        print(summary.as_tables(runs, markdown=form is Format.markdown))
+    if page is not None:
+        from birthplace_lm.analysis.report.page import write_page
 
-        if page is not None:
-            write_page(runs, folder, page)
-        if figure is not None:
-            save_learning_curves(runs, figure)
+        write_page(runs, folder, page)
+    if figure is not None:
+        from birthplace_lm.analysis.report.plots import save_learning_curves
+
+        save_learning_curves(runs, figure)
+    if curves_csv is not None:
+        from birthplace_lm.analysis.report.curves import write_curves
+
+        write_curves(runs, curves_csv)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def tensorboard(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
+) -> None:
+    """Watch runs in TensorBoard, named by what varies. Further options are TensorBoard's own.
+
+    Example: birthplace-lm tensorboard runs --port 6007
+    """
+    from birthplace_lm.analysis.tensorboard import serve
+
+    raise typer.Exit(serve(folder, context.args))
 
 
 @app.command()

@@ -55,9 +55,11 @@ class BatchDataModule(L.LightningDataModule):
     """Data of a stage: training batches, held-out batches for the loss, and questions to answer.
 
     Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
-    that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`.
+    that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`,
+    and may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows.
     """
 
+    held_out_note = ""
     ids: Tensor
     train_sources: Sequence[ExampleSource]
     validation_sources: Sequence[ExampleSource]

@@ -24,7 +24,7 @@ from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.nonfinite import NonFiniteGuard
 from birthplace_lm.training.callbacks.optimizer_settings import ConfiguredOptimizerSettings
 from birthplace_lm.training.callbacks.progress import progress
-from birthplace_lm.training.callbacks.samples import AttentionMaps, SampleAnswers
+from birthplace_lm.training.callbacks.samples import AttentionMaps, CurveNotes, SampleAnswers
 from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
 from birthplace_lm.training.callbacks.step_limit import StepLimit
 from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolve_strategy
@@ -102,6 +102,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         SeedEveryBatch(plan.seed, plan.name),
         SampleAnswers(plan.name),
         AttentionMaps(plan.name),
+        CurveNotes(plan.name),
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
         NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),
         StepLimit(plan.max_steps),
@@ -132,8 +133,8 @@ def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
 def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | None) -> L.Trainer:
     """The trainer of a stage."""
     _await_new_second(plan.directory)
-    # TensorBoard drops what was logged after the checkpoint: it is logged again.
-    purge = 0 if resume is None else checkpoint.parse_step(resume)
+    # A start from step 0 replaces what an earlier one has logged; before a resume see `TrainingCurves`.
+    purge = 0 if resume is None else None
     # name="" and version="" keep the event files of a stage in one folder.
     logger = TensorBoardLogger(plan.directory, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(

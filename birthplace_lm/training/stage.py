@@ -1,6 +1,7 @@
 """One stage: from its newest checkpoint, or its beginning, to its end."""
 
 import logging
+import shutil
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.cost import CostCounter
-from birthplace_lm.training.callbacks.curves import TrainingCurves
+from birthplace_lm.training.callbacks.curves import EVENT_FILES, TrainingCurves
 from birthplace_lm.training.components import (
     build_callbacks,
     build_datamodule,
@@ -84,8 +85,10 @@ def _resume_checkpoint(plan: StagePlan) -> Path | None:
 
 
 def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
-    """Copy a checkpoint of another folder into the stage's own, as one of this run."""
+    """Copy a checkpoint of another folder into the stage's own, as one of this run, with its curves."""
     loaded = LoadedCheckpoint.read(path)
+    for events in path.parent.glob(EVENT_FILES):
+        shutil.copy(events, plan.directory)
     loaded.metadata.update(checkpoint_metadata(plan, corpus))
     return checkpoint.copy_into(loaded, plan.directory)
 
@@ -112,7 +115,7 @@ def train_stage(
     module = build_module(plan, model, corpus, data.train_rows)
     previous_cost = None if init is None else init.content.get("callbacks", {}).get(CostCounter.state_key)
     cost = CostCounter()
-    curves = TrainingCurves(plan.name, cost, previous_cost)
+    curves = TrainingCurves(plan.name, plan.directory, cost, previous_cost)
     trainer = build_trainer(plan, [cost, curves, *build_callbacks(plan, corpus, resume)], resume)
     log.info(
         "%s: %d parameters, %d rows an epoch, %s",

@@ -3,55 +3,62 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from birthplace_lm.runs.identity import TRAINER_OVERRIDES
 from birthplace_lm.runs.metrics import RunMetrics
 
 HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
+SECTIONS = ("model", "optimizer", "trainer")  # of the configuration, besides the stages
+
+Value = bool | int | float | str
 
 
 def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -> None:
-    """Fill TensorBoard's HParams tab: the hyperparameters of a run and its results."""
-    stages = config.stages
-    chosen = {
-        **config.labels,
-        "seed": config.seed,
-        "parameters": metrics.parameters,
-        **{key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "dropout")},
-        "precision": config.trainer.precision,
-        **_plain("optimizer", config.optimizer),
-    }
-    for name, stage in stages.items():
-        chosen |= {
-            f"{name}.{key}": (config.trainer.get(key) or stage[key]) if stage.enabled else 0
-            for key in ("max_epochs", "batch_size", "learning_rate", "ema_decay")
-        }
-        if stage.enabled:
-            chosen |= {
-                k: v for k, v in _plain(f"{name}.dataset", stage.dataset).items() if k != f"{name}.dataset"
-            }
-    reached = {
-        "final/dev_exact_match": metrics.dev.exact_match,
-        **({} if metrics.holdout is None else {"final/holdout_exact_match": metrics.holdout.exact_match}),
-        "final/loss": metrics.loss or 0.0,
-        "final/million_characters": metrics.characters / 1e6,
-        "final/seconds": metrics.training_seconds,
+    """Fill TensorBoard's HParams tab: the hyperparameters of a run and its results.
+
+    They have no description of the experiment, as `add_hparams` would write it: without one TensorBoard
+    compares the runs by itself and shows first what differs. It sorts metrics by name.
+    """
+    results = {
+        "dev_exact_match": metrics.dev.exact_match,
+        **({} if metrics.holdout is None else {"holdout_exact_match": metrics.holdout.exact_match}),
+        "loss": metrics.loss or 0.0,
+        "million_characters": metrics.characters / 1e6,
+        "seconds": metrics.training_seconds,
     }
     for old in folder.glob(f"*{HYPERPARAMETERS}"):  # the run was killed after it had written them
         old.unlink()
-    logger = TensorBoardLogger(
-        folder, name="", version="", default_hp_metric=False, filename_suffix=HYPERPARAMETERS
-    )
-    logger.log_hyperparams(chosen, reached)
-    logger.finalize("success")
+    _, start, end = hparams(hyperparameters(config, metrics), results)  # the first describes the experiment
+    with SummaryWriter(folder, filename_suffix=HYPERPARAMETERS) as writer:
+        writer.file_writer.add_summary(start)
+        for name, value in results.items():
+            writer.add_scalar(f"at_end/{name}", value, 0)
+        writer.file_writer.add_summary(end)
 
 
-def _plain(key: str, node: Any) -> dict[str, bool | int | float | str]:
-    """Columns of a factory: its name, and each of its arguments that is a number or a string."""
+def hyperparameters(config: DictConfig, metrics: RunMetrics) -> dict[str, Value]:
+    """The labels and numbers of a configuration by short names; those of a disabled stage are left out."""
+    chosen: dict[str, Value] = {**config.labels, "seed": config.seed, "parameters": metrics.parameters}
+    for key in ("init_from", "extend_from"):
+        chosen |= _plain(key, config[key])
+    for section in SECTIONS:
+        chosen |= _plain(section, config[section])
+    for name, stage in config.stages.items():
+        if stage.enabled:
+            overrides = {f"{name}.{key}": config.trainer[key] for key in TRAINER_OVERRIDES}
+            used = {key: value for key, value in overrides.items() if value is not None}
+            chosen |= {**_plain(str(name), stage), **used}
+    return chosen
+
+
+def _plain(key: str, node: Any) -> dict[str, Value]:
+    """Columns of a section: its factory's name, and each of its values that is a number or a string."""
     if not isinstance(node, DictConfig):
         return {key: node} if isinstance(node, bool | int | float | str) else {}
-    columns: dict[str, bool | int | float | str] = {}
+    columns: dict[str, Value] = {}
     for name, inner in node.items():
         if name == "_target_":
             columns[key] = str(inner).rpartition(".")[2]

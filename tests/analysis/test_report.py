@@ -15,19 +15,27 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from birthplace_lm.analysis.report.collect import find_runs
-from birthplace_lm.analysis.report.page import learning_curve, write_page
+from birthplace_lm.analysis.report.curves import learning_curve
+from birthplace_lm.analysis.report.page import write_page
+from birthplace_lm.analysis.report.plots import smoothed
+from birthplace_lm.analysis.report.settings import labels
 from birthplace_lm.analysis.report.summary import (
+    OPTIONAL_COLUMNS,
     as_csv,
     as_json,
+    as_tables,
     failures,
+    notes,
     state_counts,
     table_of_runs,
     table_of_seeds,
 )
-from birthplace_lm.analysis.report.tables import as_markdown, as_text, show
+from birthplace_lm.analysis.report.tables import as_markdown, as_text, fit, show
 from birthplace_lm.cli import commands as cli
+from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.metrics import Score
 
@@ -97,6 +105,7 @@ def test_every_state_is_shown(tmp_path: Path) -> None:
         table = table_of_runs(find_runs(tmp_path))
     finally:
         holder.communicate("\n")
+    assert table[0][-2:] == ["state", "run directory"]
     result = {Path(row[-1]).name: row[-2] for row in table[1:]}
     assert result == {
         "done": "done",
@@ -109,18 +118,62 @@ def test_every_state_is_shown(tmp_path: Path) -> None:
     assert failures(find_runs(tmp_path)) == [f"{tmp_path / 'failed'} failed: it broke"]
 
 
+def real_config(*overrides: str) -> dict[str, Any]:
+    """What a run of these overrides writes into its config.yaml."""
+    content: Any = OmegaConf.to_container(compose(overrides))
+    return {key: value for key, value in content.items() if key != "runs_root"}
+
+
 def test_columns_are_what_varies(tmp_path: Path) -> None:
-    """What follows from attention, pretraining or data is not shown, and the same thing once."""
-    for number, (attention, rate) in enumerate([("vanilla", 1e-3), ("vanilla", 2e-3), ("synthesizer", 1e-3)]):
-        write_run(
-            tmp_path / str(number),
-            labels={"attention": attention, "pretrain": "none", "data": "biographies"},
-            model={"attention": {"_target_": f"x.{attention}"}, "n_head": 8},
-            stages={"finetune": {"learning_rate": rate, "epochs": rate * 1e4}},
-        )
-    head, *rows = table_of_runs(find_runs(tmp_path))
-    assert head[:5] == ["attention", "pretraining", "data", "epochs", "seed"]
-    assert [row[3] for row in rows] == ["10.0", "20.0", "10.0"]
+    """Not what an option of attention, pretraining or data chooses by itself: epochs, shapes and the like."""
+    for number, overrides in enumerate(
+        [
+            ("attention=vanilla", "pretrain=none", "stages.finetune.learning_rate=1e-3"),
+            ("attention=vanilla", "stages.pretrain.learning_rate=2e-3", "stages.finetune.learning_rate=1e-3"),
+            ("attention=synthesizer", "stages.finetune.learning_rate=4e-3"),
+        ]
+    ):
+        write_run(tmp_path / f"{number}-0000000{number}", correct=number, **real_config(*overrides))
+    runs = find_runs(tmp_path)
+    head, *rows = table_of_runs(runs)
+    shown = ["attention", "pretraining", "finetune.learning_rate", "pretrain.learning_rate"]
+    assert head[: head.index("dev")] == shown
+    assert [row[:4] for row in rows] == [
+        ["synthesizer", "span_corruption", "0.004", "0.004"],
+        ["vanilla", "span_corruption", "0.001", "0.002"],
+        ["vanilla", "none", "0.001", ""],  # a disabled stage has no rate
+    ]
+    assert [*labels(runs).values()] == [
+        "synthesizer, span_corruption, finetune.learning_rate=0.004, pretrain.learning_rate=0.004",
+        "vanilla, span_corruption, finetune.learning_rate=0.001, pretrain.learning_rate=0.002",
+        "vanilla, none, finetune.learning_rate=0.001",
+    ]
+    assert "All runs: data biographies, seed 0." in notes(runs)
+
+
+def test_keys_that_vary_together_are_one_column(tmp_path: Path) -> None:
+    for number, size in enumerate((64, 128)):
+        sizes = {"n_embd": size, "n_head": size // 32, "block_size": 2 * size, "n_layer": size // 16}
+        write_run(tmp_path / str(number), model=sizes, correct=number)
+    runs = find_runs(tmp_path)
+    head, *rows = table_of_runs(runs)
+    assert head[0] == "block_size (+3)"
+    assert [row[0] for row in rows] == ["256", "128"]
+    assert [*labels(runs).values()] == ["block_size (+3)=256", "block_size (+3)=128"]
+    together = "block_size (+3): these vary together: block_size, n_embd, n_head, n_layer."
+    assert together in notes(runs)
+    assert [row["n_head"] for row in json.loads(as_json(runs))] == [4, 2]
+
+
+def test_a_run_that_starts_from_another_says_so(tmp_path: Path) -> None:
+    """By the hash and not by a long path."""
+    source = f"{tmp_path}/some where/pretrained/vanilla-span_corruption-biographies-s0-67ecb466"
+    write_run(tmp_path / "a", correct=3, init_from=None, extend_from=None)
+    write_run(tmp_path / "b", correct=2, init_from=f"{source}/step-00000850.ckpt", extend_from=None)
+    write_run(tmp_path / "c", correct=1, init_from=None, extend_from=f"{source}/finetune")
+    runs = find_runs(tmp_path)
+    assert [*labels(runs).values()] == ["none", "init_from 67ecb466@850", "none, extends 67ecb466/finetune"]
+    assert "extend_from 67ecb466/finetune" in " ".join(notes([runs[2]]))
 
 
 def test_seeds_are_summed_up(tmp_path: Path) -> None:
@@ -131,9 +184,9 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     result = dict(zip(head, row, strict=True))
     shares = [right / 140 for right in correct]
     assert result["seeds"] == "3"
-    assert result["dev exact match"] == f"{fmean(shares):.1%}"
-    assert result["standard deviation"] == f"{100 * stdev(shares):.1f} points"
-    assert result["all seeds together"].startswith("245/420 = 58.3%")
+    assert result["dev mean"] == f"{fmean(shares):.1%}"
+    assert result["deviation"] == f"{100 * stdev(shares):.1f}"
+    assert result["correct"] == "245/420"
 
 
 def test_formats_can_be_read(tmp_path: Path) -> None:
@@ -159,7 +212,7 @@ class _Page(HTMLParser):
 
 def test_page_needs_nothing_else_and_runs_nothing_of_theirs(tmp_path: Path) -> None:
     names = {"attention": HOSTILE, "pretrain": HOSTILE, "data": "biographies"}
-    bad = write_run(tmp_path / "bad", names=names)
+    bad = write_run(tmp_path / "bad", labels=names)
     (bad / "predictions" / "dev.txt").write_text(f"{HOSTILE}\n".replace("\nsecond", "") * 140)
     write_run(tmp_path / "good", seed=1)
     runs = find_runs(tmp_path)
@@ -168,7 +221,7 @@ def test_page_needs_nothing_else_and_runs_nothing_of_theirs(tmp_path: Path) -> N
     page = _Page()
     page.feed(out.read_text())
     assert page.tags.count("script") == 1
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 4  # scores, two curves, answers
     assert page.tags.count("table") == 3
     assert {link[:1] for link in page.links} <= {"#"}
     for table in (table_of_runs(runs), table_of_seeds(runs)):
@@ -221,14 +274,21 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     from stage import run
 
     result = run(configure("pretrain=none", "trainer.check_val_every_n_epoch=1"))
-    page, picture = tmp_path / "page.html", tmp_path / "curves.png"
+    page, picture, points = (tmp_path / name for name in ("page.html", "curves.png", "curves.csv"))
     arguments = ["report", str(tmp_path / "runs"), "--html", str(page), "--figure", str(picture)]
+    arguments += ["--curves-csv", str(points)]
     monkeypatch.setattr(sys, "argv", ["birthplace-lm", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
     assert f"{result['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = [*csv.DictReader(io.StringIO(points.read_text()))]
+    spent = result["stages"]["finetune"]
+    assert [row["curve"] for row in rows].count("loss") == spent["steps"]
+    assert rows[-1]["curve"] == "val_loss"
+    assert int(rows[-1]["characters"]) == spent["characters"]
+    assert int(rows[-1]["seconds"]) <= round(spent["seconds"])
     (made,) = find_runs(tmp_path / "runs")
     read, share = learning_curve(made)[-1]
     assert read == result["stages"]["finetune"]["characters"]
@@ -256,3 +316,32 @@ def test_a_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) 
         assert shown <= set("".join(lines))
     assert sum(line.count("vanilla-") for line in lines) == 9 or width == 40
     assert any("[red]no[/red] such file" in line for line in lines) or width == 40
+
+
+def test_a_narrow_terminal_has_one_line_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns without what matters least; at 20 the longest cells are cut."""
+    for seed, correct in enumerate((3, 70)):
+        write_run(tmp_path / f"vanilla-none-biographies-s{seed}-1234567{seed}", seed=seed, correct=correct)
+    monkeypatch.setattr("sys.stdout", out := io.StringIO())
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = as_tables(find_runs(tmp_path)).splitlines()
+    assert max(map(len, lines)) <= 80
+    head, _, best, worst, blank, *_ = lines
+    assert not blank
+    assert head.split()[-1] == "run"
+    assert (best.split()[-1], worst.split()[-1]) == ("12345671", "12345670")
+    assert "50.0%" in best
+    table = table_of_runs(find_runs(tmp_path))
+    narrow = fit(table, 20, OPTIONAL_COLUMNS)
+    assert max(map(len, as_text(narrow).splitlines())) <= 20
+    assert len(narrow) == len(table)
+    assert {*table[0]} - {*narrow[0]} <= {*OPTIONAL_COLUMNS}
+
+
+def test_a_smoothed_curve_is_a_weighted_mean_of_what_came_before() -> None:
+    values = [3 + (-1) ** number / (number + 1) for number in range(40)]
+    for count, (_, smooth) in enumerate(smoothed([*enumerate(values)]), start=1):
+        weights = [0.5**age for age in reversed(range(count))]  # 20 of 40 points
+        expected = sum(w * v for w, v in zip(weights, values[:count], strict=True)) / sum(weights)
+        assert smooth == pytest.approx(expected)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
-from birthplace_lm.analysis.report.page import learning_curve
+from birthplace_lm.analysis.report.curves import learning_curve
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.training import pipeline
@@ -118,7 +118,8 @@ def test_report_has_a_row_and_a_curve(
     arguments = ["--format", "markdown", "--figure", str(picture)]
     assert call("report", str(run), *arguments, monkeypatch=monkeypatch) == 0
     result = json.loads((run / "metrics.json").read_text())
-    row = f"| vanilla | span\\_corruption | biographies | 0 | {result['parameters']:,} |"
+    dev = result["dev"]
+    row = f"| vanilla | span\\_corruption | {dev['exact_match']:.1%} |"
     assert row in capsys.readouterr().out
     assert picture.read_text().lstrip().startswith("<?xml")
     (read,) = find_runs(run)

@@ -1,5 +1,6 @@
 """Attention weights and their picture."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.vocab import MASK, CharVocab
-from birthplace_lm.inference.attention_maps import MAP_SIZE, MASKED, attention_picture, attention_weights
+from birthplace_lm.inference.attention_maps import (
+    ANSWER_COLOR,
+    CELL,
+    MASKED,
+    attention_picture,
+    attention_weights,
+)
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
@@ -94,23 +101,45 @@ def test_a_variant_may_provide_its_weights_itself(vocab: CharVocab) -> None:
 
 
 def test_picture() -> None:
-    weights = torch.eye(4).expand(2, 3, 4, 4)
-    page = attention_picture(weights, "text")
-    top, left = np.argwhere((page == (253, 231, 37)).all(-1))[0]
-    assert tuple(page[top + MAP_SIZE // 4, left]) == (68, 1, 84)  # below the diagonal: none
-    assert tuple(page[top, left + MAP_SIZE // 4]) == MASKED
-    assert (page == (253, 231, 37)).all(-1).sum() == 2 * 3 * 4 * (MAP_SIZE // 4) ** 2
+    """Each cell of the map has the colour of its weight, and the answer's rows have a mark beside them."""
+    length, yellow = 40, (253, 231, 37)
+    page = attention_picture(
+        torch.eye(length).expand(3, length, length), "x" * length, slice(30, 38), "layer 1"
+    )
+    is_yellow = (page == yellow).all(-1)
+    is_yellow[-100:] = False  # the colour scale
+    assert is_yellow.sum() == 3 * length * CELL**2
+    top, left = np.argwhere(is_yellow)[0]
+    assert tuple(page[top + CELL, left]) == (68, 1, 84)  # below the diagonal: none
+    assert tuple(page[top, left + CELL]) == MASKED
+    beside = (page[:, left + CELL * length] == ANSWER_COLOR).all(-1)
+    assert [*np.flatnonzero(beside)] == [*range(top + 30 * CELL, top + 38 * CELL)]
 
 
-def test_a_run_leaves_maps_of_every_validation(configure: object, tmp_path: object) -> None:
+def test_picture_shows_each_character_beside_its_row_and_above_its_column() -> None:
+    """Another character changes the picture there and in the title, and nowhere else."""
+    weights = torch.eye(40)[None]
+    plain, other = (attention_picture(weights, f"{'x' * 20}{c}{'x' * 19}", slice(0), "") for c in "xW")
+    top, left = np.argwhere((plain == (253, 231, 37)).all(-1))[0]
+    changed = {*map(tuple, np.argwhere((plain != other).any(-1)))}
+    column = {(y, x) for y, x in changed if y < top and 20 <= (x - left) / CELL < 21}
+    row = {(y, x) for y, x in changed if x < left and 20 <= (y - top) / CELL < 21}
+    assert column
+    assert row
+    assert column | row == changed
+
+
+def test_a_run_leaves_maps_of_every_validation(configure: Any, tmp_path: Path) -> None:
     from stage import run
 
-    config = configure("pretrain=none", "attention=synthesizer", "trainer.check_val_every_n_epoch=1")  # type: ignore[operator]
+    config = configure("pretrain=none", "attention=synthesizer", "trainer.check_val_every_n_epoch=1")
     run(config)
-    (folder,) = (tmp_path / "runs").glob("*/finetune")  # type: ignore[operator]
+    (folder,) = (tmp_path / "runs").glob("*/finetune")
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
-    for number in (1, 2):
-        points = events.Tensors(f"finetune/attention/{number}")
+    for layer in range(1, config.model.n_layer + 1):
+        points = events.Tensors(f"finetune/attention/layer_{layer}")
         assert len(points) == 2
         assert points[0].tensor_proto.string_val[2].startswith(b"\x89PNG")
+    note = events.Tensors("finetune/about_val_loss/text_summary")
+    assert b"exact match" in note[0].tensor_proto.string_val[0]

@@ -18,7 +18,7 @@ from stage import quick, run
 
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
-from birthplace_lm.analysis.report.page import learning_curve
+from birthplace_lm.analysis.report.curves import learning_curve
 from birthplace_lm.cli import commands
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import atomic_files

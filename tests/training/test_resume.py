@@ -113,7 +113,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
         values[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
         if tag.endswith("per_second"):
             values[tag] = [(step, "") for step, _ in values[tag]]
-        if "by_milliseconds/" in tag:
+        if "by_seconds/" in tag:
             assert [step for step, _ in values[tag]] == sorted(step for step, _ in values[tag])
             values[tag] = [(0, value) for _, value in values[tag]]
     return values

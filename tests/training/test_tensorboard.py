@@ -73,12 +73,12 @@ def test_every_tab_is_filled(browser: Any, address: str) -> None:
         "?tagFilter=loss#timeseries": (
             "finetune/loss",
             "by_characters/loss",
-            "by_milliseconds/loss",
+            "by_seconds/loss",
         ),
-        "#scalars": ("tag:by_characters/loss", "tag:by_milliseconds/loss", "final"),
-        "#images": ("finetune/attention/1", "finetune/attention/2"),
+        "#scalars": ("tag:by_characters/loss", "tag:by_seconds/loss", "final"),
+        "#images": ("finetune/attention/layer_1",),
         "#text": ("question", "gold", "Wherewas", "log-probability"),
-        "#hparams": ("attention", "synthesizer", "final/dev_exact_match"),
+        "#hparams": ("attention", "synthesizer", "at_end/dev_exact_match"),
     }
     for tab, words in expected.items():
         pictures = 1 if tab == "#images" else 0

@@ -1,6 +1,8 @@
 """Collect the runs of a folder, finished or not, from the files in their directories."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,12 @@ import yaml
 from birthplace_lm.analysis.report.tables import plain
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import stage_directory
+from birthplace_lm.runs.identity import CHECKPOINT_KEYS
 from birthplace_lm.runs.lock import is_locked
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, Score
+
+PRETRAINING = "labels.pretrain"
+STAGES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +27,7 @@ class Run:
     Attributes:
         config: dotted key to value.
         state: done, running, stopped, failed, killed, not started or unreadable.
-        reason: the error of a failed or unreadable run; otherwise its progress, or the checkpoint it extends.
+        reason: the error of a failed or unreadable run; of an unfinished one its progress.
         metrics: None unless the run is done.
     """
 
@@ -41,14 +47,62 @@ class Run:
         """Whether `reason` is an error."""
         return self.state in ("failed", "unreadable")
 
+    @property
+    def name(self) -> str:
+        """The hash at the end of the directory's name, which is enough to find it; or the whole name."""
+        return _short_name(self.path.resolve().name)
+
+    def value(self, key: str) -> str:
+        """The value of a configuration key as text; see `value_in`."""
+        return value_in(self.config, key)
+
     def display(self, key: str) -> str:
-        """The value of a configuration key as text; of a `_target_` the last part."""
-        value = plain(self.config.get(key, ""))
-        return value.rpartition(".")[2] if key.endswith("._target_") else value
+        """The same, where a checkpoint is named by its run and a path by its end."""
+        value = self.value(key)
+        if key in CHECKPOINT_KEYS or (key == PRETRAINING and self.config.get("init_from")):
+            word, _, path = value.partition(" ") if key == PRETRAINING else ("", "", value)
+            return f"{word} {checkpoint_name(path)}".strip()
+        return Path(value).name if "/" in value else value
+
+
+def value_in(config: Mapping[str, Any], key: str) -> str:
+    """A value of a flat configuration as text: of a `_target_` the last part, of a disabled stage nothing.
+
+    A run that starts from a checkpoint has that as its pretraining.
+    """
+    if key == PRETRAINING and config.get("init_from"):
+        return plain(f"init_from {config['init_from']}")
+    stage = ".".join(key.split(".")[:2])
+    if (
+        stage.startswith("stages.")
+        and config.get(f"{stage}.enabled") is False
+        and not key.endswith(".enabled")
+    ):
+        return ""
+    value = config.get(key, "")
+    text = "null" if value is None else plain(value)
+    return text.rpartition(".")[2] if key.endswith("._target_") else text
+
+
+def checkpoint_name(path: str) -> str:
+    """The run, stage and step of a checkpoint, as far as its path names them: `67ecb466/finetune@850`."""
+    if not path or path == "null":
+        return ""
+    *parents, last = Path(path).parts
+    step = f"@{int(last[5:-5])}" if re.fullmatch(r"step-\d+\.ckpt", last) else ""
+    folders = parents if step else [*parents, last]
+    stage = folders.pop() if len(folders) > 1 and folders[-1] in STAGES else ""
+    name = _short_name(folders[-1]) if folders else ""
+    return f"{name}{'/' if stage else ''}{stage}{step}"
+
+
+def _short_name(folder: str) -> str:
+    match = re.search(r"-([0-9a-f]{8})$", folder)
+    return match[1] if match else plain(folder)
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Read every run in a folder, or the run whose directory the folder is.
+    """Read every run in a folder, or the run whose directory the folder is; the best on dev comes first.
 
     Raises:
         InputError: there is none.
@@ -57,12 +111,12 @@ def find_runs(root: Path) -> list[Run]:
     runs = [_read(folder) for folder in folders if (folder / "config.yaml").is_file()]
     if not runs:
         raise InputError(f"{root}: no run in it; a run has a config.yaml")
-    return runs
+    return sorted(runs, key=lambda run: run.dev.exact_match if run.dev else -1.0, reverse=True)
 
 
 def _read(folder: Path) -> Run:
     try:
-        config = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        config = flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
         status = _read_status(folder / "status.json")
         state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
         if state == "running" and not is_locked(folder):
@@ -71,8 +125,7 @@ def _read(folder: Path) -> Run:
             reason = status.get("error") if state == "failed" else _progress(folder)
             return Run(folder, config, plain(state), plain(reason or ""))
         metrics = RunMetrics.read(folder / METRICS_FILE)
-        extended = f"extends {metrics.extended_from}" if metrics.extended_from else ""
-        return Run(folder, config, "done", plain(extended), metrics)
+        return Run(folder, config, "done", metrics=metrics)
     except Exception as error:  # of any kind: the files may hold anything
         return Run(folder, {}, "unreadable", plain(f"{type(error).__name__}: {error}")[:80])
 
@@ -86,15 +139,16 @@ def _read_status(file: Path) -> dict[str, Any]:
     return content
 
 
-def _flatten(node: Any, key: str = "") -> dict[str, Any]:
+def flatten(node: Any, key: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted keys."""
     if isinstance(node, dict):
-        return {k: v for name, inner in node.items() for k, v in _flatten(inner, f"{key}.{name}").items()}
+        return {k: v for name, inner in node.items() for k, v in flatten(inner, f"{key}.{name}").items()}
     return {key.lstrip("."): node}
 
 
 def _progress(folder: Path) -> str:
     """The stage of an unfinished run, and the step from which it would resume."""
-    for stage in ("finetune", "pretrain"):
+    for stage in reversed(STAGES):
         paths = stage_directory(folder, stage).glob("step-*.ckpt")
         steps = [int(path.stem[5:]) for path in paths if path.stem[5:].isdigit()]
         if steps:

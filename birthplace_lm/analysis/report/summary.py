@@ -3,111 +3,156 @@
 import csv
 import io
 import json
+import shutil
+import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from birthplace_lm.analysis.report.collect import Run
-from birthplace_lm.analysis.report.tables import Table, plain
-from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
+from birthplace_lm.analysis.report.settings import (
+    GROUPS,
+    NAMES,
+    Setting,
+    common_settings,
+    seed_varies,
+    shown_settings,
+    varying_settings,
+)
+from birthplace_lm.analysis.report.tables import Table, as_markdown, as_text, fit, plain
 from birthplace_lm.runs.metrics import RunMetrics, Score
 
-NAMES = {"labels.attention": "attention", "labels.pretrain": "pretraining", "labels.data": "data"}
-IGNORED_KEYS = {*EXCLUDED_FROM_HASH, *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH), "seed"}
 INTERVAL_NOTE = "Intervals are 95 % (Wilson), from the number of names alone; seeds differ by more."
+# Columns that a narrow terminal leaves out, the first ones first.
+OPTIONAL_COLUMNS = (
+    "parameters",
+    "million characters",
+    "minutes",
+    "loss",
+    "majority",
+    "95 % interval",
+    "correct",
+)
 
 
-def varying_keys(runs: Sequence[Run]) -> dict[str, str]:
-    """The keys in which runs differ, with a short name for each.
+def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
+    """The tables of runs and seeds with notes: as wide as the terminal, or with everything for a pipe."""
+    in_terminal = sys.stdout.isatty() and not markdown
+    tables = [table_of_runs(runs, paths=not in_terminal)]
+    if seed_varies(runs):
+        tables.append(table_of_seeds(runs))
+    lines = [*notes(runs), *failures(runs)]
+    if in_terminal:
+        width = shutil.get_terminal_size().columns
+        tables = [fit(table, width, OPTIONAL_COLUMNS) for table in tables]
+        example = f"{plain(runs[0].path.parent)}/*{runs[0].name}"
+        lines.insert(1, f"A run is named by the end of its directory, here {example}.")
+        lines = [line for text in lines for line in textwrap.wrap(text, width)]
+    texts = [as_markdown(table) if markdown else as_text(table, rule=in_terminal) for table in tables]
+    return "\n\n".join([*texts, "\n".join(lines)])
 
-    Attention, pretraining and data come first; then each key whose values do not follow from these.
+
+def table_of_runs(runs: Sequence[Run], paths: bool = True) -> Table:
+    """One row per run, with the settings that vary.
+
+    Args:
+        paths: name each run by its path; otherwise by the end of its directory's name.
     """
-    runs = [run for run in runs if run.config]
-    names = [tuple(run.display(name) for name in NAMES) for run in runs]
-    columns: list[str] = []
-    patterns = set()
-    keys = {key for run in runs for key in run.config if key.partition(".")[0] not in IGNORED_KEYS}
-    for key in sorted(keys - IGNORED_KEYS - set(NAMES)):
-        values = [run.display(key) for run in runs]
-        pattern = tuple(values.index(value) for value in values)
-        follows = len({*zip(names, values, strict=True)}) == len({*names})
-        if not follows and pattern not in patterns:
-            patterns.add(pattern)
-            columns.append(key)
-    return {**NAMES, **{key: _short(key, columns) for key in columns}}
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    *_, parent, last = ("", *key.removesuffix("._target_").split("."))
-    clash = sum(other.endswith(f".{last}") for other in keys) > 1
-    return f"{parent}.{last}" if clash or last == "enabled" else last
-
-
-def labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """A label for each run, equal for all seeds: names that differ and settings unlike those of most runs."""
-    label_parts: dict[Run, list[str]] = {run: [] for run in runs}
-    for key, name in varying_keys(runs).items():
-        (usual, count), *_ = Counter(run.display(key) for run in runs).most_common(1)
-        for run, parts in label_parts.items():
-            if count < len(runs) and (key in NAMES or run.display(key) != usual):
-                parts.append(run.display(key) if key in NAMES else f"{name}={run.display(key)}")
-    default = ("labels.attention", "labels.pretrain")
-    return {
-        run: ", ".join(parts or [run.display(key) for key in default]) for run, parts in label_parts.items()
-    }
-
-
-def table_of_runs(runs: Sequence[Run]) -> Table:
-    """One row per run."""
-    keys = varying_keys(runs)
+    settings = shown_settings(runs)
+    finished = [run.metrics for run in runs if run.metrics]
     cells: dict[str, Callable[[RunMetrics], str]] = {
-        "parameters": lambda metrics: f"{metrics.parameters:,}",
-        "dev exact match": lambda metrics: str(metrics.dev),
-        "held-out exact match": lambda metrics: str(metrics.holdout or ""),
+        "dev": lambda metrics: f"{metrics.dev.exact_match:.1%}",
+        "95 % interval": lambda metrics: _interval(metrics.dev),
+        "correct": lambda metrics: f"{metrics.dev.correct}/{metrics.dev.total}",
+        "held out": lambda metrics: f"{metrics.holdout.exact_match:.1%}" if metrics.holdout else "",
         "majority": lambda metrics: f"{metrics.baseline.exact_match:.1%}",
+        "parameters": lambda metrics: f"{metrics.parameters:,}",
         "loss": lambda metrics: "" if metrics.loss is None else f"{metrics.loss:.3f}",
         "million characters": lambda metrics: f"{metrics.characters / 1e6:.2f}",
         "minutes": lambda metrics: f"{_seconds(metrics) / 60:.1f}",
     }
-    if not any(run.metrics and run.metrics.holdout for run in runs):
-        del cells["held-out exact match"]
-    table = [[*keys.values(), "seed", *cells, "state", "run directory"]]
-    for run in runs:
-        numbers = [cell(run.metrics) if run.metrics else "" for cell in cells.values()]
-        state = run.state if run.has_error or not run.reason else f"{run.state}, {run.reason}"
-        settings = [run.display(key) for key in (*keys, "seed")]
-        table.append([*settings, *numbers, state, plain(run.path)])
-    return table
+    if not any(metrics.holdout for metrics in finished):
+        del cells["held out"]
+    for constant in ("majority", "parameters"):
+        if len({cells[constant](metrics) for metrics in finished}) < 2:
+            del cells[constant]
+    columns = {setting.heading: [run.display(setting.keys[0]) for run in runs] for setting in settings}
+    if seed_varies(runs):
+        columns["seed"] = [run.display("seed") for run in runs]
+    for name, cell in cells.items():
+        columns[name] = [cell(run.metrics) if run.metrics else "" for run in runs]
+    if any(run.state != "done" for run in runs):
+        columns["state"] = [
+            run.state if run.has_error or not run.reason else f"{run.state}, {run.reason}" for run in runs
+        ]
+    columns["run directory" if paths else "run"] = [plain(run.path) if paths else run.name for run in runs]
+    return [[*columns], *([*row] for row in zip(*columns.values(), strict=True))]
+
+
+def _interval(score: Score) -> str:
+    low, high = score.interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _seconds(metrics: RunMetrics) -> float:
     return metrics.training_seconds + metrics.evaluate_seconds
 
 
-def group_by_settings(runs: Iterable[Run], keys: Iterable[str]) -> dict[tuple[str, ...], list[Run]]:
-    """Group the finished runs whose settings have equal values, so that only the seeds differ."""
+def group_by_settings(runs: Iterable[Run], settings: Sequence[Setting]) -> dict[tuple[str, ...], list[Run]]:
+    """Group the finished runs whose settings have equal values, so that only the seeds differ.
+
+    The group with the best mean comes first.
+    """
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if run.metrics:
-            groups.setdefault(tuple(run.display(key) for key in keys), []).append(run)
-    return groups
+            groups.setdefault(tuple(run.value(setting.keys[0]) for setting in settings), []).append(run)
+    return dict(sorted(groups.items(), key=lambda group: fmean(_shares(group[1])), reverse=True))
+
+
+def _shares(runs: Sequence[Run]) -> list[float]:
+    return [run.dev.exact_match for run in runs if run.dev]
 
 
 def table_of_seeds(runs: Sequence[Run]) -> Table:
     """One row for all seeds of a setting: mean, spread, and the interval of all answers together."""
-    keys = varying_keys(runs)
-    columns = ["seeds", "dev exact match", "standard deviation", "all seeds together", "majority"]
-    table = [[*keys.values(), *columns]]
-    for settings, seeds in group_by_settings(runs, keys).items():
-        metrics = [run.metrics for run in seeds if run.metrics]
-        scores = [run.dev for run in metrics]
-        shares = [score.exact_match for score in scores]
+    settings = shown_settings(runs)
+    columns = ["seeds", "dev mean", "deviation", "95 % interval", "correct", "majority"]
+    table = [[*(setting.heading for setting in settings), *columns]]
+    for seeds in group_by_settings(runs, settings).values():
+        scores = [run.dev for run in seeds if run.dev]
+        shares = _shares(seeds)
         total = Score(sum(score.correct for score in scores), sum(score.total for score in scores))
-        spread = f"{100 * stdev(shares):.1f} points" if len(shares) > 1 else ""
-        majority = f"{metrics[0].baseline.exact_match:.1%}"
-        table.append([*settings, str(len(shares)), f"{fmean(shares):.1%}", spread, str(total), majority])
+        spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
+        majority = {f"{run.metrics.baseline.exact_match:.1%}" for run in seeds if run.metrics}
+        numbers = [f"{fmean(shares):.1%}", spread, _interval(total), f"{total.correct}/{total.total}"]
+        values = [seeds[0].display(setting.keys[0]) for setting in settings]
+        table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
+    if len({row[-1] for row in table[1:]}) < 2:
+        table = [row[:-1] for row in table]
     return table
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """Sentences that belong below the tables: states, what all runs share, and what varies together."""
+    lines = [f"{state_counts(runs)}."]
+    if common := common_settings(runs):
+        lines.append(f"All runs: {', '.join(common)}.")
+    answers = {(run.metrics.majority_answer, run.metrics.baseline) for run in runs if run.metrics}
+    if len(answers) == 1:
+        [(answer, score)] = answers
+        lines.append(
+            f"Always answering {plain(answer)} is right for {score.correct} of {score.total}"
+            f" ({score.exact_match:.1%})."
+        )
+    for setting in shown_settings(runs):
+        if len(setting.keys) > 1:
+            lines.append(f"{setting.heading}: these vary together: {', '.join(setting.names)}.")
+    if any(run.metrics for run in runs):
+        lines.append(INTERVAL_NOTE)
+    return lines
 
 
 def state_counts(runs: Sequence[Run]) -> str:
@@ -122,26 +167,38 @@ def failures(runs: Sequence[Run]) -> list[str]:
 
 def as_csv(runs: Sequence[Run]) -> str:
     """One row per run, with unrounded numbers."""
-    keys = varying_keys(runs)
-    records = [to_record(run, keys) for run in runs]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*records[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    return csv_of(records(runs))
 
 
 def as_json(runs: Sequence[Run]) -> str:
     """A list with one object per run."""
-    keys = varying_keys(runs)
-    return json.dumps([to_record(run, keys) for run in runs], indent=2) + "\n"
+    return json.dumps(records(runs), indent=2) + "\n"
 
 
-def to_record(run: Run, keys: Mapping[str, str]) -> dict[str, Any]:
-    """One run for a script; None for what it has not reached."""
+def csv_of(rows: Sequence[dict[str, Any]]) -> str:
+    """CSV of rows that have the same keys."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The runs for a script; None for what a run has not reached."""
+    varying = {
+        key: name
+        for setting in varying_settings(runs)
+        for key, name in zip(setting.keys, setting.names, strict=True)
+        if key not in GROUPS
+    }
+    return [_record(run, {**NAMES, **varying}) for run in runs]
+
+
+def _record(run: Run, names: dict[str, str]) -> dict[str, Any]:
     metrics = run.metrics
     return {
-        **{name: run.display(key) for key, name in keys.items()},
+        **{name: _typed(run, key) for key, name in names.items()},
         "seed": run.config.get("seed"),
         "parameters": metrics and metrics.parameters,
         "correct": metrics and metrics.dev.correct,
@@ -158,3 +215,10 @@ def to_record(run: Run, keys: Mapping[str, str]) -> dict[str, Any]:
         "reason": run.reason,
         "run": plain(run.path),
     }
+
+
+def _typed(run: Run, key: str) -> Any:
+    """A number or a truth value as it is, other values as text, and None for what the run does not have."""
+    text = run.value(key)
+    value = run.config.get(key)
+    return value if text and isinstance(value, bool | int | float | None) else text or None

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -25,11 +26,48 @@ def show(table: Table) -> None:
     Console(highlight=False).print(drawn)
 
 
-def as_text(table: Table) -> str:
-    """Aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
+def as_text(table: Table, rule: bool = False) -> str:
+    """Aligned columns, numbers to the right, and if wanted a line below the head."""
+    columns = [_aligned(column) for column in zip(*table, strict=True)]
+    head, *rows = ("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+    return "\n".join([head, *(["─" * max(map(len, [head, *rows]))] if rule else []), *rows])
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    numeric = any(column[1:]) and all(re.fullmatch(r"[\d.,/%]*", cell) for cell in column[1:])
+    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
+
+
+def fit(table: Table, width: int, optional: Sequence[str]) -> Table:
+    """A table whose rows are at most `width` characters as text.
+
+    Optional columns are left out, the first ones first; if that is not enough, the longest cells end in "…".
+    """
+    for heading in optional:
+        if _width(table) <= width:
+            return table
+        if heading in table[0]:
+            at = table[0].index(heading)
+            table = [row[:at] + row[at + 1 :] for row in table]
+    while _width(table) > width:
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        widest = widths.index(max(widths))
+        room = max(widths) - 1
+        if room < 1:
+            break
+        table = [
+            [
+                f"{cell[: room - 1]}…" if i == widest and len(cell) > room else cell
+                for i, cell in enumerate(row)
+            ]
+            for row in table
+        ]
+    return table
+
+
+def _width(table: Table) -> int:
+    return max(map(len, as_text(table).split("\n")))
 
 
 def as_markdown(table: Table) -> str:

@@ -1,18 +1,19 @@
 """Training curves in TensorBoard."""
 
 import math
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 
 from birthplace_lm.training.callbacks.cost import CostCounter
 
-OVER_COST = ("loss", "val_loss", "exact_match")  # curves that are also drawn over their cost
+EVENT_FILES = "events.out.tfevents.*"
 
 
 class TrainingCurves(L.Callback):
@@ -22,10 +23,14 @@ class TrainingCurves(L.Callback):
     `grad_norm`, `learning_rate`; `characters_per_second` since the last logged step, without validation;
     `characters`, the running total. PAD is not counted. They are written before the checkpoint of that step:
     Lightning's own come after, and a killed run would leave gaps. Below `by_characters` and
-    `by_milliseconds`: `loss`, `val_loss` and `exact_match` over the cost of all stages so far.
+    `by_seconds`: `loss`, `val_loss` and `exact_match` over the cost of all stages so far.
+
+    A resumed stage cuts the event files to the sizes that they had when its checkpoint was saved, so that no
+    point after the checkpoint is there twice.
 
     Args:
         stage: its name.
+        directory: of the stage, with its event files.
         cost: counts the cost of this stage.
         previous_cost: state of the counter of the stage whose weights this one starts from.
 
@@ -35,8 +40,15 @@ class TrainingCurves(L.Callback):
 
     state_key = "curves"
 
-    def __init__(self, stage: str, cost: CostCounter, previous_cost: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        directory: Path,
+        cost: CostCounter,
+        previous_cost: Mapping[str, Any] | None = None,
+    ) -> None:
         self.stage = stage
+        self.directory = directory
         self.cost = cost
         self.previous_cost = dict(previous_cost or {"characters": 0, "seconds": 0.0})
         self.loss = 0.0
@@ -45,14 +57,20 @@ class TrainingCurves(L.Callback):
         self._learning_rate = 0.0
         self._logged_characters, self._logged_time, self._paused = 0, 0.0, 0.0
         self._step = 0
-        # Points of the curves over cost: index of the curve, value, characters, milliseconds of this stage.
-        self._points: list[tuple[int, float, int, int]] = []
+        self._earlier_files: list[Path] = []  # event files that lay there before this process began
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._earlier_files = [*self.directory.glob(EVENT_FILES)]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        # TensorBoard drops what was written before a resume, on every curve from the number of that step on.
-        # Write it again here: a stage that has nothing left to train calls no later hook.
-        self.load_state_dict(checkpoint["callbacks"][self.state_key])
-        self._draw_over_cost(trainer, self._points, at_least=self._step)
+        if not trainer.is_global_zero:
+            return
+        saved_sizes = checkpoint["callbacks"][self.state_key]["event_files"]
+        for file in self._earlier_files:
+            if file.name not in saved_sizes:
+                file.unlink()
+            elif file.stat().st_size > saved_sizes[file.name]:
+                os.truncate(file, saved_sizes[file.name])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_characters, self._logged_time = self.cost.characters, time.perf_counter()
@@ -89,27 +107,15 @@ class TrainingCurves(L.Callback):
         if trainer.logger is not None:
             curves = {f"{self.stage}/{name}": value for name, value in values.items()}
             trainer.logger.log_metrics(curves, step=self._step - 1)
-        self._add_point(trainer, "loss", values["loss"])
+        self._draw_over_cost(trainer, "loss", values["loss"])
 
-    def _add_point(self, trainer: L.Trainer, name: str, value: float) -> None:
-        point = (OVER_COST.index(name), value, self.cost.characters, round(1000 * self.cost.seconds))
-        self._points.append(point)
-        self._draw_over_cost(trainer, [point])
-
-    def _draw_over_cost(
-        self, trainer: L.Trainer, points: list[tuple[int, float, int, int]], at_least: int = 0
-    ) -> None:
-        """Write the points whose cost is `at_least` so much, on either axis."""
-        if not isinstance(trainer.logger, TensorBoardLogger):
-            return
-        write = trainer.logger.experiment.add_scalar
-        for curve, value, characters, milliseconds in points:
-            for axis, cost in (
-                ("by_characters", self.previous_cost["characters"] + characters),
-                ("by_milliseconds", round(1000 * self.previous_cost["seconds"]) + milliseconds),
-            ):
-                if cost >= at_least:
-                    write(f"{axis}/{OVER_COST[curve]}", value, cost)
+    def _draw_over_cost(self, trainer: L.Trainer, name: str, value: float) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            write = trainer.logger.experiment.add_scalar
+            characters = self.previous_cost["characters"] + self.cost.characters
+            seconds = self.previous_cost["seconds"] + self.cost.seconds
+            write(f"by_characters/{name}", value, characters)
+            write(f"by_seconds/{name}", value, round(seconds))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
@@ -123,7 +129,7 @@ class TrainingCurves(L.Callback):
         self._logged_time += time.perf_counter() - self._paused
         if not trainer.sanity_checking:
             for name in ("val_loss", "exact_match"):
-                self._add_point(trainer, name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
+                self._draw_over_cost(trainer, name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -132,15 +138,10 @@ class TrainingCurves(L.Callback):
             "batches": self._batches,
             "step": self._step,
             "previous_cost": self.previous_cost,
-            "points": torch.tensor(self._points, dtype=torch.float64).reshape(-1, 4),
+            "event_files": {file.name: file.stat().st_size for file in self.directory.glob(EVENT_FILES)},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.loss, self._step = state_dict["loss"], state_dict["step"]
         self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
         self.previous_cost = state_dict["previous_cost"]  # an extended run has no stage before
-        points = state_dict["points"].tolist()
-        self._points = [
-            (int(curve), value, int(characters), int(milliseconds))
-            for curve, value, characters, milliseconds in points
-        ]

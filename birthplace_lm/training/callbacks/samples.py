@@ -1,4 +1,4 @@
-"""Sample answers and attention maps in TensorBoard."""
+"""Sample answers, attention maps and notes in TensorBoard."""
 
 import re
 from typing import Any
@@ -44,12 +44,11 @@ class SampleAnswers(L.Callback):
 
 
 class AttentionMaps(L.Callback):
-    """Shows the attention weights of every head for the first questions and the model's own answers."""
+    """Shows the attention weights of every layer for the first question and the model's own answer."""
 
-    def __init__(self, stage: str, count: int = 2) -> None:
+    def __init__(self, stage: str) -> None:
         self.stage = stage
-        self.count = count
-        self._texts: list[str] = []
+        self._text = ""
 
     def on_validation_batch_end(
         self,
@@ -61,18 +60,34 @@ class AttentionMaps(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if dataloader_idx == 1 and batch_idx == 0:
-            pairs = zip(batch[: self.count], outputs[: self.count], strict=True)
-            self._texts = [f"{question}{MASK}{answer.text}{MASK}" for (question, _), answer in pairs]
+            (question, _), *_ = batch
+            self._text = f"{question}{MASK}{outputs[0].text}{MASK}"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
+        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking or not self._text:
             return
-        for number, text in enumerate(self._texts, start=1):
-            read, weights = attention_weights(pl_module.model, pl_module.vocab, text)
-            if weights is not None:
-                picture = attention_picture(weights, read.replace(MASK, "|"))
-                tag = f"{self.stage}/attention/{number}"
-                trainer.logger.experiment.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
+        read, weights = attention_weights(pl_module.model, pl_module.vocab, self._text)
+        if weights is None:
+            return
+        # The MASK after the question predicts the first character of the answer; the last predicts nothing.
+        answer = slice(read.index(MASK) if read.count(MASK) == 2 else 0, len(read) - 1)
+        shown = read.replace(MASK, "|")
+        for layer, layer_weights in enumerate(weights, start=1):
+            picture = attention_picture(layer_weights, shown, answer, f"layer {layer}: {shown}")
+            tag = f"{self.stage}/attention/layer_{layer}"
+            trainer.logger.experiment.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
+
+
+class CurveNotes(L.Callback):
+    """Writes what the held-out loss of a stage measures, as its data module explains it."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        note = trainer.datamodule.held_out_note  # type: ignore[attr-defined]
+        if isinstance(trainer.logger, TensorBoardLogger) and note and trainer.global_step == 0:
+            trainer.logger.experiment.add_text(f"{self.stage}/about_val_loss", note, 0)
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,78 @@
+"""The learning curves of runs, read from their TensorBoard event files."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from birthplace_lm.analysis.report.collect import Run
+from birthplace_lm.analysis.report.settings import labels
+from birthplace_lm.analysis.report.summary import csv_of
+from birthplace_lm.analysis.report.tables import plain
+from birthplace_lm.errors import InputError
+from birthplace_lm.runs.atomic_files import atomic_write_text
+from birthplace_lm.runs.directory import stage_directory
+
+CURVES = ("exact_match", "loss", "val_loss")
+
+Curve = list[tuple[float, float]]  # characters read, value
+
+
+def learning_curve(run: Run, name: str = "exact_match") -> Curve:
+    """A curve of the run over all its stages, against the characters read."""
+    return [
+        (event.step, event.value)
+        for _, events in _stages(run)
+        for event in _points(events, f"by_characters/{name}")
+    ]
+
+
+def write_curves(runs: Sequence[Run], out: Path) -> None:
+    """Write every point of the learning curves of the finished runs as CSV.
+
+    Raises:
+        InputError: no run is finished, or the file cannot be written.
+    """
+    rows: list[dict[str, Any]] = []
+    for run, label in labels([run for run in runs if run.dev]).items():
+        for stage, events in _stages(run):
+            for name in CURVES:
+                over = [_points(events, f"{axis}/{name}") for axis in ("by_characters", "by_seconds")]
+                rows += [
+                    {
+                        "run": plain(run.path),
+                        "label": label,
+                        "seed": run.display("seed"),
+                        "stage": stage,
+                        "curve": name,
+                        "characters": characters.step,
+                        "seconds": seconds.step,
+                        "value": characters.value,
+                    }
+                    for characters, seconds in zip(*over, strict=False)
+                ]
+    if not rows:
+        raise InputError("no curves: no run is finished, or their event files are gone")
+    try:
+        atomic_write_text(out, csv_of(rows))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _stages(run: Run) -> list[tuple[str, EventAccumulator]]:
+    """The stages that took a step, with their events."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # otherwise a line for every resume
+    stages = []
+    for stage, result in run.metrics.stages.items() if run.metrics else ():
+        folder = stage_directory(run.path, stage)
+        if result.steps and folder.is_dir():  # a shared pretraining may have been deleted, or not copied
+            events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+            events.Reload()
+            stages.append((stage, events))
+    return stages
+
+
+def _points(events: EventAccumulator, tag: str) -> list[Any]:
+    return events.Scalars(tag) if tag in events.Tags()["scalars"] else []

@@ -1,0 +1,178 @@
+"""Plots of a report: exact match by setting, learning curves, kinds of answers."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from birthplace_lm.analysis.html_page import new_figure
+from birthplace_lm.analysis.report.collect import Run
+from birthplace_lm.analysis.report.curves import Curve, learning_curve
+from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_settings
+from birthplace_lm.analysis.report.summary import group_by_settings
+from birthplace_lm.errors import InputError
+
+WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
+SMOOTHED_POINTS = 20  # so many independent points are left of a loss
+MAX_POINTS = 500  # of a raw curve
+ANSWER_CATEGORIES = {
+    "right": "#2a9d55",
+    "another answer of train": "#e0a030",
+    "the majority answer": "#b5651d",
+    "no answer of train": "#b03a48",
+    "nothing": "#777777",
+}
+# Ten colours that are told apart best; more settings than that take them from a continuous scale.
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
+
+
+def colors(runs: Sequence[Run]) -> dict[str, str]:
+    """A colour for each label, the best run's first."""
+    names = [*dict.fromkeys(labels(runs).values())]
+    if len(names) <= len(COLORS):
+        return dict(zip(names, COLORS, strict=False))
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    scale = colormaps["turbo"]
+    return {name: to_hex(scale(0.05 + 0.9 * i / (len(names) - 1))) for i, name in enumerate(names)}
+
+
+def save_learning_curves(runs: Sequence[Run], out: Path) -> None:
+    """Write the learning curves of the finished runs against their majority baseline, as an SVG or PNG file.
+
+    Raises:
+        InputError: matplotlib is not installed, no run is finished, or the file cannot be written.
+    """
+    figure = curves_figure([run for run in runs if run.dev], "exact_match", "exact match on dev")
+    figure.legend(loc="outside lower left", fontsize=8)
+    try:
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: cannot be written: {error}") from error
+
+
+def scores_figure(runs: Sequence[Run]) -> Any:
+    """Exact match: each run is a dot with its interval, each setting a line with its label above it."""
+    names, palette = labels(runs), colors(runs)
+    groups = group_by_settings(runs, shown_settings(runs))
+    figure = new_figure(WIDTH, 0.9 + 0.48 * len(groups))
+    axes = figure.subplots()
+    for line, seeds in enumerate(groups.values()):
+        color = palette[names[seeds[0]]]
+        for number, run in enumerate(seeds):
+            assert run.dev is not None
+            low, high = run.dev.interval
+            y = line + 0.1 * (number - (len(seeds) - 1) / 2) * min(1, 3 / len(seeds))
+            axes.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.4)
+            axes.plot(run.dev.exact_match, y, "o", color=color, markersize=4)
+        axes.text(
+            0.01, line - 0.28, names[seeds[0]], fontsize=8, transform=axes.get_yaxis_transform(), va="bottom"
+        )
+    _draw_majority(axes.axvline, runs)
+    axes.set(xlabel="exact match on dev", yticks=[])
+    axes.set_ylim(len(groups) - 0.6, -0.75)
+    _in_percent(axes.xaxis)
+    axes.set_xlim(*_limits(axes.get_xlim()))
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside upper right", fontsize=8, frameon=False)
+    return figure
+
+
+def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
+    """Learning curves; all seeds of a setting have one colour. A loss is smoothed, the raw one behind it.
+
+    Raises:
+        InputError: there is no run, or matplotlib is not installed.
+    """
+    if not runs:
+        raise InputError("no run is finished; a curve needs one")
+    palette, labelled = colors(runs), set()
+    figure = new_figure(WIDTH, 3.6)
+    axes = figure.subplots()
+    for run, label in labels(runs).items():
+        curve = learning_curve(run, name)
+        style: dict[str, Any] = {"color": palette[label], "linewidth": 1.2}
+        if name == "loss":
+            axes.plot(*_columns(_thinned(curve)), **{**style, "linewidth": 0.6, "alpha": 0.25})
+            curve = smoothed(curve)
+        elif len(curve) < 50:
+            style["marker"] = "."
+        axes.plot(*_columns(_thinned(curve)), label=None if label in labelled else label, **style)
+        labelled.add(label)
+    axes.set(xlabel="million characters read", ylabel=title)
+    if name == "loss":
+        _in_decades(axes)
+    else:
+        _draw_majority(axes.axhline, runs)
+        _in_percent(axes.yaxis)
+        axes.set_ylim(*_limits(axes.get_ylim()))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> Any:
+    """The shares of the kinds of answers on dev, a bar for each run with its label above it."""
+    names = labels(runs)
+    seeds = seed_varies(runs)
+    figure = new_figure(WIDTH, 1.1 + 0.42 * len(answers))
+    axes = figure.subplots()
+    for line, (run, counts) in enumerate(answers.items()):
+        left = 0.0
+        for category, color in ANSWER_CATEGORIES.items():
+            share = counts[category] / counts.total()
+            axes.barh(line, share, 0.4, left=left, color=color, label=category if line == 0 else None)
+            left += share
+        label = f"{names[run]}, seed {run.display('seed')}" if seeds else names[run]
+        axes.text(0, line - 0.26, label, fontsize=8, va="bottom")
+    axes.set(xlim=(0, 1), ylim=(len(answers) - 0.6, -0.75), xlabel="share of the answers on dev", yticks=[])
+    _in_percent(axes.xaxis)
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def smoothed(curve: Curve) -> Curve:
+    """The exponential moving average of a curve over a twentieth of it, without a bias to its beginning."""
+    new = min(1.0, SMOOTHED_POINTS / max(1, len(curve)))
+    points, total, weight = [], 0.0, 0.0
+    for x, y in curve:
+        if math.isfinite(y):
+            total = (1 - new) * total + new * y
+            weight = (1 - new) * weight + new
+            points.append((x, total / weight))
+    return points
+
+
+def _thinned(curve: Curve) -> Curve:
+    """At most MAX_POINTS points, evenly chosen, the last one included."""
+    step = math.ceil(len(curve) / MAX_POINTS) or 1
+    return curve[::-1][::step][::-1]
+
+
+def _columns(curve: Curve) -> tuple[list[float], list[float]]:
+    return [x / 1e6 for x, _ in curve], [y for _, y in curve]
+
+
+def _draw_majority(line: Any, runs: Sequence[Run]) -> None:
+    best = max((run.metrics.baseline.exact_match for run in runs if run.metrics), default=0.0)
+    line(best, color="gray", linestyle="--", linewidth=1, label="majority answer")
+
+
+def _in_percent(axis: Any) -> None:
+    axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+
+
+def _in_decades(axes: Any) -> None:
+    """A logarithmic axis with numbers also where it covers less than a factor of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _limits(data: tuple[float, float]) -> tuple[float, float]:
+    """The limits of an axis of shares: those of the data, but not beyond 0 and 100 %."""
+    return max(data[0], -0.01), min(data[1], 1.01)

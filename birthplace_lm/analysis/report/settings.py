@@ -1,0 +1,149 @@
+"""The settings in which runs differ, and labels of runs made of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from birthplace_lm.analysis.report.collect import Run, flatten, value_in
+from birthplace_lm.config.compose import compose
+from birthplace_lm.errors import InputError
+from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
+
+GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "labels.data": "data"}
+NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
+IGNORED_KEYS = {
+    *EXCLUDED_FROM_HASH,
+    *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH),
+    "seed",
+    "init_from",  # part of the pretraining's name
+}
+NAMED_TOGETHER = 3  # so many keys that vary together are each named in a label
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting in which runs differ.
+
+    Attributes:
+        keys: of the configuration; the values of the others follow from the first and the reverse.
+        names: short names of the keys, the stage included.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @property
+    def heading(self) -> str:
+        """A heading for a column that shows the first key."""
+        return self.names[0] if len(self.keys) == 1 else f"{self.names[0]} (+{len(self.keys) - 1})"
+
+    def label(self, run: Run) -> str:
+        """The value in this run, with the name unless the value tells what it is."""
+        value = run.display(self.keys[0])
+        if self.keys[0] in NAMES or not value:
+            return value
+        if self.keys[0] == "extend_from":
+            return f"extends {value}"
+        if len(self.keys) > NAMED_TOGETHER:
+            return f"{self.heading}={value}"
+        return ", ".join(
+            f"{name}={run.display(key)}" for key, name in zip(self.keys, self.names, strict=True)
+        )
+
+
+def varying_settings(runs: Sequence[Run]) -> list[Setting]:
+    """The settings in which runs differ; attention, pretraining and data come first, and the seed is none.
+
+    Left out is what the options of attention, pretraining and data choose by themselves.
+    """
+    runs = [run for run in runs if run.config]
+    settings = [Setting((key,), (name,)) for key, name in NAMES.items() if len(_values(runs, key)) > 1]
+    keys = {key for run in runs for key in run.config if key.partition(".")[0] not in IGNORED_KEYS}
+    varying = [key for key in sorted(keys - IGNORED_KEYS - {*NAMES}) if len(_values(runs, key)) > 1]
+    if settings and varying:
+        varying = _without_defaults(runs, varying)
+    together: dict[tuple[int, ...], list[str]] = {}  # by which runs have equal values
+    for key in varying:
+        values = [run.value(key) for run in runs]
+        together.setdefault(tuple(values.index(value) for value in values), []).append(key)
+    names = _short_names(varying)
+    return settings + [
+        Setting(tuple(group), tuple(names[key] for key in group)) for group in together.values()
+    ]
+
+
+def shown_settings(runs: Sequence[Run]) -> list[Setting]:
+    """`varying_settings`, or attention and pretraining if the runs do not differ."""
+    return varying_settings(runs) or [Setting((key,), (NAMES[key],)) for key in [*NAMES][:2]]
+
+
+def common_settings(runs: Sequence[Run]) -> list[str]:
+    """What all runs have in common and no column shows, of the settings that say what a run is."""
+    columns = {key for setting in shown_settings(runs) for key in setting.keys}
+    runs = [run for run in runs if run.config]
+    common = [key for key in (*NAMES, "seed", "extend_from") if key not in columns]
+    common = [key for key in common if len(_values(runs, key)) == 1 and runs[0].display(key)]
+    return [f"{NAMES.get(key, key)} {runs[0].display(key)}" for key in common]
+
+
+def labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """A label for each run, equal for all its seeds: the value of every setting that varies."""
+    return {run: ", ".join(parts) for run, parts in label_parts(runs).items()}
+
+
+def label_parts(runs: Sequence[Run]) -> dict[Run, list[str]]:
+    """The parts of the labels."""
+    settings = shown_settings(runs)
+    return {run: [*filter(None, (setting.label(run) for setting in settings))] for run in runs}
+
+
+def seed_varies(runs: Sequence[Run]) -> bool:
+    """Whether the runs have several seeds."""
+    return len(_values([run for run in runs if run.config], "seed")) > 1
+
+
+def _values(runs: Sequence[Run], key: str) -> set[str]:
+    """The values of a key in the runs that have it; a disabled stage has none."""
+    return {run.value(key) for run in runs} - {""}
+
+
+def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
+    """The keys that do not follow from attention, pretraining and data.
+
+    Compares with what these compose by themselves. For options that cannot be composed here, a key follows if
+    all runs with the same options have the same value.
+    """
+    choices = {run: tuple(str(run.config.get(key)) for key in GROUPS) for run in runs}
+    try:
+        composed = {choice: _composed(choice) for choice in {*choices.values()}}
+    except InputError:
+        names = [tuple(run.value(name) for name in NAMES) for run in runs]
+        return [
+            key
+            for key in keys
+            if len({*zip(names, (run.value(key) for run in runs), strict=True)}) > len({*names})
+        ]
+    return [
+        key
+        for key in keys
+        if any(run.value(key) not in ("", value_in(composed[choices[run]], key)) for run in runs)
+    ]
+
+
+def _composed(choice: Sequence[str]) -> Mapping[str, Any]:
+    overrides = [f"{group}={option}" for group, option in zip(GROUPS.values(), choice, strict=True)]
+    return flatten(OmegaConf.to_container(compose([*overrides, "data.root=."])))
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, with its stage; the whole path if another key has the same."""
+    paths = {key: key.removesuffix("._target_").removeprefix("stages.") for key in keys}
+    names = {}
+    for key, path in paths.items():
+        parts = path.split(".")
+        names[key] = f"{parts[0]}.{parts[-1]}" if key.startswith("stages.") else parts[-1]
+    repeated = Counter(names.values())
+    return {key: paths[key] if repeated[name] > 1 else name for key, name in names.items()}
