@@ -111,7 +111,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     events.Reload()
     points: dict[str, list[tuple[int, Any]]] = {}
     for tag in events.Tags()["tensors"]:
-        timed = tag.endswith(("characters_per_second", "at_end/seconds"))
+        timed = tag.endswith(("characters_per_second", "final/seconds"))
         points[tag] = [
             (event.step, None if timed else make_ndarray(event.tensor_proto).tolist())
             for event in events.Tensors(tag)

@@ -227,7 +227,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
             f"{baseline.correct} of {baseline.total}: {baseline.exact_match:.1%}"
         ),
         "run directory": path,
-        "curves": f"tensorboard --logdir {config.runs_root if config.run_dir is None else path}",
+        "curves": f"birthplace-lm tensorboard {config.runs_root if config.run_dir is None else path}",
     }
 
 

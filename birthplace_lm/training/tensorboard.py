@@ -7,11 +7,13 @@ from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from birthplace_lm.runs.identity import TRAINER_OVERRIDES
+from birthplace_lm.runs.identity import TRAINER_EXCLUDED_FROM_HASH, TRAINER_OVERRIDES
 from birthplace_lm.runs.metrics import RunMetrics
 
 HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
 SECTIONS = ("model", "optimizer", "trainer")  # of the configuration, besides the stages
+# "attention" names the attention already; the others do not decide the weights.
+WITHOUT_EFFECT = {"model.attention", "trainer", *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH)}
 
 Value = bool | int | float | str
 
@@ -20,7 +22,7 @@ def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -
     """Fill TensorBoard's HParams tab: the hyperparameters of a run and its results.
 
     They have no description of the experiment, as `add_hparams` would write it: without one TensorBoard
-    compares the runs by itself and shows first what differs. It sorts metrics by name.
+    compares the runs by itself and shows first what differs.
     """
     results = {
         "dev_exact_match": metrics.dev.exact_match,
@@ -35,7 +37,7 @@ def log_hyperparameters(config: DictConfig, metrics: RunMetrics, folder: Path) -
     with SummaryWriter(folder, filename_suffix=HYPERPARAMETERS) as writer:
         writer.file_writer.add_summary(start)
         for name, value in results.items():
-            writer.add_scalar(f"at_end/{name}", value, 0)
+            writer.add_scalar(f"final/{name}", value, 0)
         writer.file_writer.add_summary(end)
 
 
@@ -46,6 +48,7 @@ def hyperparameters(config: DictConfig, metrics: RunMetrics) -> dict[str, Value]
         chosen |= _plain(key, config[key])
     for section in SECTIONS:
         chosen |= _plain(section, config[section])
+    chosen = {key: value for key, value in chosen.items() if key not in WITHOUT_EFFECT}
     for name, stage in config.stages.items():
         if stage.enabled:
             overrides = {f"{name}.{key}": config.trainer[key] for key in TRAINER_OVERRIDES}

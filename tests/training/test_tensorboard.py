@@ -54,7 +54,8 @@ def address(configure: Any, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={tmp_path / 'runs'}", f"--port={port}"]
+    program = "from birthplace_lm.cli.commands import main; main()"
+    command = [sys.executable, "-c", program, "tensorboard", str(tmp_path / "runs"), f"--port={port}"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"http://127.0.0.1:{port}/"
     server.terminate()
@@ -71,14 +72,15 @@ def test_every_tab_is_filled(browser: Any, address: str) -> None:
             time.sleep(0.1)
     expected = {
         "?tagFilter=loss#timeseries": (
+            "synthesizer,none/finetune",  # the name of the run
             "finetune/loss",
             "by_characters/loss",
             "by_seconds/loss",
         ),
         "#scalars": ("tag:by_characters/loss", "tag:by_seconds/loss", "final"),
         "#images": ("finetune/attention/layer_1",),
-        "#text": ("question", "gold", "Wherewas", "log-probability"),
-        "#hparams": ("attention", "synthesizer", "at_end/dev_exact_match"),
+        "#text": ("question", "gold", "Wherewas", "log-probability", "finetune/about_val_loss"),
+        "#hparams": ("attention", "synthesizer", "final/dev_exact_match"),
     }
     for tab, words in expected.items():
         pictures = 1 if tab == "#images" else 0

@@ -139,7 +139,7 @@ def test_hyperparameters_come_with_the_final_metric(finished: Path) -> None:
         "seconds": sum(stage["seconds"] for stage in stages),
     }
     for name, value in expected.items():
-        assert [e.value for e in events.Scalars(f"at_end/{name}")] == pytest.approx([value]), name
+        assert [e.value for e in events.Scalars(f"final/{name}")] == pytest.approx([value]), name
 
 
 def test_hyperparameters_are_those_that_were_used(people: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_hyperparameters_are_those_that_were_used(people: Path, tmp_path: Path) 
     chosen = HParamsPluginData.FromString(data).session_start_info.hparams
     assert chosen["pretrain.max_epochs"].number_value == metrics(run)["stages"]["pretrain"]["epochs"] == 1
     assert not [key for key in chosen if key.startswith("finetune.")]
-    reached = [event.value for event in events.Scalars("at_end/loss")]
+    reached = [event.value for event in events.Scalars("final/loss")]
     assert reached == pytest.approx([metrics(run)["stages"]["pretrain"]["loss"]])
 
 

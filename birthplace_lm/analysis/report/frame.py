@@ -1,10 +1,10 @@
 """The runs of a folder as a pandas data frame."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from birthplace_lm.analysis.report.collect import Run, find_runs
-from birthplace_lm.analysis.report.summary import to_record, varying_keys
+from birthplace_lm.analysis.report.collect import find_runs
+from birthplace_lm.analysis.report.summary import records
 from birthplace_lm.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,14 +24,4 @@ def report(folder: str | Path) -> "DataFrame":
             "report: needs pandas; pip install 'birthplace-lm[pandas]', or write a file with"
             f" birthplace-lm report {folder} --format csv"
         ) from error
-    runs = find_runs(Path(folder))
-    keys = varying_keys(runs)
-    return DataFrame(
-        [{**to_record(run, keys), **{n: _value(run, key) for key, n in keys.items()}} for run in runs]
-    )
-
-
-def _value(run: Run, key: str) -> Any:
-    """Numbers and truth values as they are, so that a frame can be sorted and plotted; the rest as text."""
-    value = run.config.get(key)
-    return value if isinstance(value, bool | int | float | None) else run.display(key)
+    return DataFrame(records(find_runs(Path(folder))))

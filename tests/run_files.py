@@ -1,0 +1,40 @@
+"""Run directories for tests that only read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def write_run(folder: Path, state: str = "done", correct: int = 70, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    values: dict[str, Any] = {
+        "labels": {"attention": "vanilla", "pretrain": "none", "data": "biographies"},
+        "seed": 0,
+        "data": {"root": None, "train": "train.tsv", "dev": "dev.tsv"},
+        "stages": {"finetune": {"learning_rate": 1e-3}},
+        "runs_root": str(folder.parent),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, **config}))
+    status = {
+        "state": state,
+        "stage": "finetune",
+        "error": "it broke" if state == "failed" else None,
+        "pid": 1,
+    }
+    (folder / "status.json").write_text(json.dumps(status))
+    if state == "done":
+        score = {"correct": correct, "total": 140, "exact_match": correct / 140}
+        spent = {"steps": 10, "epochs": 1, "characters": 1000, "seconds": 60.0, "loss": 0.5}
+        metrics = {
+            "attention": "vanilla", "pretrain": "none", "data": "biographies", "seed": 0, "vocab_size": 50,
+            "data_sha256": {"train": "0" * 64}, "weights_sha256": "0" * 64, "parameters": 1234,
+            "dev": score, "baseline": {**score, "answer": "Lisbon", "correct": 13},
+            "stages": {"finetune": spent, "evaluate": {"names": 140, "seconds": 6.0}},
+        }  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "predictions").mkdir()
+        (folder / "predictions" / "dev.txt").write_text("Lisbon\n" * 140)
+        (folder / "finetune").mkdir()
+    return folder
