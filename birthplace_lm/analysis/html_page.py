@@ -13,17 +13,9 @@ CSS = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { background: var(--soft) }
-td { overflow-wrap: anywhere }
-@media (max-width: 700px) {
-  thead { display: none }
-  table, tbody, tr, td { display: block }
-  tr { margin: .6rem 0; padding: .3rem 0; border: 1px solid var(--line); border-radius: 8px }
-  td { border: 0; padding: .1rem .7rem }
-  td:empty { display: none }
-  td::before { content: attr(data-heading) ": "; opacity: .65 }
-}
+.wide { overflow-x: auto }
 figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem }
 figure svg { width: 100%; height: auto; display: block }
 """
@@ -35,14 +27,11 @@ def escape(value: Any) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A table that fits its window; in a narrow one each row is a card with the headings beside the cells."""
+    """A table that scrolls sideways where the window is narrow."""
     head, *rows = table
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = ""
-    for row in rows:
-        pairs = zip(map(escape, head), map(escape, row), strict=True)
-        body += "<tr>" + "".join(f'<td data-heading="{name}">{cell}</td>' for name, cell in pairs) + "</tr>"
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -9,19 +9,32 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, write_html
+from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.plots import answers_figure, colors, curves_figure, scores_figure
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
-from birthplace_lm.analysis.report.summary import failures, notes, table_of_runs, table_of_seeds
+from birthplace_lm.analysis.report.summary import failures, naming_note, notes, table_of_runs, table_of_seeds
+from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
 from birthplace_lm.errors import BirthplaceError
 
 PACKAGES = ("birthplace-lm", "torch", "lightning")  # whose versions the page names
+LONG_CELL = 40  # characters; a longer cell is broken into lines
 CSS = """
 th { cursor: pointer }
+td { vertical-align: top }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 14rem }
+@media (max-width: 700px) {
+  thead { display: none }
+  table, tbody, tr, td { display: block }
+  tr { margin: .6rem 0; padding: .3rem 0; border: 1px solid var(--line); border-radius: 8px }
+  td, td.long { border: 0; padding: .1rem .7rem; white-space: normal; overflow-wrap: anywhere; min-width: 0 }
+  td:empty { display: none }
+  td::before { content: attr(data-heading) ": "; opacity: .65 }
+}
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 0 1rem }
+.plots figure { width: 100%; max-width: 640px; box-sizing: border-box }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: 13px }
 .legend span { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em }
 """
@@ -54,11 +67,12 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
         pictures = "".join(inline_svg(curves_figure(done, *curve)) for curve in curves)
         parts.append(f'<h2>Exact match</h2><div class="plots">{dots}</div>')
         if seed_varies(runs):
-            parts.append(html_table(table_of_seeds(runs)))
+            parts.append(_cards(table_of_seeds(runs)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append("<p>The loss is smoothed; the pale line behind it is the raw one.</p>")
-    parts.append("<h2>All runs</h2>" + html_table(table_of_runs(runs)))
-    parts += [f"<p>{escape(line)}</p>" for line in (*notes(runs), *failures(runs))]
+    parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False)))
+    lines = (*notes(runs), naming_note(runs), *failures(runs))
+    parts += [f"<p>{escape(line)}</p>" for line in lines]
     if done:
         parts.append("<h2>Where the errors are</h2>" + _errors(done))
     write_html(out, title, "".join(parts), CSS, SORT_JS)
@@ -74,6 +88,21 @@ def _origin() -> list[str]:
             versions.append(f"{package} without a version")
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return [time.strftime("%Y-%m-%d %H:%M %Z"), command, ", ".join(versions)]
+
+
+def _cards(table: Table) -> str:
+    """A table; in a narrow window each row is a card with the headings beside the cells."""
+    head, *rows = table
+    names = [*map(escape, head)]
+    body = ""
+    for row in rows:
+        body += "<tr>"
+        for name, cell in zip(names, row, strict=True):
+            wraps = ' class="long"' if len(cell) > LONG_CELL else ""
+            body += f'<td data-heading="{name}"{wraps}>{escape(cell)}</td>'
+        body += "</tr>"
+    headings = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _legend(runs: Sequence[Run]) -> str:
@@ -106,7 +135,7 @@ def _errors(runs: Sequence[Run]) -> str:
         ]
         wrong = ", ".join(f"{answer} {count}" for answer, count in frequent)
         table.append([*(run.display(key) for key in keys), wrong, "; ".join(examples)])
-    return f'<div class="plots">{inline_svg(figure)}</div>{html_table(table)}{messages}'
+    return f'<div class="plots">{inline_svg(figure)}</div>{_cards(table)}{messages}'
 
 
 def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:

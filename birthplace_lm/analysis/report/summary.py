@@ -47,8 +47,7 @@ def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
     if in_terminal:
         width = shutil.get_terminal_size().columns
         tables = [fit(table, width, OPTIONAL_COLUMNS) for table in tables]
-        example = f"{plain(runs[0].path.parent)}/*{runs[0].name}"
-        lines.insert(1, f"A run is named by the end of its directory, here {example}.")
+        lines.insert(1, naming_note(runs))
         lines = [line for text in lines for line in textwrap.wrap(text, width)]
     texts = [as_markdown(table) if markdown else as_text(table, rule=in_terminal) for table in tables]
     return "\n\n".join([*texts, "\n".join(lines)])
@@ -153,6 +152,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
     if any(run.metrics for run in runs):
         lines.append(INTERVAL_NOTE)
     return lines
+
+
+def naming_note(runs: Sequence[Run]) -> str:
+    """How to find the directory of a run that a table names without its path."""
+    return f"A run is named by the end of its directory: {plain(runs[0].path.parent)}/*{runs[0].name}"
 
 
 def state_counts(runs: Sequence[Run]) -> str:
