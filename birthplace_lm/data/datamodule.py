@@ -25,6 +25,23 @@ from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.errors import CheckpointError, InputError
 
+SPAN_CORRUPTION_NOTE = """
+The held-out loss (`val_loss`, nats per character) is measured on the lines of training with other draws of
+the masked spans. No line is held out, because the model must read about every person.
+
+It may rise while exact match rises, for two reasons. These lines stand without the shift of training
+(`min_shift`, `max_shift`): a model that recalls a place from a name where training and questions have it is
+confidently wrong about a name elsewhere. And they include spans, such as dates, that do not follow from the
+name: the surer a model is, the more nats a wrong one costs. Exact match counts the birthplace alone, asked
+where training has it.
+"""
+QUESTION_ANSWERING_NOTE = """
+The held-out loss (`val_loss`, nats per character) is that of the places of the evaluated questions: dev, or
+the rows of `data.holdout_size`. No training question is about these people.
+
+It may rise while exact match stays or rises: a wrong place costs more nats the surer the model is, and
+exact match counts it as one error.
+"""
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
 SHARED_MEMORY = "/dev/shm"
@@ -169,8 +186,8 @@ class BatchDataModule(L.LightningDataModule):
 class SpanCorruptionDataModule(BatchDataModule):
     """Pretraining data: one corrupted row per document, mixed with some of the train questions.
 
-    Validation has the same documents with spans that training never samples: the model must read about every
-    person, so no document is held out.
+    Validation has the same documents, not shifted, with spans that training never samples: the model must
+    read about every person, so no document is held out.
 
     Args:
         spans: factory of the span sampler, called with `documents`, `people` and `places` of the train
@@ -185,6 +202,8 @@ class SpanCorruptionDataModule(BatchDataModule):
         ValueError: an argument is out of range; the message begins with its name.
         InputError: the template has more characters before the name than a document can be shifted.
     """
+
+    held_out_note = SPAN_CORRUPTION_NOTE
 
     def __init__(
         self,
@@ -232,6 +251,8 @@ class QuestionAnsweringDataModule(BatchDataModule):
     Args:
         ascii_only: drop the non-ASCII characters of the train questions, as the 2021 code does.
     """
+
+    held_out_note = QUESTION_ANSWERING_NOTE
 
     def __init__(self, corpus: Corpus, loading: LoaderConfig, block_size: int, ascii_only: bool) -> None:
         super().__init__(corpus, loading)
