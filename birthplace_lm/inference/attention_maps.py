@@ -13,7 +13,7 @@ from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
-COLUMNS = 4  # maps side by side
+COLUMNS = 2  # maps side by side; TensorBoard shows a picture about 350 pixels wide
 CELL = 9  # pixels of one weight
 MIN_MAP_SIZE = 180  # pixels; a short text has larger cells
 HEADER, FOOTER, MARGIN, GAP = 62, 58, 26, 18  # pixels

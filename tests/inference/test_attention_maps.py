@@ -13,6 +13,7 @@ from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.inference.attention_maps import (
     ANSWER_COLOR,
     CELL,
+    FOOTER,
     MASKED,
     attention_picture,
     attention_weights,
@@ -104,22 +105,23 @@ def test_picture() -> None:
     """Each cell of the map has the colour of its weight, and the answer's rows have a mark beside them."""
     length, yellow = 40, (253, 231, 37)
     page = attention_picture(
-        torch.eye(length).expand(3, length, length), "x" * length, slice(30, 38), "layer 1"
+        torch.eye(length).expand(2, length, length), "x" * length, slice(30, 38), "layer 1"
     )
     is_yellow = (page == yellow).all(-1)
-    is_yellow[-100:] = False  # the colour scale
-    assert is_yellow.sum() == 3 * length * CELL**2
+    is_yellow[-FOOTER:] = False  # the colour scale
+    assert is_yellow.sum() == 2 * length * CELL**2
     top, left = np.argwhere(is_yellow)[0]
     assert tuple(page[top + CELL, left]) == (68, 1, 84)  # below the diagonal: none
     assert tuple(page[top, left + CELL]) == MASKED
     beside = (page[:, left + CELL * length] == ANSWER_COLOR).all(-1)
+    beside[:top] = False  # the legend
     assert [*np.flatnonzero(beside)] == [*range(top + 30 * CELL, top + 38 * CELL)]
 
 
 def test_picture_shows_each_character_beside_its_row_and_above_its_column() -> None:
     """Another character changes the picture there and in the title, and nowhere else."""
     weights = torch.eye(40)[None]
-    plain, other = (attention_picture(weights, f"{'x' * 20}{c}{'x' * 19}", slice(0), "") for c in "xW")
+    plain, other = (attention_picture(weights, f"{'x' * 20}{c}{'x' * 19}", slice(0), "") for c in "xo")
     top, left = np.argwhere((plain == (253, 231, 37)).all(-1))[0]
     changed = {*map(tuple, np.argwhere((plain != other).any(-1)))}
     column = {(y, x) for y, x in changed if y < top and 20 <= (x - left) / CELL < 21}
