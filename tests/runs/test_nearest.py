@@ -52,7 +52,7 @@ def test_the_advice_leads_to_the_unfinished_run(configure: Any, there: list[str]
 @pytest.mark.parametrize(
     ("there", "here"),
     [
-        ([], ["trainer=ddp", "trainer.devices=2"]),  # the hash holds a word that is no option
+        ([], ["trainer=fsdp2"]),  # the hash holds a word that is no option
         ([], ["trainer.max_epochs=3"]),
     ],
 )
