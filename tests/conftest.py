@@ -41,6 +41,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(f"{what}: {result}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """precision=auto writes what it measures there, in the processes of the tests too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def amount(request: pytest.FixtureRequest) -> Amount:
     """How often to try: the first number in the suite, the second with --torture."""

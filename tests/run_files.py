@@ -31,7 +31,7 @@ def write_run(folder: Path, state: str = "done", correct: int = 70, **config: An
             "attention": "vanilla", "pretrain": "none", "data": "biographies", "seed": 0, "vocab_size": 50,
             "data_sha256": {"train": "0" * 64}, "weights_sha256": "0" * 64, "parameters": 1234,
             "dev": score, "baseline": {**score, "answer": "Lisbon", "correct": 13},
-            "stages": {"finetune": spent, "evaluate": {"names": 140, "seconds": 6.0}},
+            "stages": {"finetune": spent, "evaluate": {"names": 140, "seconds": 6.0, "precision": "float32"}},
         }  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "predictions").mkdir()

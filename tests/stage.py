@@ -42,6 +42,7 @@ METRICS = RunMetrics(
     stages={"pretrain": StageResult(), "finetune": StageResult(6, 2, 900, 1.5, 0.25)},
     questions=8,
     evaluate_seconds=0.5,
+    evaluate_precision="float32",
 )
 
 

@@ -23,6 +23,7 @@ from birthplace_lm.config.overrides import quote_paths
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
 from birthplace_lm.runs import signals
+from birthplace_lm.runs.auto_precision import resolve_auto_precision
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import (
     named_checkpoint,
@@ -165,12 +166,14 @@ def _run(config: DictConfig) -> float | None:
     if config.resume not in ("auto", "never"):
         named_checkpoint("resume", config.resume)
     corpus = read_corpus(config.data, config.model.block_size)
-    config = with_inputs(config, corpus.sha256)
+    config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
     path = run_directory(config)
     check_run_dir(path, config)
     directory = RunDirectory(path, config)
     metrics = directory.metrics
     if config.dry_run:
+        for reason in notes:
+            log.info("%s", reason)
         for warning in corpus.warnings:
             log.warning("%s", warning)
         from birthplace_lm.training.preflight import preflight  # torch and lightning take seconds to import
@@ -189,7 +192,7 @@ def _run(config: DictConfig) -> float | None:
         signals.raise_if_signalled("before it began")
         if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
             log.info("%s", note)
-        metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()))
+        metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()), notes=notes)
     _show(_summary(metrics, config))
     return metrics.dev.exact_match
 

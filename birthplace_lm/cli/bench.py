@@ -28,6 +28,7 @@ from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.runs.auto_precision import measured_precision
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.microbatching import microbatched_loss_sum
@@ -50,6 +51,10 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
     disable_malloc_trim()
     arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
     config = compose(arguments)
+    if config.trainer.precision == "auto":
+        precision = measured_precision(config.trainer.accelerator, config.model.n_embd)
+        arguments.append(f"trainer.precision={precision}")
+        config = compose(arguments)
     corpus = read_corpus(config.data, config.model.block_size)
     parts = [
         _training(arguments, config, corpus, rounds, steps),

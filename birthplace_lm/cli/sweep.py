@@ -23,6 +23,7 @@ from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
+from birthplace_lm.runs.auto_precision import resolve_auto_precision
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import run_directory, with_inputs
 from birthplace_lm.runs.metrics import RunMetrics
@@ -151,7 +152,7 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     composed.pop("hydra")
     settings = resolve_and_validate(composed)
     corpus = read_corpus(settings.data, settings.model.block_size)
-    settings = with_inputs(settings, corpus.sha256)
+    settings, _ = resolve_auto_precision(with_inputs(settings, corpus.sha256))
     path = run_directory(settings)
     check_run_dir(path, settings)
     if str(path) in seen:

@@ -18,8 +18,7 @@ from birthplace_lm.config.allowlist import check_allowlist
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
-from birthplace_lm.config.precision import ALIASES, auto_precision
-from birthplace_lm.config.schema import Config
+from birthplace_lm.config.schema import PRECISION_ALIASES, Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
 
@@ -44,6 +43,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def resolve_and_validate(config: DictConfig) -> DictConfig:
     """Resolve and check a configuration, composed or read from a file; the result is read-only.
 
+    precision=auto stays: `birthplace_lm.runs.auto_precision` replaces it, once the inputs are known.
+
     Raises:
         InputError: a value is missing, unknown, of another type or out of range, values contradict each
             other, or a `_target_` is not on the allow-list.
@@ -53,10 +54,9 @@ def resolve_and_validate(config: DictConfig) -> DictConfig:
         OmegaConf.set_readonly(config, False)  # of the copy: a configuration may be checked twice
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
-        if config.trainer.precision == "auto":
-            config.trainer.precision = auto_precision(config.trainer.accelerator)
-        config.trainer.precision = ALIASES.get(config.trainer.precision, config.trainer.precision)
-        config.precision = config.trainer.precision
+        config.trainer.precision = PRECISION_ALIASES.get(config.trainer.precision, config.trainer.precision)
+        if config.precision != "auto":  # a run keeps it beside the precision that it stands for
+            config.precision = config.trainer.precision
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise to_input_error(error) from error

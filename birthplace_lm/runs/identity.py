@@ -22,7 +22,7 @@ EXCLUDED_FROM_HASH = (
     "traceback",
     "stop_timeout_seconds",
     "checkpoint",
-    "precision",  # copied into trainer.precision
+    "precision",  # trainer.precision counts, which `auto` has been replaced in
     "labels",  # part of the folder's name
     "inputs",  # take the place of the paths, see `hashed_config`
 )

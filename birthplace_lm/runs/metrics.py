@@ -94,6 +94,7 @@ class RunMetrics:
         data_sha256: of each data file, by the name of the file's key.
         majority_answer, baseline: the most frequent train answer, and the score of always giving it.
         questions, evaluate_seconds: how many questions of dev were answered in which time.
+        evaluate_precision: in which the answers were computed, for example "float32".
         test, holdout: scores of the splits that not every corpus has.
         extended_from: the checkpoint of another run that this one continues; None for a run from its start.
     """
@@ -112,6 +113,7 @@ class RunMetrics:
     stages: Mapping[str, StageResult]
     questions: int
     evaluate_seconds: float
+    evaluate_precision: str
     test: Score | None = None
     holdout: Score | None = None
     extended_from: str | None = None
@@ -138,8 +140,11 @@ class RunMetrics:
             if name in content:
                 content[name] = getattr(self, name).to_dict()
         content["baseline"]["answer"] = content.pop("majority_answer")
-        seconds = content.pop("evaluate_seconds")
-        content["stages"]["evaluate"] = {"names": content.pop("questions"), "seconds": seconds}
+        content["stages"]["evaluate"] = {
+            "names": content.pop("questions"),
+            "seconds": content.pop("evaluate_seconds"),
+            "precision": content.pop("evaluate_precision"),
+        }
         return content
 
     @classmethod
@@ -156,6 +161,7 @@ class RunMetrics:
             "majority_answer": content["baseline"]["answer"],
             "questions": evaluation["names"],
             "evaluate_seconds": evaluation["seconds"],
+            "evaluate_precision": evaluation["precision"],
         }
         return _build(
             cls,

@@ -15,6 +15,7 @@ from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError, Interrupted
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs import signals
+from birthplace_lm.runs.auto_precision import resolve_auto_precision
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
 from birthplace_lm.runs.identity import named_checkpoint, run_directory, with_inputs
 from birthplace_lm.runs.metrics import RunMetrics
@@ -60,7 +61,7 @@ def train(config: DictConfig) -> FinishedRun:
     if config.resume not in ("auto", "never"):
         named_checkpoint("resume", config.resume)
     corpus = read_corpus(config.data, config.model.block_size)
-    config = with_inputs(config, corpus.sha256)
+    config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
     path = run_directory(config)
     check_run_dir(path, config)
     directory = RunDirectory(path, config)
@@ -70,7 +71,7 @@ def train(config: DictConfig) -> FinishedRun:
             with signals.recorded(), _messages_shown():
                 if not directory.status and (note := nearest_run(config)):
                     log.info("%s", note)
-                metrics = pipeline.run(config, corpus)
+                metrics = pipeline.run(config, corpus, notes=notes)
         except KeyboardInterrupt as stop:  # its traceback is of no interest
             saved = isinstance(stop.__context__, Interrupted)
             message = stop.__context__ if saved else "stopped; the same configuration resumes the run"

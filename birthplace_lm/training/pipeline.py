@@ -1,6 +1,7 @@
 """A run from start to end: pretrain, finetune, evaluate."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,12 @@ from birthplace_lm.training.tensorboard import log_hyperparameters
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, corpus: Corpus, wait: bool = False) -> RunMetrics:
+def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[str] = ()) -> RunMetrics:
     """Run what is not finished yet, and return the metrics.
 
     Args:
         wait: for another process with the same run, whose result is then returned; otherwise it is an error.
+        notes: for the log, on how the configuration came about.
 
     Raises:
         BirthplaceError: for everything that goes wrong; status.json has the message, log.txt the traceback.
@@ -42,6 +44,8 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False) -> RunMetrics:
         if (finished := directory.metrics) is not None:  # by the process that was waited for
             return finished
         try:
+            for note in notes:
+                log.info("%s", note)
             metrics = _run(config, corpus, plans, directory)
             metrics.write(directory.path / METRICS_FILE)
         except Exception as error:
@@ -128,6 +132,7 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         stages=results,
         questions=len(corpus.dev.rows),
         evaluate_seconds=seconds,
+        evaluate_precision=str(model.tok_emb.weight.dtype).removeprefix("torch."),
         extended_from=None if extended is None else str(extended),
     )
     log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])

@@ -171,8 +171,9 @@ def test_is_refused_before_anything_is_created(
 def test_options_may_stand_between_overrides(tiny: list[str], tmp_path: Path) -> None:
     """`a=1 -m b=2` printed the usage of argparse."""
     root = f"runs_root={tmp_path}/runs"
-    program = Program([*tiny, "dry_run=true", "-m", root, "seed=1,2"], tmp_path / "output")
+    program = Program([*tiny, "dry_run=true", "-m", root, "seed=1,2", "precision=auto"], tmp_path / "output")
     assert program.wait() == 0, program.stderr.read_text()
+    assert program.stdout.read_text().count("precision=auto: ") == 2
     assert states(program) == ["not started"] * 2
 
 

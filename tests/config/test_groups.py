@@ -1,5 +1,6 @@
 """Every yaml of conf/: its keys arrive, a group changes only its own part, a preset says how to run it."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,8 @@ def test_a_preset_says_command_time_and_result(file: str) -> None:
     comment = " ".join(line for line in rest if line.startswith("# "))
     assert "# Time: " in comment
     assert "Result: " in comment
+    if file.startswith("experiment"):
+        assert re.search("float32|bf16-mixed", f"{command} {comment}")  # which its figures are of
     compose(
         [argument.partition(",")[0] for argument in arguments if "=" in argument and "hydra" not in argument]
     )

@@ -18,7 +18,7 @@ DOCUMENTED = """{"attention": "vanilla", "pretrain": "none", "data": "biographie
  "baseline": {"answer": "Lisbon", "correct": 2, "total": 8, "exact_match": 0.25},
  "stages": {"pretrain": {"steps": 0, "epochs": 0, "characters": 0, "seconds": 0.0, "loss": null},
             "finetune": {"steps": 6, "epochs": 2, "characters": 900, "seconds": 1.5, "loss": 0.25},
-            "evaluate": {"names": 8, "seconds": 0.5}}}"""
+            "evaluate": {"names": 8, "seconds": 0.5, "precision": "float32"}}}"""
 
 
 def test_reads_and_writes_the_documented_keys(tmp_path: Path) -> None:
@@ -50,6 +50,7 @@ def test_sums_over_stages() -> None:
         (["parameters"], 1.5, "parameters is 1.5"),
         (["stages", "finetune", "loss"], float("nan"), "loss is nan"),
         (["stages", "evaluate"], None, "'evaluate' is missing"),
+        (["stages", "evaluate", "precision"], None, "'precision' is missing"),
         (["stages", "finetune"], 3, ""),
         (["attention"], ["vanilla"], "attention is"),
         (["holdout"], {"correct": 1}, "'total' is missing"),

@@ -18,7 +18,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs import auto_precision, checkpoint
+from birthplace_lm.runs.auto_precision import MatmulRates
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -81,9 +82,9 @@ def test_leaves_what_it_promises(finished: Path) -> None:
     }
     assert result["dev"]["total"] == result["baseline"]["total"] == result["stages"]["evaluate"]["names"] == 8
     assert result["dev"]["exact_match"] == result["dev"]["correct"] / 8
-    for stage, rows in (("pretrain", 24 + 6), ("finetune", 12)):
+    for stage, count in (("pretrain", 24 + 6), ("finetune", 12)):
         spent = result["stages"][stage]
-        assert spent["steps"] == 2 * -(-rows // 8)
+        assert spent["steps"] == 2 * -(-count // 8)
         assert spent["epochs"] == 2
         assert spent["seconds"] > 0
     examples = [line.split("\t") for line in Path(found_root(finished), "train.tsv").read_text().splitlines()]
@@ -230,9 +231,17 @@ def test_two_processes_learn_as_one(trainer: str, people: Path, tmp_path: Path) 
     assert metrics(two)["dev"]["total"] == 8
 
 
-def test_mixed_precision_is_a_flag(finished: Path, people: Path, tmp_path: Path) -> None:
+def test_mixed_precision_is_a_flag(
+    finished: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With precision=auto, where another process has measured that bfloat16 is faster."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto_precision, "measure_rates", lambda width: MatmulRates(1e11, 3e11))
+    assert auto_precision.measured_precision("cpu", 32) == "bf16-mixed"
+    auto_precision.rates_of_machine.cache_clear()
     run = tmp_path / "run"
-    train(*short(people), f"run_dir={run}", f"runs_root={tmp_path}", "seed=3", "trainer.precision=bf16-mixed")
+    train(*short(people), f"run_dir={run}", f"runs_root={tmp_path}", "seed=3", "precision=auto")
+    assert "precision=auto: bf16-mixed, because matrix products" in (run / "log.txt").read_text()
     exact = losses(finished / "pretrain", "pretrain/loss")
     rough = losses(run / "pretrain", "pretrain/loss")
     assert rough != exact
