@@ -14,6 +14,7 @@ from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.training.allocator import release_free_memory
 from birthplace_lm.training.distributed.fsdp import shard
 from birthplace_lm.training.microbatching import microbatched_loss_sum
 
@@ -67,6 +68,12 @@ class LanguageModelModule(L.LightningModule):
         # For the callbacks: TrainingCurves writes it before a checkpoint is saved, Lightning would after.
         self.log(f"{self.stage}/loss", loss, logger=False, sync_dist=self.trainer.world_size > 1)
         return loss * (1 + 0 * loss.detach())  # one, or NaN: a loss that is not finite shows in the gradient
+
+    def on_validation_start(self) -> None:
+        release_free_memory()
+
+    def on_validation_end(self) -> None:
+        release_free_memory()
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Loss on loader 0, answers to the questions of loader 1."""
