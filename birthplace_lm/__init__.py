@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from omegaconf import DictConfig
@@ -46,18 +47,23 @@ def train(config: "DictConfig") -> "FinishedRun":
     return train(config)
 
 
-def load(path: "str | Path") -> "TrainedModel":
+def load(path: "str | Path", plugins: "Collection[str]" = (), checkpoint: str = "last") -> "TrainedModel":
     """Load the model of a run directory or of an export: `lm.model(ids)`, `lm.vocab`, `lm.answer([NAME])`.
 
     To move a model to another machine, copy the folder that `birthplace-lm export RUN OUT` writes. A run
     directory also works, but a run that only pretrains needs the folder `pretrained/` beside it.
+
+    Args:
+        path: of the directory.
+        plugins: packages of yours whose classes the run names, such as its attention. They are imported.
+        checkpoint: "last", or "best" for the best validation of a run with callbacks=best_checkpoint.
 
     Raises:
         BirthplaceError: the folder holds no intact checkpoint.
     """
     from birthplace_lm.inference.language_model import TrainedModel
 
-    return TrainedModel.from_run(path)
+    return TrainedModel.from_run(path, plugins, checkpoint)
 
 
 def report(folder: "str | Path") -> "DataFrame":

@@ -76,6 +76,19 @@ def without_waiting() -> Iterator[None]:
         yield
 
 
+class Stop(BaseException):
+    """Ends a stage without a chance to tidy up, as SIGKILL would."""
+
+
+class StopAt(L.Callback):
+    def __init__(self, hook: str, step: int) -> None:
+        setattr(self, hook, lambda trainer, *args, **kwargs: self.stop(trainer, step))
+
+    def stop(self, trainer: L.Trainer, step: int) -> None:
+        if trainer.global_step == step:
+            raise Stop
+
+
 def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) -> None:
     """Train a stage as the pipeline does, from the newest checkpoint if there is one."""
     with without_waiting(), mock.patch.object(components, "progress", return_value=[*callbacks]):

@@ -13,12 +13,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import typer.core
 import typer.main
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from program import Program
 
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config.compose import compose
@@ -37,6 +39,7 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "cache=None)",
     "model.safetensors",
     "trainer.lightning_module.model",
+    "trainer.should_stop",
     "weights_only=True",
     "birthplace_lm/models/attention/mean.py",
     "conf/spans/quarter.yaml",
@@ -45,6 +48,10 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "conf/attention/mean.yaml",
     "runs/pretrained/",
     "sed=1",
+    "mine/my_package/attention.py",
+    "mine/conf/attention/distance.yaml",
+    "mine/conf/callbacks/beep.yaml",
+    "callbacks=[early_stopping,beep]",
 }
 
 
@@ -152,7 +159,7 @@ def test_paths_exist(page: str) -> None:
 @pytest.mark.parametrize("page", [page for page in TEXTS if page not in ("CHANGELOG.md", GENERATED)])
 def test_configuration_keys_and_options_exist(page: str) -> None:
     """Of what stands in running text, such as `model=tiny` or `stages.pretrain.dataset.loss_on`."""
-    config = compose()
+    config = compose(["logger=[tensorboard,wandb,mlflow]", "callbacks=[early_stopping,best_checkpoint]"])
     for code in inline_code(TEXTS[page]):
         code = code.replace("STAGE", "pretrain")
         for word in code.split():
@@ -163,7 +170,7 @@ def test_configuration_keys_and_options_exist(page: str) -> None:
             if value is None and not re.match(r"(stages|trainer|data|model|checkpoint|labels)\.[a-z_]", key):
                 continue
             if (ROOT / "conf" / key).is_dir():
-                for option in filter(str.islower, (value or "").split(",")):
+                for option in filter(str.islower, (value or "").strip("[]").split(",")):
                     if option not in ("mean", "null"):
                         assert (ROOT / "conf" / key / f"{option}.yaml").is_file(), word
             elif not key.endswith((".py", ".yaml")):
@@ -314,3 +321,45 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     assert head.startswith("attention,")
     assert sorted(row.split(",")[0] for row in rows) == ["mean", "vanilla"]
     assert all(",done," in row for row in rows)
+
+
+def test_an_attention_in_a_package_of_its_own(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worked example of docs/plugins.md: nothing of ours edited, in a sweep and in two processes."""
+    page = TEXTS["docs/plugins.md"]
+    (code,) = blocks(page, "python")
+    (settings,) = [block for block in blocks(page, "yaml") if "DistanceAttention" in block]
+    for name, text in (
+        ("my_package/__init__.py", ""),
+        ("my_package/attention.py", code),
+        ("conf/attention/distance.yaml", settings),
+    ):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    typed = next(words for page, words in COMMANDS if page == "docs/plugins.md" and "-m" in words)
+    arguments = ["attention=distance" if word.startswith("attention=") else word for word in typed[2:]]
+    arguments[arguments.index("mine/conf")] = str(tmp_path / "mine" / "conf")
+    short = ["model=tiny", "model.n_layer=1", "pretrain=none", "stages.finetune.max_epochs=1"]
+    parts = [
+        "callbacks=best_checkpoint",
+        "stages.finetune.num_workers=1",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+    ]
+    place = [f"data.root={people}", f"runs_root={tmp_path / 'runs'}", "trainer=ddp"]
+    program = Program([*arguments, *short, *parts, *place], tmp_path / "output")
+    assert program.wait(300) == 0, program.stderr.read_text()
+    (run,) = (tmp_path / "runs").glob("distance-*")
+    head, *rows = (run / "finetune" / "curves.csv").read_text().splitlines()
+    assert head == "step,metric,value"
+    assert len({row for row in rows if "exact_match" in row}) == 1, "one process writes"
+    lm = TrainedModel.from_run(run, ["my_package"], "best")
+    question = "Where was Ada Bee born?"
+    (answer,) = lm.answer_questions([question])  # with the cache
+    ids = torch.tensor([lm.vocab.encode(f"{question}⁇{answer.text}⁇")])
+    with torch.no_grad():
+        scores = lm.model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[len(question) :, 0]
+    expected = [float(scores.sum()), float(scores[:-1].sum())]  # the last if the answer fills the block
+    assert any(answer.log_probability == pytest.approx(total, abs=1e-4) for total in expected)

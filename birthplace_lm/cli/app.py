@@ -221,6 +221,7 @@ def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
     dev, baseline = metrics.dev, metrics.baseline
     path = run_directory(config)
+    root = config.runs_root if config.run_dir is None else path
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
         "pretraining": metrics.pretrain,
@@ -230,7 +231,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
             f"{baseline.correct} of {baseline.total}: {baseline.exact_match:.1%}"
         ),
         "run directory": path,
-        "curves": f"birthplace-lm tensorboard {config.runs_root if config.run_dir is None else path}",
+        **({"curves": f"birthplace-lm tensorboard {root}"} if "tensorboard" in config.logger else {}),
     }
 
 

@@ -66,6 +66,24 @@ Run = Annotated[
     typer.Argument(metavar="RUN", help="A run directory or an export.", autocompletion=_complete_runs),
 ]
 NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", metavar="PACKAGE", help="Package of yours whose classes the run names; repeatable."
+    ),
+]
+
+
+class Which(StrEnum):
+    """Which checkpoint of a run."""
+
+    last = "last"
+    best = "best"
+
+
+Checkpoint = Annotated[
+    Which, typer.Option("--checkpoint", help="best: of a run with callbacks=best_checkpoint.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
@@ -73,6 +91,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, f
 def ask(
     run: Run,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Full names.")],
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
     as_json: AsJson = False,
 ) -> None:
     """Ask the question of the model about people; print the answers with their probabilities.
@@ -87,8 +107,8 @@ def ask(
             raise InputError(f"{name}: a second run directory; ask one run at a time")
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")
-    model = TrainedModel.from_run(run)
-    for warning in warnings_about(run, names):
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    for warning in warnings_about(run, names, plugin or ()):
         print(f"warning: {warning}", file=sys.stderr)
     for name in names:
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
@@ -114,6 +134,8 @@ def predict(
         Path, typer.Argument(metavar="QUESTIONS.tsv", help="Lines of QUESTION, or QUESTION TAB ANSWER.")
     ],
     output: Annotated[Path | None, typer.Option("-o", help="File to write; default: the terminal.")] = None,
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
     as_json: AsJson = False,
 ) -> None:
     """Answer a file of questions, one prediction per line; score them if the file has the answers.
@@ -128,7 +150,7 @@ def predict(
     rows = file.rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
-    model = TrainedModel.from_run(run)
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
     misfits = check_form(file, model.question, model.vocab) + check_characters(file, model.vocab)
     for warning in (*file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
@@ -242,7 +264,7 @@ def explore(
 
 
 @app.command()
-def export(run: Run, out: NewFolder) -> None:
+def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpoint = Which.last) -> None:
     """Export a trained model: safetensors, configuration, vocabulary and model card.
 
     Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
@@ -253,8 +275,8 @@ def export(run: Run, out: NewFolder) -> None:
     from birthplace_lm.inference.language_model import TrainedModel
     from birthplace_lm.runs.directory import RunDirectory
 
-    trained = TrainedModel.from_run(run)
-    config = load_saved(run / "config.yaml")
+    trained = TrainedModel.from_run(run, plugin or (), checkpoint)
+    config = load_saved(run / "config.yaml", plugin or ())
     metrics = RunDirectory(run, config).metrics
     card = model_card(config, trained.model.num_parameters, metrics, "Trained with birthplace_lm.")
     export_model(trained, config, out, card)

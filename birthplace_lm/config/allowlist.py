@@ -1,8 +1,14 @@
-"""Allow-list for Hydra's `_target_`: only classes and functions of this package, with arguments they take."""
+"""Allow-list for Hydra's `_target_`: classes and functions of this package, and of packages the user names.
+
+The arguments in the configuration must be those of the class or function.
+"""
 
 import ast
+import importlib
+import inspect
 import re
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,46 +28,58 @@ FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("data", ("corpus", "loading", "block_size")),
     "spans": ("data", ("documents", "people", "places", "block_size")),
 }
+# Keys that hold several factories by name, such as callbacks.early_stopping.
+COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "callbacks": ("training.callbacks.monitoring", ()),
+    "logger": ("training.loggers", ("folder", "name", "first_step")),
+}
+ANY_ARGUMENTS: dict[str, tuple[str, bool]] = {}  # of a class or function whose arguments are not checked
 KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
 
 
-def check_allowlist(node: Any, key: str) -> None:
+def check_allowlist(node: Any, key: str, plugins: Collection[str] = ()) -> None:
     """Check every `_target_` below a node.
+
+    Args:
+        node: a configuration, or a part of it.
+        key: of the node.
+        plugins: packages that may be named too. They are imported.
 
     Raises:
         InputError: a target is not on the allow-list, or an argument is unknown, missing or of another type.
     """
     if isinstance(node, DictConfig):
         for name in map(str, node):
-            check_allowlist(node[name], f"{key}.{name}".lstrip("."))
+            check_allowlist(node[name], f"{key}.{name}".lstrip("."), plugins)
         if "_target_" in node:
-            _check_arguments(node, key)
+            _check_arguments(node, key, plugins)
     elif OmegaConf.is_list(node):
         for item in node:
-            check_allowlist(item, key)
+            check_allowlist(item, key, plugins)
 
 
-def _check_arguments(node: DictConfig, key: str) -> None:
+def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> None:
     target = node["_target_"]
     if key == "trainer":
         if target != TRAINER:
             raise InputError(f"{key}._target_={target}: not allowed; it is {TRAINER}")
         return  # its keys are those of the schema
-    parts = key.split(".")
-    # A factory that is an argument of another factory is defined in the same package.
-    home = next((f"birthplace_lm.{FACTORIES[part][0]}" for part in reversed(parts) if part in FACTORIES), "")
-    arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
-    called_with = FACTORIES[parts[-1]][1] if parts[-1] in FACTORIES else ()
-    if arguments is None or (arguments and not {*called_with} <= {*arguments}):
+    home, called_with = _contract(key)
+    if any(str(target).startswith(f"{plugin}.") for plugin in plugins):
+        arguments: dict[str, tuple[str, bool]] | None = _import_signature(str(target), key)
+    else:  # a factory that is an argument of another factory is defined in the same package
+        arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
+    if arguments is None or (arguments is not ANY_ARGUMENTS and not {*called_with} <= {*arguments}):
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
             f" defines and that takes {', '.join(called_with) or 'the arguments in this mapping'}"
+            f"{_plugin_hint(str(target), plugins)}"
         )
     if node.get("_partial_") is not True:
         # Called at once, with arguments from the configuration alone, it could write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
-        if name.startswith("_") or (arguments and name not in arguments):
+        if name.startswith("_") or (arguments is not ANY_ARGUMENTS and name not in arguments):
             raise InputError(f"{key}.{name}: unknown key; {suggest(name, [*arguments], f'{key}.')}")
         kind, value = arguments.get(name, ("", False))[0], node[name]
         if not _matches_annotation(value, kind):
@@ -72,6 +90,30 @@ def _check_arguments(node: DictConfig, key: str) -> None:
     for name, (_, required) in arguments.items():
         if required and name not in node and name not in called_with:
             raise InputError(f"{key}.{name} is missing; give {key}.{name}=VALUE")
+
+
+def _contract(key: str) -> tuple[str, tuple[str, ...]]:
+    """Where the targets of a key are defined, empty if it has none, and the arguments of the call."""
+    first, *inner = parts = key.split(".")
+    if first in COLLECTIONS:
+        home, called_with = COLLECTIONS[first]
+        return (f"birthplace_lm.{home}", called_with if len(inner) == 1 else ()) if inner else ("", ())
+    name = next((part for part in reversed(parts) if part in FACTORIES), None)
+    if name is None:
+        return "", ()
+    home, called_with = FACTORIES[name]
+    return f"birthplace_lm.{home}", called_with if parts[-1] == name else ()
+
+
+def _plugin_hint(target: str, plugins: Collection[str]) -> str:
+    """How to allow a target of another package."""
+    package = target.partition(".")[0]
+    if package == "birthplace_lm" or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", target) or package in plugins:
+        return ""
+    return (
+        f". If you trust the package {package}, name it: --plugin {package} to ask a model,"
+        f" 'plugins=[{package}]' to train, plugins=[\"{package}\"] in Python"
+    )
 
 
 def _matches_annotation(value: Any, kind: str) -> bool:
@@ -98,8 +140,8 @@ def _parse_signature(target: str) -> dict[str, tuple[str, bool]] | None:
 
     Returns:
         Annotation and whether it is required, by name. None: no file of this package defines the target;
-        names that a file imports do not count, because `os` is one. Empty: the class inherits its
-        constructor, which is not checked.
+        names that a file imports do not count, because `os` is one. ANY_ARGUMENTS: the class inherits
+        its constructor.
     """
     match = re.fullmatch(r"birthplace_lm((?:\.\w+)+)\.(\w+)", target)
     path = PACKAGE / f"{match[1][1:].replace('.', '/')}.py" if match else None
@@ -111,8 +153,40 @@ def _parse_signature(target: str) -> dict[str, tuple[str, bool]] | None:
             for f in functions:
                 if isinstance(f, ast.FunctionDef) and f.name in ("__init__", match[2]):
                     return _signature(f.args)
-            return {} if isinstance(node, ast.ClassDef) and node.bases else None
+            return ANY_ARGUMENTS if isinstance(node, ast.ClassDef) and node.bases else None
     return None
+
+
+def _import_signature(target: str, key: str) -> dict[str, tuple[str, bool]]:
+    """The arguments of a class or function of a package that the user has named.
+
+    Returns:
+        As `_parse_signature`; ANY_ARGUMENTS if it takes any keyword.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+        parameters = inspect.signature(factory).parameters.values()
+    except ImportError as error:
+        raise InputError(
+            f"{key}._target_={target}: {error}; install the package (pip install -e FOLDER), or put it on the"
+            " path of Python (PYTHONPATH=FOLDER)"
+        ) from error
+    except Exception as error:  # of any kind: importing runs the user's code
+        raise InputError(f"{key}._target_={target}: {type(error).__name__}: {error}") from error
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return ANY_ARGUMENTS
+    return {p.name: (_annotation(p), p.default is p.empty) for p in parameters}
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _signature(arguments: ast.arguments) -> dict[str, tuple[str, bool]]:

@@ -3,7 +3,7 @@
 Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import hydra
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from birthplace_lm.config.allowlist import check_allowlist
@@ -40,10 +40,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return resolve_and_validate(config)
 
 
-def resolve_and_validate(config: DictConfig) -> DictConfig:
+def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = None) -> DictConfig:
     """Resolve and check a configuration, composed or read from a file; the result is read-only.
 
     precision=auto stays: `birthplace_lm.runs.auto_precision` replaces it, once the inputs are known.
+
+    Args:
+        plugins: packages whose classes it may name; None for those of its own key `plugins`.
 
     Raises:
         InputError: a value is missing, unknown, of another type or out of range, values contradict each
@@ -64,14 +67,23 @@ def resolve_and_validate(config: DictConfig) -> DictConfig:
     config = DictConfig(values)
     check_values(Config, config)
     check_names(config)
-    check_allowlist(config, "")
+    check_allowlist(config, "", config.plugins if plugins is None else plugins)
     check_combinations(config)
     OmegaConf.set_readonly(config, True)
     return config
 
 
-def load_saved(file: Path) -> DictConfig:
+def to_saved(config: DictConfig | ListConfig) -> str:
+    """The text of a config.yaml: without `plugins`, which whoever reads it must name."""
+    plain: Any = OmegaConf.to_container(config)
+    return OmegaConf.to_yaml(OmegaConf.create({**plain, "plugins": []}))
+
+
+def load_saved(file: Path, plugins: Collection[str] = ()) -> DictConfig:
     """The resolved configuration of a run, from its config.yaml.
+
+    Args:
+        plugins: packages whose classes it may name; it cannot allow any itself.
 
     Raises:
         InputError: the file is not one that a run has written.
@@ -80,10 +92,10 @@ def load_saved(file: Path) -> DictConfig:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: {error}") from error
-    return parse_saved(text, file)
+    return parse_saved(text, file, plugins)
 
 
-def parse_saved(text: str, file: Path) -> DictConfig:
+def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictConfig:
     """The resolved configuration in the text of a config.yaml; interpolations are refused.
 
     Raises:
@@ -97,7 +109,7 @@ def parse_saved(text: str, file: Path) -> DictConfig:
             raise ValueError("is not a mapping")
         if "${" in str(OmegaConf.to_container(config)):  # resolving would reveal environment variables
             raise ValueError("has interpolations; the configuration of a run has none")
-        return resolve_and_validate(config)
+        return resolve_and_validate(config, plugins)
     except Exception as error:  # of any kind: YAML, OmegaConf and Python each have their own
         reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{file}: {reason}") from error

@@ -34,6 +34,11 @@ def factory(meaning: str) -> Any:
     return field(default=MISSING, metadata={"meaning": meaning, "factory": True})
 
 
+def collection(kind: type, meaning: str, values: str) -> Any:
+    """A field that is a list or a mapping, empty by default."""
+    return field(default_factory=kind, metadata={"meaning": meaning, "values": values})
+
+
 @dataclass
 class Model:
     """Sizes of the GPT; the attention's yaml adds its factory."""
@@ -163,6 +168,17 @@ class Config:
     stages: Stages = field(default_factory=Stages)
     optimizer: Any = factory("the optimizer")
     trainer: Trainer = field(default_factory=Trainer)
+    callbacks: dict[str, Any] = collection(
+        dict, "further callbacks of every stage, by name", "mappings with `_target_`"
+    )
+    logger: dict[str, Any] = collection(
+        dict, "where the curves of every stage go, by name", "mappings with `_target_`"
+    )
+    plugins: list[str] = collection(
+        list,
+        "packages whose classes and functions a `_target_` may name; a saved configuration never names them",
+        "list of package names",
+    )
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     labels: Labels = field(default_factory=Labels)
     seed: int = bounded(0, 2**31 - 1, "seed of weights, order, masks and dropout", 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm.config.allowlist import COLLECTIONS
 from birthplace_lm.config.groups import PATH_KEYS, options
 from birthplace_lm.config.messages import suggest, unknown_key
 from birthplace_lm.errors import InputError
@@ -34,6 +35,17 @@ def check_values(schema: Any, node: DictConfig, prefix: str = "") -> None:
             check_values(f.type, value, f"{key}.")
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
             raise InputError(f"{key}={value}: must be a mapping with {key}._target_, a class or function")
+        elif f.name in COLLECTIONS:
+            for option, entry in value.items():
+                if not (isinstance(entry, DictConfig) and "_target_" in entry):
+                    full = f"{key}.{option}"
+                    raise InputError(
+                        f"{full}={entry}: must be a mapping with {full}._target_, a class or function"
+                    )
+        elif f.name == "plugins":
+            wrong = [p for p in value if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", p)]
+            if wrong or "birthplace_lm" in value:
+                raise InputError(f"plugins={value}: {[*wrong, 'birthplace_lm'][0]} is not a package of yours")
         elif "words" in f.metadata and value not in f.metadata["words"]:
             words = [word for word in f.metadata["words"] if word is not None]
             raise InputError(f"{key}={value}: unknown; {suggest(str(value), words)}")

@@ -1,6 +1,6 @@
 """Warnings before a model is asked: an unfinished run, unknown people, whole questions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.runs.directory import RunDirectory
 
 
-def warnings_about(run: Path, names: Sequence[str]) -> list[str]:
+def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = ()) -> list[str]:
     """What makes the answers of a run doubtful.
 
     Names are compared with the corpus only where its files are still those that the run was trained on.
@@ -20,11 +20,12 @@ def warnings_about(run: Path, names: Sequence[str]) -> list[str]:
     Args:
         run: a run directory or an export.
         names: as they were typed.
+        plugins: packages whose classes its configuration may name.
 
     Raises:
         InputError: the config.yaml of the run cannot be read.
     """
-    config = load_saved(run / "config.yaml")
+    config = load_saved(run / "config.yaml", plugins)
     status = RunDirectory(run, config).status
     warnings = []
     if (state := status.get("state", "done")) != "done":

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -19,11 +19,12 @@ from birthplace_lm.inference.decoding import Answer, answer_questions
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs.directory import stage_directory
 from birthplace_lm.runs.metrics import METRICS_FILE
 
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an export, beside its config.yaml
+LAST, BEST = "last", "best"  # which checkpoint of a run
 MOVE = "copy them too, or move the model with birthplace-lm export RUN OUT"
 
 
@@ -42,8 +43,15 @@ class TrainedModel:
         self.question = question
 
     @classmethod
-    def from_run(cls, path: str | Path) -> "TrainedModel":
+    def from_run(
+        cls, path: str | Path, plugins: Collection[str] = (), checkpoint: str = LAST
+    ) -> "TrainedModel":
         """The model of the last stage of a run directory, or of an export.
+
+        Args:
+            path: of the directory.
+            plugins: packages whose classes its configuration may name. They are imported.
+            checkpoint: "last", or "best" for the best validation of a run with callbacks=best_checkpoint.
 
         A run that only pretrains has a link to a pretraining that runs share. To move it to another machine,
         copy `pretrained/` as well, or move its export.
@@ -55,11 +63,14 @@ class TrainedModel:
         run = Path(path)
         if not (run / "config.yaml").is_file():
             raise InputError(f"{run}: not a run directory or an export: it has no config.yaml")
-        config = load_saved(run / "config.yaml")
+        config = load_saved(run / "config.yaml", plugins)
         question = QuestionTemplate.parse(config.data.question)
         *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
         exported = (run / WEIGHTS).is_file()
-        file, symbols, weights = _read_export(run) if exported else _read_newest(run, stage)
+        if checkpoint not in (LAST, BEST) or (exported and checkpoint == BEST):
+            valid = f"{LAST}; an export holds one" if exported else f"{LAST}, {BEST}"
+            raise InputError(f"checkpoint={checkpoint}: unknown; valid: {valid}")
+        file, symbols, weights = _read_export(run) if exported else _read_checkpoint(run, stage, checkpoint)
         vocab = CharVocab(symbols)
         with torch.device("meta"):  # a config.yaml with other sizes than the weights takes no memory
             check_state_dict(build_model(config.model, len(vocab)), weights, file)
@@ -86,10 +97,18 @@ class TrainedModel:
         return attention_weights(self.model, self.vocab, text)
 
 
-def _read_newest(run: Path, stage: str) -> tuple[Path, list[str], dict[str, Tensor]]:
-    """The newest checkpoint of a stage or an error: the answers of an older one would look just as good."""
+def _read_checkpoint(run: Path, stage: str, which: str) -> tuple[Path, list[str], dict[str, Tensor]]:
+    """The best or the last checkpoint of a stage, or an error: the answers of another would look as good."""
     folder = stage_directory(run, stage)
-    paths = checkpoint.list_checkpoints(folder)
+    if which == BEST:
+        path = checkpoint_files.best_path(folder)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no best checkpoint; train with callbacks=best_checkpoint, or take the last"
+            )
+        content = checkpoint_files.load(path)
+        return path, content["birthplace_lm"]["vocab"], model_state_dict(content)
+    paths = checkpoint_files.list_checkpoints(folder)
     if not paths and not folder.is_dir() and os.path.lexists(run / stage):
         raise CheckpointError(
             f"{run / stage}: its checkpoints are in {os.path.realpath(folder)}, which is missing; {MOVE}"
@@ -98,7 +117,7 @@ def _read_newest(run: Path, stage: str) -> tuple[Path, list[str], dict[str, Tens
         raise CheckpointError(f"{run / stage}: the checkpoints of this finished run are missing; {MOVE}")
     if not paths:
         raise CheckpointError(f"{folder}: no checkpoint; run the training first")
-    content = checkpoint.load(paths[0])
+    content = checkpoint_files.load(paths[0])
     return paths[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
 
 

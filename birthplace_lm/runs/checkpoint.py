@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text, r
 FORMAT = 3  # raised whenever the content of a checkpoint changes; no other format is read
 STEP = re.compile(r"step-(\d+)\.ckpt")
 DAMAGED = ".damaged"
+PLAIN_CONTAINERS = (dict, OrderedDict, list, tuple, set, torch.Size)
+PLAIN_TYPES = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
 MAX_OBJECTS = 1_000_000  # in one checkpoint
 
 # Entries of "birthplace_lm" in a checkpoint; the rest of it is Lightning's.
@@ -57,8 +60,10 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     SHA-256 has: a checkpoint with its name is complete, whenever the process is killed.
 
     Raises:
-        CheckpointError: the disk is full, is not writable, or returns other bytes than were written.
+        CheckpointError: the content holds something else, or the disk is full, is not writable, or returns
+            other bytes than were written.
     """
+    _check_plain(path, content)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     written = buffer.getbuffer()
@@ -195,6 +200,29 @@ def parse_step(path: Path) -> int | None:
 def checkpoint_path(directory: Path, step: int) -> Path:
     """The path of the checkpoint of an optimizer step."""
     return directory / f"step-{step:08d}.ckpt"
+
+
+def best_path(directory: Path) -> Path:
+    """The path of the weights of the best validation, which no run resumes from."""
+    return directory / "best.ckpt"
+
+
+def _check_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that `load` will read it: the state of a user's class may hold anything."""
+    stack: list[tuple[str, Any]] = [("", content)]
+    while stack:
+        place, value = stack.pop()
+        if isinstance(value, dict) and type(value) in PLAIN_CONTAINERS:
+            stack += [(f"{place}.{key}", inner) for key, inner in value.items()]
+            stack += [(f"a key of {place}", key) for key in value if type(key) is not str]
+        elif type(value) in PLAIN_CONTAINERS:
+            stack += [(place, item) for item in value]
+        elif type(value) not in PLAIN_TYPES and not isinstance(value, Tensor):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            raise CheckpointError(
+                f"{path}: {place.lstrip('.')} is a {kind}; a checkpoint holds tensors, numbers, text, lists"
+                " and dicts only"
+            )
 
 
 def _check_archive(content: bytes) -> None:

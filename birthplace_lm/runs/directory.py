@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_saved, to_saved
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.atomic_files import (
@@ -39,7 +39,7 @@ def check_run_dir(path: Path, config: DictConfig) -> None:
     """
     saved = path / "config.yaml"
     if saved.is_file():
-        requested, existing = hashed_config(config), hashed_config(load_saved(saved))
+        requested, existing = hashed_config(config), hashed_config(load_saved(saved, config.plugins))
         if requested != existing:
             key = first_difference(existing, requested)
             raise InputError(f"run_dir={path}: belongs to a run with another {key}; give another run_dir")
@@ -137,7 +137,7 @@ class RunDirectory:
             self._clear()
         remove_temp_files(self.path)
         remove_temp_files(self.path / "predictions")
-        atomic_write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
+        atomic_write_text(self.path / "config.yaml", to_saved(self.config))
 
     def _clear(self) -> None:
         last = self.path / "config.yaml"  # until then a process that is killed can claim the folder again

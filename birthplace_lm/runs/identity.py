@@ -24,6 +24,8 @@ EXCLUDED_FROM_HASH = (
     "checkpoint",
     "precision",  # trainer.precision counts, which `auto` has been replaced in
     "labels",  # part of the folder's name
+    "logger",
+    "plugins",  # each `_target_` names its package
     "inputs",  # take the place of the paths, see `hashed_config`
 )
 TRAINER_EXCLUDED_FROM_HASH = (

@@ -32,15 +32,17 @@ class FinishedRun:
     Attributes:
         path: the run directory.
         metrics: the content of its metrics.json, for example `metrics.dev.exact_match`.
+        plugins: packages that its configuration named.
     """
 
     path: Path
     metrics: RunMetrics
+    plugins: tuple[str, ...] = ()
 
     @cached_property
     def model(self) -> TrainedModel:
         """The trained model, read from its last checkpoint at the first use."""
-        return TrainedModel.from_run(self.path)
+        return TrainedModel.from_run(self.path, self.plugins)
 
 
 def train(config: DictConfig) -> FinishedRun:
@@ -76,7 +78,7 @@ def train(config: DictConfig) -> FinishedRun:
             saved = isinstance(stop.__context__, Interrupted)
             message = stop.__context__ if saved else "stopped; the same configuration resumes the run"
             raise KeyboardInterrupt(str(message)) from None
-    return FinishedRun(path, metrics)
+    return FinishedRun(path, metrics, tuple(config.plugins))
 
 
 @contextmanager

@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.datamodule import BatchDataModule
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.identity import hashed_config
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.callbacks.nonfinite import NonFiniteGuard
@@ -27,8 +30,9 @@ from birthplace_lm.training.callbacks.progress import progress
 from birthplace_lm.training.callbacks.samples import AttentionMaps, CurveNotes, SampleAnswers
 from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
 from birthplace_lm.training.callbacks.step_limit import StepLimit
+from birthplace_lm.training.distributed import cluster
 from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolve_strategy
-from birthplace_lm.training.distributed.group import environment
+from birthplace_lm.training.distributed.group import OwnProcesses, environment
 from birthplace_lm.training.lightning_module import LanguageModelModule
 from birthplace_lm.training.lr_schedules import TrainingClock, factor_by_step
 from birthplace_lm.training.plan import StagePlan
@@ -46,17 +50,32 @@ def errors_name(key: str) -> Iterator[None]:
         raise InputError(f"{key}{separator}{error}") from error
 
 
+T = TypeVar("T")
+
+
+def checked_kind(made: Any, kind: type[T], key: str) -> T:
+    """What a factory of the configuration has made, if it is an object of this kind.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(made, kind):
+        raise InputError(f"{key}._target_: makes a {type(made).__name__}; must make a {kind.__name__}")
+    return made
+
+
 def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
     """The data of a stage.
 
     Raises:
         InputError: an argument of the dataset is out of range.
     """
-    with errors_name(f"stages.{plan.name}.dataset"):
-        data: BatchDataModule = instantiate(plan.dataset)(
+    key = f"stages.{plan.name}.dataset"
+    with errors_name(key):
+        data = instantiate(plan.dataset)(
             corpus=corpus, loading=plan.loading, block_size=plan.model["block_size"]
         )
-    return data
+    return checked_kind(data, BatchDataModule, key)
 
 
 def training_clock(plan: StagePlan, train_rows: int) -> TrainingClock:
@@ -91,6 +110,30 @@ def checkpoint_metadata(plan: StagePlan, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def configured_callbacks(plan: StagePlan) -> list[L.Callback]:
+    """The callbacks that the configuration adds: those of `callbacks.NAME`.
+
+    Raises:
+        InputError: one cannot be made, saves checkpoints of Lightning, or shares the key of its state.
+    """
+    callbacks: list[L.Callback] = []
+    state_keys: set[str] = set()
+    for name, factory in plan.callbacks.items():
+        key = f"callbacks.{name}"
+        with errors_name(key):
+            callback = checked_kind(instantiate(factory)(), L.Callback, key)
+        if isinstance(callback, Checkpoint):
+            raise InputError(f"{key}: this program saves the checkpoints; take callbacks=best_checkpoint")
+        if callback.state_dict():
+            if callback.state_key in state_keys:
+                raise InputError(
+                    f"{key}: its state_key {callback.state_key} is that of another callback; give it its own"
+                )
+            state_keys.add(callback.state_key)
+        callbacks.append(callback)
+    return callbacks
+
+
 def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> list[L.Callback]:
     """The callbacks of a stage but for cost and curves; the order matters: checkpoints come last.
 
@@ -106,6 +149,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
         NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),
         StepLimit(plan.max_steps),
+        *configured_callbacks(plan),  # before EMA: at the end of a validation they see the validated weights
         *([EMA(plan.ema_decay)] if plan.ema_decay else []),
         UnshardForValidation(),
         CheckpointCallback(
@@ -130,19 +174,41 @@ def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
     return trainer
 
 
+def build_loggers(plan: StagePlan, resume: Path | None) -> list[Logger]:
+    """The loggers that the configuration names, in the first process; none in the others.
+
+    Raises:
+        InputError: one is no logger.
+    """
+    placement = cluster.current()
+    if OwnProcesses().local_rank() if placement is None else placement.rank:
+        return []
+    run = (plan.directory if plan.shared else plan.directory.parent).resolve().name
+    first_step = 0 if resume is None else checkpoint.parse_step(resume)
+    config = DictConfig(OmegaConf.create(plan.config))
+    settings = hashed_config(config, plan.name)  # those that a resumed run has too
+    loggers = []
+    for key, factory in plan.logger.items():
+        with errors_name(f"logger.{key}"):
+            made = instantiate(factory)(
+                folder=plan.directory, name=f"{run}/{plan.name}", first_step=first_step
+            )
+        logger = checked_kind(made, Logger, f"logger.{key}")  # type: ignore[type-abstract]
+        if not isinstance(logger, TensorBoardLogger):  # see `training.tensorboard`
+            logger.log_hyperparams(settings)
+        loggers.append(logger)
+    return loggers
+
+
 def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | None) -> L.Trainer:
     """The trainer of a stage."""
     _await_new_second(plan.directory)
-    # A start from step 0 replaces what an earlier one has logged; before a resume see `TrainingCurves`.
-    purge = 0 if resume is None else None
-    # name="" and version="" keep the event files of a stage in one folder.
-    logger = TensorBoardLogger(plan.directory, name="", version="", default_hp_metric=False, purge_step=purge)
     trainer: L.Trainer = instantiate(
         plan.trainer,
         strategy=resolve_strategy(plan.trainer["strategy"], plan.processes),
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(plan.directory),
-        logger=logger,
+        logger=build_loggers(plan, resume),
         callbacks=callbacks,
         plugins=[VerifiedCheckpointIO(), environment()],
         enable_checkpointing=False,

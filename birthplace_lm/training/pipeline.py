@@ -20,6 +20,7 @@ from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
 from birthplace_lm.training.distributed.group import lost_process
+from birthplace_lm.training.loggers import uses_tensorboard
 from birthplace_lm.training.plan import StagePlan
 from birthplace_lm.training.preflight import preflight
 from birthplace_lm.training.stage import fit_stage
@@ -135,5 +136,6 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         evaluate_precision=str(model.tok_emb.weight.dtype).removeprefix("torch."),
         extended_from=None if extended is None else str(extended),
     )
-    log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])
+    if uses_tensorboard(config.logger):
+        log_hyperparameters(config, metrics, directory.path / list(config.stages)[-1])
     return metrics

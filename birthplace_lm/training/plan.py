@@ -21,6 +21,7 @@ class StagePlan:
         shared: whether other runs use this directory too, so that it has a lock of its own.
         data, model, dataset, optimizer, schedule: plain parts of the configuration, factories included.
         data_sha256: of the data files that preflight has checked.
+        callbacks, logger: the factories of `callbacks.NAME` and `logger.NAME`.
         trainer: the flags of Lightning's Trainer with the stage's own epochs; `max_steps` is apart.
         loading: how rows become batches.
         seed: of the run.
@@ -49,6 +50,8 @@ class StagePlan:
     dataset: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
+    callbacks: Mapping[str, Mapping[str, Any]]
+    logger: Mapping[str, Mapping[str, Any]]
     trainer: Mapping[str, Any]
     loading: LoaderConfig
     seed: int

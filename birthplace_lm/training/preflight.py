@@ -1,7 +1,7 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
-from birthplace_lm.config.compose import parse_saved
+from birthplace_lm.config.compose import parse_saved, to_saved
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
@@ -29,8 +30,16 @@ from birthplace_lm.runs.identity import (
     pretraining_directory,
     run_directory,
 )
-from birthplace_lm.training.components import build_datamodule, errors_name, probe_trainer, training_clock
+from birthplace_lm.training.components import (
+    build_datamodule,
+    checked_kind,
+    configured_callbacks,
+    errors_name,
+    probe_trainer,
+    training_clock,
+)
 from birthplace_lm.training.distributed import cluster
+from birthplace_lm.training.loggers import check_installed
 from birthplace_lm.training.plan import StagePlan
 
 # What may change when a finished stage is extended; the stages after it may change altogether.
@@ -97,6 +106,8 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         dataset=stage["dataset"],
         optimizer=plain["optimizer"],
         schedule=stage["schedule"],
+        callbacks=plain["callbacks"],
+        logger=plain["logger"],
         trainer=flags,
         loading=LoaderConfig(
             stage["batch_size"], stage["num_workers"], config.seed, stage["shuffle"], stage["length_bucket"]
@@ -111,7 +122,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         save_every_n_steps=config.checkpoint.every_n_steps,
         keep_last=config.checkpoint.keep_last,
-        config=OmegaConf.to_yaml(config),
+        config=to_saved(config),
         config_sha256=config_hash(hashed_config(config, name)),
         start_over=config.resume == "never",
     )
@@ -123,7 +134,10 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     with errors_name(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
     with errors_name("optimizer"):  # torch checks its own numbers
-        instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
+        optimizer = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
+    checked_kind(optimizer, Optimizer, "optimizer")
+    configured_callbacks(plan)
+    check_installed(plan.logger)
     return replace(plan, trainer=flags, total_steps=total_steps)
 
 
@@ -193,6 +207,11 @@ def _probe(config: DictConfig, flags: Mapping[str, Any]) -> L.Trainer:
 def _load_named(key: str, config: DictConfig, corpus: Corpus) -> tuple[Path, dict[str, Any]]:
     """A checkpoint that the configuration names, if its stage and its vocabulary fit."""
     path = named_checkpoint(key, config[key])
+    if path.name == checkpoint.best_path(path.parent).name and key != "init_from":
+        raise CheckpointError(
+            f"{key}={path}: the best validation, of which training cannot continue exactly; give a"
+            " step-NUMBER.ckpt, or init_from for its weights"
+        )
     try:
         content = checkpoint.load(path)
         metadata = content["birthplace_lm"]
@@ -225,10 +244,12 @@ def _stage_number(key: str, path: Path, content: Mapping[str, Any], plans: list[
     return names.index(stage)
 
 
-def _saved_settings(key: str, path: Path, content: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def _saved_settings(
+    key: str, path: Path, content: Mapping[str, Any], stage: str, plugins: Collection[str]
+) -> dict[str, Any]:
     """What the weights of a checkpoint depend on, from the configuration inside it."""
     try:
-        return hashed_config(parse_saved(content["birthplace_lm"]["config"], path), stage)
+        return hashed_config(parse_saved(content["birthplace_lm"]["config"], path, plugins), stage)
     except BirthplaceError as error:
         raise CheckpointError(f"{key}={error}") from error
 
@@ -237,7 +258,7 @@ def _check_same_configuration(
     config: DictConfig, path: Path, content: Mapping[str, Any], plan: StagePlan
 ) -> None:
     ours = hashed_config(config, plan.name)
-    theirs = _saved_settings("resume", path, content, plan.name)
+    theirs = _saved_settings("resume", path, content, plan.name, config.plugins)
     if theirs != ours:
         raise InputError(
             f"resume={path}: belongs to a run with another {first_difference(theirs, ours)}; repeat its"
@@ -247,7 +268,7 @@ def _check_same_configuration(
 
 def _check_extension(config: DictConfig, path: Path, content: Mapping[str, Any], plan: StagePlan) -> None:
     ours = hashed_config(config, plan.name)
-    theirs = _saved_settings("extend_from", path, content, plan.name)
+    theirs = _saved_settings("extend_from", path, content, plan.name, config.plugins)
     for settings in (theirs, ours):
         settings.pop("extend_from")
         for key in EXTENDABLE_STAGE:

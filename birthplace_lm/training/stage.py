@@ -132,9 +132,10 @@ def train_stage(
     if trainer.global_step < plan.total_steps:
         ending = f"{plan.name} ended after step {trainer.global_step} of {plan.total_steps}"
         flags = [key for key in EARLY_STOP_FLAGS if plan.trainer[key]]
-        if not flags:
+        reasons = [*(f"trainer.{key}" for key in flags), *(f"callbacks.{key}" for key in plan.callbacks)]
+        if not reasons:
             raise InternalError(ending)
-        log.info("%s, by trainer.%s", ending, flags[0])
+        log.info("%s, by %s", ending, " or ".join(reasons))
     if trainer.is_global_zero:
         result = StageResult(
             trainer.global_step, trainer.current_epoch, cost.characters, cost.seconds, curves.loss

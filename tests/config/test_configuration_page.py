@@ -12,7 +12,18 @@ from birthplace_lm.config.reference import reference
 
 PAGE = conf_dir().parent / "docs/configuration.md"
 ROWS = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-GROUPS = ["optimizer", "schedule", "spans", "pretrain", "finetune", "model", "data", "trainer"]
+GROUPS = [
+    "callbacks",
+    "logger",
+    "optimizer",
+    "schedule",
+    "spans",
+    "pretrain",
+    "finetune",
+    "model",
+    "data",
+    "trainer",
+]
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:

@@ -17,6 +17,8 @@ from birthplace_lm.config.groups import conf_dir, options
 CONF = conf_dir()
 FILES = sorted(str(file.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml"))
 PARTS = {  # the keys that each group may set
+    "callbacks": ("callbacks",),
+    "logger": ("logger",),
     "attention": ("model.attention", "model.learned_positions"),
     "data": ("data",),
     "finetune": ("stages.finetune",),

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes
@@ -16,6 +15,7 @@ from birthplace_lm.errors import CheckpointError, Interrupted, NonFiniteError
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed.dtensor import full_tensor
+from birthplace_lm.training.loggers import tensorboard_of
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ class CheckpointCallback(L.Callback):
         if self._saved_step == trainer.global_step:
             return
         _check_finite(trainer)
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            trainer.logger.experiment.flush()  # a resumed run rewrites only later points
+        if (writer := tensorboard_of(trainer)) is not None:
+            writer.flush()  # a resumed run rewrites only later points
         trainer.save_checkpoint(checkpoint_files.checkpoint_path(self.directory, trainer.global_step))
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Training curves in TensorBoard."""
+"""Training curves."""
 
 import math
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
 
 from birthplace_lm.training.callbacks.cost import CostCounter
+from birthplace_lm.training.loggers import tensorboard_of
 
 EVENT_FILES = "events.out.tfevents.*"
 
@@ -104,18 +104,17 @@ class TrainingCurves(L.Callback):
             "characters_per_second": speed,
             "characters": float(characters),
         }
-        if trainer.logger is not None:
-            curves = {f"{self.stage}/{name}": value for name, value in values.items()}
-            trainer.logger.log_metrics(curves, step=self._step - 1)
+        curves = {f"{self.stage}/{name}": value for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(curves, step=self._step - 1)
         self._draw_over_cost(trainer, "loss", values["loss"])
 
     def _draw_over_cost(self, trainer: L.Trainer, name: str, value: float) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            write = trainer.logger.experiment.add_scalar
+        if (writer := tensorboard_of(trainer)) is not None:
             characters = self.previous_cost["characters"] + self.cost.characters
             seconds = self.previous_cost["seconds"] + self.cost.seconds
-            write(f"by_characters/{name}", value, characters)
-            write(f"by_seconds/{name}", value, round(seconds))
+            writer.add_scalar(f"by_characters/{name}", value, characters)
+            writer.add_scalar(f"by_seconds/{name}", value, round(seconds))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:

@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from birthplace_lm.data.vocab import MASK
 from birthplace_lm.inference.attention_maps import attention_picture, attention_weights
+from birthplace_lm.training.loggers import tensorboard_of
 
 
 class SampleAnswers(L.Callback):
@@ -35,12 +35,10 @@ class SampleAnswers(L.Callback):
             ]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger) and self._rows and not trainer.sanity_checking:
+        writer = tensorboard_of(trainer)
+        if writer is not None and self._rows and not trainer.sanity_checking:
             head = "| question | answer | gold | right | log-probability (nats) |\n|" + " --- |" * 5 + "\n"
-            logger.experiment.add_text(
-                f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1
-            )
+            writer.add_text(f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1)
 
 
 class AttentionMaps(L.Callback):
@@ -64,7 +62,8 @@ class AttentionMaps(L.Callback):
             self._text = f"{question}{MASK}{outputs[0].text}{MASK}"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking or not self._text:
+        writer = tensorboard_of(trainer)
+        if writer is None or trainer.sanity_checking or not self._text:
             return
         read, weights = attention_weights(pl_module.model, pl_module.vocab, self._text)
         if weights is None:
@@ -75,7 +74,7 @@ class AttentionMaps(L.Callback):
         for layer, layer_weights in enumerate(weights, start=1):
             picture = attention_picture(layer_weights, shown, answer, f"layer {layer}: {shown}")
             tag = f"{self.stage}/attention/layer_{layer}"
-            trainer.logger.experiment.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
+            writer.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
 
 
 class CurveNotes(L.Callback):
@@ -86,8 +85,9 @@ class CurveNotes(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         note = trainer.datamodule.held_out_note  # type: ignore[attr-defined]
-        if isinstance(trainer.logger, TensorBoardLogger) and note and trainer.global_step == 0:
-            trainer.logger.experiment.add_text(f"{self.stage}/about_val_loss", note, 0)
+        writer = tensorboard_of(trainer)
+        if writer is not None and note and trainer.global_step == 0:
+            writer.add_text(f"{self.stage}/about_val_loss", note, 0)
 
 
 def _cell(text: str) -> str:

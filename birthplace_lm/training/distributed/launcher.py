@@ -76,6 +76,7 @@ def _start(
             "WORLD_SIZE": str(plan.processes),
             "NODE_RANK": "0",
             "LOCAL_RANK": str(rank),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # packages that plugins= names
             "PYTHONIOENCODING": "utf-8",  # not the terminal's: their output is a pipe to this process
         },
         stdin=subprocess.PIPE,

@@ -1,0 +1,196 @@
+"""Parts of a user, named by `plugins`: attention, spans, optimizer, schedule, data, callback, logger."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from stage import quick, run, sign
+from typer.testing import CliRunner
+
+import birthplace_lm
+from birthplace_lm.cli.commands import app
+from birthplace_lm.config.compose import compose, load_saved, resolve_and_validate
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.runs import checkpoint
+
+PLUGIN = "plugins=[own_parts]"
+CONF = {  # a configuration folder of a user
+    "attention/scaled.yaml": """# @package model
+attention: {_target_: own_parts.ScaledAttention, _partial_: true, gain: 2.0}
+""",
+    "spans/own.yaml": """# @package stages.pretrain.dataset.spans
+_target_: own_parts.OwnSpans
+_partial_: true
+""",
+    "optimizer/sgd.yaml": """_target_: own_parts.sgd
+_partial_: true
+momentum: 0.5
+""",
+    "schedule/constant.yaml": """# @package stages
+pretrain: {schedule: {_target_: own_parts.constant, _partial_: true, factor: 0.5}}
+finetune: {schedule: {_target_: own_parts.constant, _partial_: true, factor: 0.5}}
+""",
+    "finetune/own.yaml": """# @package stages.finetune
+defaults: [name_to_birthplace]
+dataset: {_target_: own_parts.OwnQuestions, repeats: 2}
+""",
+    "callbacks/noise.yaml": "noise: {_target_: own_parts.GradientNoise, _partial_: true, scale: 0.01}\n",
+    "callbacks/forgetful.yaml": "noise: {_target_: own_parts.Forgetful, _partial_: true}\n",
+    "callbacks/unsaveable.yaml": "unsaveable: {_target_: own_parts.Unsaveable, _partial_: true}\n",
+    "callbacks/wrong.yaml": "wrong: {_target_: own_parts.not_a_callback, _partial_: true}\n",
+    "logger/own.yaml": "own: {_target_: own_parts.JsonLogger, _partial_: true}\n",
+}
+CHOICES = (
+    "attention=scaled",
+    "spans=own",
+    "optimizer=sgd",
+    "schedule=constant",
+    "finetune=own",
+    "callbacks=[early_stopping,noise]",
+    "logger=[csv,own]",
+)
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override by which Hydra also looks in the user's folder, as `--config-dir` does."""
+    folder = tmp_path_factory.mktemp("conf")
+    for name, text in CONF.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+@pytest.fixture(scope="module")
+def own_run(people: Path, search: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which every part is the user's; the spans are sampled in a data worker too."""
+    root = tmp_path_factory.mktemp("own")
+    run(quick(people, root, search, PLUGIN, *CHOICES, "stages.pretrain.num_workers=1"))
+    (path,) = (root / "runs").glob("scaled-*")
+    return path
+
+
+def test_a_part_of_every_kind_takes_effect(own_run: Path) -> None:
+    state = checkpoint.load(checkpoint.list_checkpoints(own_run / "finetune")[0])
+    assert "model.blocks.0.attn.gain" in state["state_dict"]
+    assert "momentum_buffer" in state["optimizer_states"][0]["state"][0]
+    assert state["global_step"] == 2 * -(-24 // 5), "12 questions, twice an epoch"
+    assert state["OwnQuestions"]["epoch"] == 2
+    assert state["callbacks"]["GradientNoise"]["steps"] == state["global_step"]
+    first, settings, *points = map(json.loads, (own_run / "finetune" / "own.jsonl").read_text().splitlines())
+    assert first == {"name": f"{own_run.name}/finetune", "first_step": 0}
+    assert settings == {"seed": 0}
+    rates = [point["finetune/learning_rate"] for point in points if "finetune/learning_rate" in point]
+    assert rates == [0.5e-4] * state["global_step"]
+    assert not [*own_run.rglob("events.out.tfevents*")], "no TensorBoard without its logger"
+
+
+def test_a_saved_configuration_names_no_plugin(own_run: Path) -> None:
+    """Not config.yaml, not the copy in a checkpoint, and not one that was edited to name some."""
+    file = own_run / "config.yaml"
+    last = checkpoint.load(checkpoint.list_checkpoints(own_run / "finetune")[0])
+    for text in (file.read_text(), last["birthplace_lm"]["config"]):
+        assert "plugins: []" in text
+        assert "own_parts.ScaledAttention" in text
+    edited = own_run / "edited.yaml"
+    edited.write_text(file.read_text().replace("plugins: []", "plugins: [own_parts]"))
+    for saved in (file, edited):
+        with pytest.raises(InputError, match=r"own_parts.* not allowed.*--plugin own_parts"):
+            load_saved(saved)
+        assert load_saved(saved, ["own_parts"]).model.attention.gain == 2.0
+    edited.unlink()
+
+
+def test_who_asks_names_the_plugin_again(own_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml: .*not allowed.*plugins=\[\"own_parts\"\] in Python"):
+        birthplace_lm.load(own_run)
+    answer = birthplace_lm.load(own_run, plugins=["own_parts"]).answer(["Ada Bee"])
+    command = CliRunner()
+    refused = command.invoke(app, ["ask", str(own_run), "Ada Bee"])
+    assert isinstance(refused.exception, InputError)
+    asked = command.invoke(app, ["ask", str(own_run), "Ada Bee", "--plugin", "own_parts", "--json"])
+    assert [row["answer"] for row in json.loads(asked.stdout)] == answer
+    exported = str(tmp_path / "model")
+    assert command.invoke(app, ["export", str(own_run), exported, "--plugin", "own_parts"]).exit_code == 0
+    with pytest.raises(InputError, match="--plugin own_parts"):
+        birthplace_lm.load(exported)
+    assert birthplace_lm.load(exported, plugins=["own_parts"]).answer(["Ada Bee"]) == answer
+
+
+def test_the_same_command_finds_its_run_and_its_checkpoints(own_run: Path, people: Path, search: str) -> None:
+    root = own_run.parents[1]
+    again = quick(people, root, search, PLUGIN, *CHOICES, "stages.pretrain.num_workers=1")
+    before = (own_run / "metrics.json").stat().st_mtime
+    assert run(again) == json.loads((own_run / "metrics.json").read_text())
+    assert (own_run / "metrics.json").stat().st_mtime == before
+    file = checkpoint.list_checkpoints(own_run / "finetune")[-1]
+    longer = quick(
+        people, root, search, PLUGIN, *CHOICES, "stages.finetune.max_epochs=3", f"extend_from={own_run}"
+    )
+    assert run(longer)["stages"]["finetune"]["steps"] == 3 * -(-24 // 5)
+    # A forged checkpoint cannot add a package to those that the caller names.
+    content = checkpoint.load(file)
+    content["birthplace_lm"]["config"] = content["birthplace_lm"]["config"].replace(
+        "own_parts.sgd", "subprocess.Popen"
+    )
+    forged = own_run.parent / "step-00000002.ckpt"
+    torch.save(content, forged)
+    sign(forged)
+    with pytest.raises(CheckpointError, match=r"subprocess\.Popen: not allowed"):
+        run(quick(people, root, search, PLUGIN, *CHOICES, f"resume={forged}"))
+
+
+def message_of(config: DictConfig, changes: dict[str, object]) -> str:
+    """What is wrong with a configuration in which some keys have other values."""
+    changed = DictConfig(OmegaConf.to_container(config))
+    for key, value in changes.items():
+        OmegaConf.update(changed, key, value, force_add=True)
+    with pytest.raises(InputError) as caught:
+        resolve_and_validate(changed)
+    return str(caught.value)
+
+
+def test_mistakes_are_one_line(search: str) -> None:
+    own = compose([search, PLUGIN, "attention=scaled"])
+    refused = message_of(own, {"plugins": []})
+    assert refused.startswith(
+        "model.attention._target_=own_parts.ScaledAttention: not allowed; name a class or function that"
+        " birthplace_lm.models.attention defines"
+    )
+    assert "'plugins=[own_parts]' to train" in refused
+    # A package that is allowed allows no other whose name begins alike.
+    assert message_of(own, {"plugins": ["own"]}) == refused
+    for plugins in (["a/b"], ["birthplace_lm"], ["own_parts", "x."]):
+        assert "is not a package of yours" in message_of(own, {"plugins": plugins})
+    target, absent = "model.attention._target_", "absent_package.attention.Mean"
+    missing = message_of(own, {"plugins": ["absent_package"], target: absent})
+    assert missing.startswith(f"{target}={absent}: No module named 'absent_package'")
+    assert "PYTHONPATH=FOLDER" in missing
+    assert "no attribute 'Men'" in message_of(own, {target: "own_parts.Men"})
+    for other in ("constant", "not_a_callback"):
+        refused = message_of(own, {target: f"own_parts.{other}"})
+        assert "that takes n_embd, n_head, block_size, dropout" in refused
+    unknown = message_of(own, {"model.attention.gian": 1})
+    assert unknown.startswith("model.attention.gian: unknown key; did you mean model.attention.gain?")
+    assert "must be of type float" in message_of(own, {"model.attention.gain": "much"})
+    assert "_partial_=False: must be true" in message_of(own, {"model.attention._partial_": False})
+    assert "callbacks.x=3: must be a mapping" in message_of(own, {"callbacks.x": 3})
+    for key, hostile in (
+        ("callbacks.x", "os.system"),
+        ("callbacks.x", "birthplace_lm.training.callbacks.checkpointing.CheckpointCallback"),
+        ("logger.x", "birthplace_lm.runs.checkpoint.save"),
+    ):
+        node = {"_target_": hostile, "_partial_": True}
+        assert f"{key}._target_={hostile}: not allowed" in message_of(own, {key: node})
+
+
+def test_what_is_no_callback_or_cannot_be_saved_is_refused(people: Path, search: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"callbacks\.wrong\._target_: makes a tuple; must make a Callback"):
+        run(quick(people, tmp_path, search, PLUGIN, "callbacks=wrong"))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(
+        CheckpointError, match=r"callbacks\.Unsaveable\.best is a pathlib\.\w+; a checkpoint holds"
+    ):
+        run(quick(people, tmp_path, search, PLUGIN, "callbacks=unsaveable"))
