@@ -117,7 +117,7 @@ def test_best_holds_the_weights_of_the_best_validation(people: Path, tmp_path: P
         "callbacks.best_checkpoint.monitor=val_loss",
         "callbacks.best_checkpoint.mode=min",
         "pretrain=none",
-        "stages.finetune.max_epochs=4",
+        "stages.finetune.max_epochs=8",
         "stages.finetune.check_val_every_n_epoch=1",
         "stages.finetune.learning_rate=0.03",
         "stages.finetune.ema_decay=0.5",
@@ -134,10 +134,10 @@ def test_best_holds_the_weights_of_the_best_validation(people: Path, tmp_path: P
     weights = model_state_dict(checkpoint.load(file))
     for name, value in recorder.seen[best][1].items():
         assert torch.equal(weights[name], value), name
-    assert [checkpoint.parse_step(path) for path in checkpoint.list_checkpoints(folder)] == [12, 11]
+    assert [checkpoint.parse_step(path) for path in checkpoint.list_checkpoints(folder)] == [24, 23]
     last = checkpoint.latest_intact(folder)
     assert last is not None
-    assert last.name == "step-00000012.ckpt", "resume never takes best.ckpt"
+    assert last.name == "step-00000024.ckpt", "resume never takes best.ckpt"
     (tmp_path / "run" / "config.yaml").write_text(checkpoint.load(file)["birthplace_lm"]["config"])
     for which, expected in (("best", file), ("last", last)):
         model = TrainedModel.from_run(tmp_path / "run", checkpoint=which).model
