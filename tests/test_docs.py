@@ -120,7 +120,7 @@ def test_birthplace_lm_commands_parse(words: tuple[str, ...]) -> None:
 def test_commands_were_collected() -> None:
     """So that a change of the pages' form cannot make the tests above empty."""
     programs = {words[0] for _, words in COMMANDS}
-    assert {"python", "birthplace-lm", "pytest", "pip", "tensorboard", "torchrun"} <= programs
+    assert {"python", "birthplace-lm", "pytest", "pip", "torchrun"} <= programs
     assert sum(trains(words) for _, words in COMMANDS) > 15
 
 
