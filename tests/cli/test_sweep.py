@@ -48,7 +48,7 @@ def jobs(root: Path) -> list[Path]:
 def states(program: Program) -> list[str]:
     """The second column of the table."""
     table = program.stdout.read_text().partition("\njob ")[2]
-    return re.findall(r"^\d+ +(.+?)  ", table, re.MULTILINE)
+    return re.findall(r"^ *\d+ +(.+?)  ", table, re.MULTILINE)
 
 
 def done(root: Path) -> dict[str, tuple[int, int]]:
