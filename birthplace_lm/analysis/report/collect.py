@@ -127,7 +127,7 @@ def _read(folder: Path) -> Run:
         metrics = RunMetrics.read(folder / METRICS_FILE)
         return Run(folder, config, "done", metrics=metrics)
     except Exception as error:  # of any kind: the files may hold anything
-        return Run(folder, {}, "unreadable", plain(f"{type(error).__name__}: {error}")[:80])
+        return Run(folder, {}, "unreadable", plain(str(error).replace(f"{folder}/", ""))[:80])
 
 
 def _read_status(file: Path) -> dict[str, Any]:

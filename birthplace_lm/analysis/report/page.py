@@ -22,7 +22,8 @@ from birthplace_lm.errors import BirthplaceError
 PACKAGES = ("birthplace-lm", "torch", "lightning")  # whose versions the page names
 LONG_CELL = 40  # characters; a longer cell is broken into lines
 CSS = """
-th { cursor: pointer }
+body { max-width: 1220px }
+th { cursor: pointer; white-space: normal; vertical-align: bottom }
 td { vertical-align: top }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 14rem }
 @media (max-width: 700px) {
