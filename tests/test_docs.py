@@ -24,12 +24,13 @@ from program import Program
 
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config.compose import compose
-from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
+from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
+from birthplace_lm.runs.identity import run_directory, with_inputs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -216,6 +217,15 @@ def test_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
     for mark in ("<!-- run -->", "<!-- test -->"):
         after = lines[lines.index(mark) :]
         assert next(line for line in after if line.startswith("python")).startswith("python -m venv .venv")
+
+
+def test_the_default_run_is_named_as_it_is_now() -> None:
+    config = compose([])
+    corpus = read_corpus(config.data, config.model.block_size)
+    name = run_directory(with_inputs(config, corpus.sha256)).name
+    label = name.rpartition("-")[0]
+    names = {match for text in TEXTS.values() for match in re.findall(rf"{label}-[0-9a-f]+", text)}
+    assert names == {name}
 
 
 def test_map_names_every_folder() -> None:
