@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from birthplace_lm.cli import session, sweep
@@ -59,7 +59,9 @@ def run(config: DictConfig) -> float | None:
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         protect_standard_streams()
-        config.trainer.enable_progress_bar = False  # the bars of jobs side by side would overwrite each other
+        # The bars of jobs side by side would overwrite each other.
+        merged: Any = OmegaConf.merge(config, {"trainer": {"enable_progress_bar": False}})
+        config = merged
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
         if (placement := cluster.claim()) is not None:

@@ -55,7 +55,7 @@ def start(root: Path, launcher: str, arguments: list[str], **options: Any) -> "s
 
 def states(table: str) -> list[str]:
     """The second column."""
-    return re.findall(r"^\d+ +(.+?)  ", table.partition("\njob ")[2] or table, re.MULTILINE)
+    return re.findall(r"^ *\d+ +(.+?)  ", table.partition("\njob ")[2] or table, re.MULTILINE)
 
 
 def runs(root: Path) -> list[Path]:

@@ -62,7 +62,10 @@ def test_does_not_run_what_is_pickled_in_a_checkpoint(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     path = tmp_path / "step-00000001.ckpt"
-    checkpoint.save({"state_dict": Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"state_dict is a .*Evil; a checkpoint holds tensors"):
+        checkpoint.save({"state_dict": Evil()}, path)
+    torch.save({"state_dict": Evil()}, path)
+    sign(path)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         checkpoint.load(path)
     assert not (tmp_path / "harm").exists()
@@ -573,7 +576,7 @@ def test_a_checkpoint_that_cannot_be_meant(
 ) -> None:
     path = tmp_path / "mine.ckpt"
     make_another(name, path, stage, people)
-    monkeypatch.setattr(app, "_log_to_console", lambda: None)
+    monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
     session.current.cache_clear()
     runs = tmp_path / "new"
     app.run(quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}"))
