@@ -110,7 +110,7 @@ def ask(
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     for warning in warnings_about(run, names, plugin or ()):
         print(f"warning: {warning}", file=sys.stderr)
-    for name in names:
+    for name in dict.fromkeys(names):
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)

@@ -36,7 +36,7 @@ def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = (
     if corpus is not None and corpus.sha256.get("corpus") != config.inputs.get("corpus"):
         corpus = None
     question = QuestionTemplate.parse(config.data.question)
-    for name in names:
+    for name in dict.fromkeys(names):
         warnings += _about_name(normalise(name), question, corpus)
     return warnings
 
