@@ -137,8 +137,8 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
     assert len(done(root)) == 10
     shown = states(program)
     assert sorted(shown) == ["done"] * 10 + ["failed (2)", "failed (4)"]
-    assert re.search(rf"^\d+ +failed \(4\) .* {damaged}$", program.stdout.read_text(), re.MULTILINE)
-    assert re.search(rf"^\d+ +failed \(2\) .* {locked}$", program.stdout.read_text(), re.MULTILINE)
+    assert re.search(rf"^ *\d+ +failed \(4\) .* {damaged}$", program.stdout.read_text(), re.MULTILINE)
+    assert re.search(rf"^ *\d+ +failed \(2\) .* {locked}$", program.stdout.read_text(), re.MULTILINE)
     assert re.fullmatch(r"(error: .*\n){2}", program.stderr.read_text())
     status = json.loads((damaged / "status.json").read_text())
     assert status["state"] == "failed"
@@ -185,7 +185,7 @@ def test_paths_are_relative_to_where_the_command_was_typed(
     sweep = ["-m", *tiny, "pretrain=none", "runs_root=runs", "seed=0,1", "hydra.job.chdir=true"]
     done = subprocess.run([sys.executable, str(TRAIN), *sweep], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^\d +(done) ", done.stdout, re.MULTILINE) == ["done", "done"]
+    assert re.findall(r"^ *\d +(done) ", done.stdout, re.MULTILINE) == ["done", "done"]
     assert len(jobs(tmp_path / "runs")) == 2
 
 
