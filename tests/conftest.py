@@ -1,7 +1,8 @@
 """A tiny corpus and a quick configuration, so that whole runs take a second or two."""
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 from birthplace_lm.config.compose import compose as compose_config
 from birthplace_lm.data.corpora.synthetic import write_biographies
+from birthplace_lm.runs import signals
 
 Configure = Callable[..., DictConfig]
 Amount = Callable[[Any, Any], Any]
@@ -57,6 +59,17 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 def record() -> Record:
     """Say in the closing summary what was tried and how it ended."""
     return lambda what, result: _records.append((what, result))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that runs the program in this process leaves no handlers, and no recorded signal, behind."""
+    for name in ("_received", "_process", "_second_ctrl_c"):
+        monkeypatch.setattr(signals, name, getattr(signals, name))
+    handlers = {number: handler for number in signals.HANDLED if (handler := signal.getsignal(number))}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
