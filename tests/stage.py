@@ -1,6 +1,7 @@
 """A stage that is fitted in this process, or in a child that can be killed, and what it leaves."""
 
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -71,9 +72,12 @@ def without_waiting() -> Iterator[None]:
     """Many runs within a second: their event files are told apart by a count instead."""
     with (
         mock.patch.object(components, "_await_new_second"),
-        mock.patch.object(event_file_writer._global_uid, "_value", 10**6, create=True),
+        mock.patch.object(event_file_writer._global_uid, "_value", next(_file_numbers), create=True),
     ):
         yield
+
+
+_file_numbers = itertools.count(10**6, 1000)  # of as many digits all, since files are sorted by name
 
 
 class Stop(BaseException):
