@@ -94,13 +94,13 @@ class CsvLogger(Logger):
             self._stream = None
 
     def _open(self) -> IO[str]:
-        kept = ["step,metric,value\n"]
+        lines = ["step,metric,value\n"]
         if self.first_step and self.file.is_file():
             for line in self.file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]:
                 step, complete = line.partition(",")[0], line.endswith("\n")  # a killed run may leave a part
                 if complete and step.isdigit() and int(step) < self.first_step:
-                    kept.append(line)
-        atomic_write_text(self.file, "".join(kept))
+                    lines.append(line)
+        atomic_write_text(self.file, "".join(lines))
         return self.file.open("a", encoding="utf-8")
 
 
