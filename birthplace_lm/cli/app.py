@@ -20,16 +20,11 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
-from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.auto_precision import resolve_auto_precision
-from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import (
-    named_checkpoint,
-    run_directory,
-    with_inputs,
-)
+from birthplace_lm.runs.find import find_run
+from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training.distributed import cluster
@@ -164,14 +159,8 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 def _run(config: DictConfig) -> float | None:
     signals.raise_if_signalled("before it began")
-    config = resolve_and_validate(config)
-    if config.resume not in ("auto", "never"):
-        named_checkpoint("resume", config.resume)
-    corpus = read_corpus(config.data, config.model.block_size)
-    config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
-    path = run_directory(config)
-    check_run_dir(path, config)
-    directory = RunDirectory(path, config)
+    directory, corpus, notes = find_run(resolve_and_validate(config))
+    config = directory.config
     metrics = directory.metrics
     if config.dry_run:
         for reason in notes:
@@ -184,7 +173,7 @@ def _run(config: DictConfig) -> float | None:
         plans = preflight(config, corpus)
         stages = {plan.name: _describe(plan) for plan in plans}
         cost = _cost(plans, corpus) if metrics is None else {}
-        _show({"run": f"{path}, {state}", "data": corpus.notes[0], **stages, **cost})
+        _show({"run": f"{directory.path}, {state}", "data": corpus.notes[0], **stages, **cost})
         return 0.0  # a number, for sweepers that search
     if metrics is None or config.overwrite:
         from birthplace_lm.training.pipeline import (

@@ -20,12 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import BirthplaceError, InputError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.auto_precision import resolve_auto_precision
-from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import run_directory, with_inputs
+from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.find import find_run
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import cluster
 
@@ -150,15 +148,11 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
-    settings = resolve_and_validate(composed)
-    corpus = read_corpus(settings.data, settings.model.block_size)
-    settings, _ = resolve_auto_precision(with_inputs(settings, corpus.sha256))
-    path = run_directory(settings)
-    check_run_dir(path, settings)
+    directory, corpus, _ = find_run(resolve_and_validate(composed))
+    settings, path = directory.config, directory.path
     if str(path) in seen:
         raise InputError(f"run_dir={path}: another job of this sweep has the same; give each its own")
     seen.add(str(path))
-    directory = RunDirectory(path, settings)
     finished = directory.finished and not settings.overwrite
     if not finished and config.hydra.launcher._target_.endswith(".BasicLauncher"):
         from birthplace_lm.training.preflight import preflight  # the jobs run in this process, with torch

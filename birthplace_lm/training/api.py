@@ -11,13 +11,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError, Interrupted
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.auto_precision import resolve_auto_precision
-from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import named_checkpoint, run_directory, with_inputs
+from birthplace_lm.runs.find import find_run
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training import pipeline
@@ -60,13 +57,8 @@ def train(config: DictConfig) -> FinishedRun:
         raise TypeError(f"train takes a configuration, not {config!r:.40}; compose([...]) makes one")
     if config.dry_run:
         raise InputError("dry_run=True: train() has no result without training; leave it out")
-    if config.resume not in ("auto", "never"):
-        named_checkpoint("resume", config.resume)
-    corpus = read_corpus(config.data, config.model.block_size)
-    config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
-    path = run_directory(config)
-    check_run_dir(path, config)
-    directory = RunDirectory(path, config)
+    directory, corpus, notes = find_run(config)
+    config = directory.config
     metrics = None if config.overwrite else directory.metrics
     if metrics is None:
         try:
@@ -78,7 +70,7 @@ def train(config: DictConfig) -> FinishedRun:
             saved = isinstance(stop.__context__, Interrupted)
             message = stop.__context__ if saved else "stopped; the same configuration resumes the run"
             raise KeyboardInterrupt(str(message)) from None
-    return FinishedRun(path, metrics, tuple(config.plugins))
+    return FinishedRun(directory.path, metrics, tuple(config.plugins))
 
 
 @contextmanager
