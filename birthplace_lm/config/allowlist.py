@@ -23,6 +23,7 @@ TRAINER = "lightning.Trainer"  # the only target outside this package, for the k
 # For each other key: the module or package that defines its targets, and the arguments of the call.
 FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "attention": ("models.attention", ("n_embd", "n_head", "block_size", "dropout")),
+    "block": ("models.attention", ("attention", "n_embd", "dropout", "layer", "n_layer", "canon")),
     "optimizer": ("training.optimizers", ("model", "lr")),
     "schedule": ("training.lr_schedules", ("total_positions",)),
     "dataset": ("data", ("corpus", "loading", "block_size")),

@@ -29,9 +29,9 @@ def one_of(words: tuple[str | None, ...], meaning: str) -> Any:
     return field(default=words[0], metadata={"meaning": meaning, "words": words})
 
 
-def factory(meaning: str) -> Any:
+def factory(meaning: str, default: Any = MISSING) -> Any:
     """A field that is a mapping whose `_target_` names the class or function that makes the object."""
-    return field(default=MISSING, metadata={"meaning": meaning, "factory": True})
+    return field(default=default, metadata={"meaning": meaning, "factory": True})
 
 
 def collection(kind: type, meaning: str, values: str) -> Any:
@@ -49,7 +49,9 @@ class Model:
     block_size: int = bounded(8, 1_000_000, "length of the longest sequence, in characters", 128)
     dropout: float = bounded(0.0, 0.99, "probability of dropout, everywhere in the network", 0.0)
     learned_positions: bool = described("add a learned embedding of each position", True)
+    canon: bool = described("short causal convolutions before attention and MLP (Canon layers)", False)
     attention: Any = factory("the attention of every block")
+    block: Any = factory("blocks of a variant that is more than an attention; null: the usual ones", None)
 
 
 @dataclass

@@ -34,6 +34,8 @@ def check_values(schema: Any, node: DictConfig, prefix: str = "") -> None:
                 raise InputError(f"{key}={value}: must be a mapping; give {key}.KEY=VALUE")
             check_values(f.type, value, f"{key}.")
         elif "factory" in f.metadata and not (isinstance(value, DictConfig) and "_target_" in value):
+            if value is None and f.default is None:
+                continue
             raise InputError(f"{key}={value}: must be a mapping with {key}._target_, a class or function")
         elif f.name in COLLECTIONS:
             for option, entry in value.items():

@@ -3,22 +3,40 @@
 Shapes: B batch, T characters, C channels (`n_embd`), H heads, D = C // H, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from birthplace_lm.models.convolution import CausalConvolution
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.kv_cache import KVCache, LayerKVCache
 
-AttentionFactory = Callable[..., nn.Module]
+Factory = Callable[..., nn.Module]
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm transformer block: attention, then an MLP four times as wide, both residual."""
+    """Pre-LayerNorm transformer block: attention, then an MLP four times as wide, both residual.
 
-    def __init__(self, attention: nn.Module, n_embd: int, dropout: float) -> None:
+    Args:
+        attention: maps (B, T, C) and an optional `LayerKVCache` to (B, T, C).
+        n_embd: channels C.
+        dropout: of the MLP's result.
+        layer, n_layer: number of this block, from 0, and of all; for blocks that are not all alike.
+        canon: short causal convolutions before the attention and before the MLP.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        n_embd: int,
+        dropout: float,
+        layer: int = 0,
+        n_layer: int = 1,
+        canon: bool = False,
+    ) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(n_embd)
         self.ln2 = nn.LayerNorm(n_embd)
@@ -26,10 +44,34 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), Dropout(dropout)
         )
+        self.canon_attn = CausalConvolution(n_embd, "canon_attn") if canon else None
+        self.canon_mlp = CausalConvolution(n_embd, "canon_mlp") if canon else None
 
-    def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln1(x), cache)
-        return x + self.mlp(self.ln2(x))
+    def forward(
+        self, x: Tensor, cache: LayerKVCache | None, embedding: Tensor, select: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, C), or (N, C) for the N positions where `select` (B, T) is True.
+
+        Args:
+            x: what the block before returned.
+            embedding: what the first block got.
+        """
+        x = self.add_attention(x, cache, embedding)
+        if select is not None and self.canon_mlp is None:
+            return self.add_mlp(x[select], cache)  # the MLP sees one position at a time
+        x = self.add_mlp(x, cache)
+        return x if select is None else x[select]
+
+    def add_attention(self, x: Tensor, cache: LayerKVCache | None, embedding: Tensor) -> Tensor:
+        return x + self.attn(self.attention_input(x, cache), cache)
+
+    def attention_input(self, x: Tensor, cache: LayerKVCache | None) -> Tensor:
+        h = self.ln1(x)
+        return h if self.canon_attn is None else self.canon_attn(h, cache)
+
+    def add_mlp(self, x: Tensor, cache: LayerKVCache | None) -> Tensor:
+        h = self.ln2(x)
+        return x + self.mlp(h if self.canon_mlp is None else self.canon_mlp(h, cache))
 
 
 class GPT(nn.Module):
@@ -40,10 +82,13 @@ class GPT(nn.Module):
         n_layer, n_head, n_embd: layers, heads and channels; `n_head` divides `n_embd`.
         block_size: length of the longest sequence.
         dropout: on the embedding and both residual branches; also passed to the attention factory.
-        attention: factory called once per layer with `n_embd`, `n_head`, `block_size`, `dropout`. It returns
-            a causal module that maps (B, T, C) and an optional `LayerKVCache` to (B, T, C).
+        attention: factory called once per layer with `n_embd`, `n_head`, `block_size`, `dropout`, and with
+            `layer`, the number of the layer from 0, if it has such an argument. It returns a causal module
+            that maps (B, T, C) and an optional `LayerKVCache` to (B, T, C).
         learned_positions: add a learned vector per position to the embedding. Turn it off for variants that
             encode positions themselves.
+        canon: short causal convolutions before the attention and the MLP of every block.
+        block: factory of blocks, with the arguments of `Block`, for variants that are more than an attention.
 
     Source: minGPT as used in Stanford CS224N 2021, assignment 5; parameter names are the course's.
     """
@@ -56,8 +101,10 @@ class GPT(nn.Module):
         n_embd: int,
         block_size: int,
         dropout: float,
-        attention: AttentionFactory,
+        attention: Factory,
         learned_positions: bool = True,
+        canon: bool = False,
+        block: Factory | None = None,
     ) -> None:
         super().__init__()
         self.block_size = block_size
@@ -65,13 +112,18 @@ class GPT(nn.Module):
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd)) if learned_positions else None
         self.drop = Dropout(dropout)
+        takes_layer = "layer" in inspect.signature(attention).parameters
+        sizes = {"n_embd": n_embd, "n_head": n_head, "block_size": block_size, "dropout": dropout}
         self.blocks = nn.ModuleList(
-            Block(
-                attention(n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout),
-                n_embd,
-                dropout,
+            (block or Block)(
+                attention=attention(**sizes, **({"layer": layer} if takes_layer else {})),
+                n_embd=n_embd,
+                dropout=dropout,
+                layer=layer,
+                n_layer=n_layer,
+                canon=canon,
             )
-            for _ in range(n_layer)
+            for layer in range(n_layer)
         )
         self.ln_f = nn.LayerNorm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -85,9 +137,9 @@ class GPT(nn.Module):
         Raises:
             ValueError: the sequence, or the cache, is longer than `block_size`.
         """
-        x = self.embed(ids, cache)
+        x = embedding = self.embed(ids, cache)
         for index, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.layers[index])
+            x = block(x, None if cache is None else cache.layers[index], embedding)
         return self.head(self.ln_f(x))
 
     def embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:

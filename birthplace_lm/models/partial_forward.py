@@ -3,8 +3,6 @@
 They call the same modules as `GPT.forward`, so any attention variant works with them.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from birthplace_lm.models.gpt import GPT
@@ -18,12 +16,10 @@ def logits_at(model: GPT, ids: Tensor, select: Tensor, cache: KVCache | None = N
         select: (B, T) of bool, the N positions whose logits are needed.
     """
     layers = [None] * model.n_layer if cache is None else cache.layers
-    x = model.embed(ids, cache)
-    for index in range(model.n_layer - 1):
-        x = model.blocks[index](x, layers[index])
-    last: Any = model.blocks[-1]
-    x = (x + last.attn(last.ln1(x), layers[-1]))[select]
-    x = x + last.mlp(last.ln2(x))
+    x = embedding = model.embed(ids, cache)
+    for index, block in enumerate(model.blocks):
+        is_last = index == model.n_layer - 1
+        x = block(x, layers[index], embedding, select if is_last else None)
     logits: Tensor = model.head(model.ln_f(x))
     return logits
 

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, shared by the attention variants, and a recorder of attention weights."""
+"""What attention variants share: the softmax over earlier positions, and a recorder of their weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import dropout
+from birthplace_lm.models.kv_cache import LayerKVCache
+
+
+def split_heads(x: Tensor, depth: int) -> Tensor:
+    """(B, T, H D) to (B, H, T, D)."""
+    return x.unflatten(2, (-1, depth)).transpose(1, 2)
+
+
+def merge_heads(y: Tensor) -> Tensor:
+    """(B, H, T, D) to (B, T, H D)."""
+    return y.transpose(1, 2).flatten(2)
+
+
+def query_positions(x: Tensor, cache: LayerKVCache | None) -> Tensor:
+    """The positions (B or 1, T) of the T characters of `x` (B, T, C)."""
+    return torch.arange(x.shape[1], device=x.device)[None] if cache is None else cache.positions
+
+
+def visible_keys(x: Tensor, cache: LayerKVCache | None) -> Tensor:
+    """The causal mask (B or 1, 1, T, S): True where the query at T may look at the key at position S."""
+    if cache is not None:
+        return cache.mask
+    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[None, None]
+
+
+def distances(x: Tensor, cache: LayerKVCache | None) -> Tensor:
+    """(B or 1, 1, T, S): position of the query minus position of the key."""
+    keys = torch.arange(visible_keys(x, cache).shape[-1], device=x.device)
+    return query_positions(x, cache)[:, None, :, None] - keys
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last dimension, in float32 at least, of what the mask shows.
+
+    Args:
+        scores: (B or 1, H, T, S).
+        mask: True where visible, or numbers that are added to the scores; None means causal.
+    """
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
 
 
 class ScaledDotProductAttention(nn.Module):
-    """softmax(q k^T scale) v, (B, H, T, D): causal, or where `mask` is True. It has no parameters.
+    """softmax(q k^T scale) v, (B, H, T, D): causal, or as `mask` says. It has no parameters.
+
+    `k` and `v` may have fewer heads than `q`: each of them then serves as many neighbouring heads of `q`.
+    The mask is True where a key is visible, or a number that is added to the score.
 
     Args:
         dropout: on the attention weights, in training mode.
@@ -26,6 +71,8 @@ class ScaledDotProductAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         p = self.dropout if self.training else 0.0
+        if k.shape[1] != q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         causal = mask is None
         if q.device.type == "cpu" and p > 0.0:  # torch's fused CPU kernel does not support dropout
             return dropout(self.attention_weights(q, k, v, mask), p).to(v.dtype) @ v
@@ -36,14 +83,38 @@ class ScaledDotProductAttention(nn.Module):
                     q.float(), k.float(), v.float(), mask, p, causal, scale=self.scale
                 )
             return y.to(q.dtype)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=self.scale)
 
     def attention_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, T, S) for T queries and S keys; each row sums to 1."""
-        if mask is None:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        if k.shape[1] != q.shape[1]:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        return masked_softmax((q @ k.mT) * (q.shape[-1] ** -0.5 if self.scale is None else self.scale), mask)
+
+
+class ScoreAttention(nn.Module):
+    """softmax(scores) v for scores that are no product of queries and keys. It has no parameters.
+
+    Args:
+        dropout: on the attention weights, in training mode.
+    """
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, scores: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, H, T, D) for scores (B or 1, H, T, S) and v (B, H, S, D); `mask` as in `masked_softmax`."""
+        weights = self.attention_weights(scores, v, mask)
+        if self.training and self.dropout > 0.0:
+            weights = dropout(weights.expand(len(v), -1, -1, -1), self.dropout)
+        return weights.to(v.dtype) @ v
+
+    def attention_weights(self, scores: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B or 1, H, T, S); each row sums to 1."""
+        return masked_softmax(scores, mask)
 
 
 @contextmanager

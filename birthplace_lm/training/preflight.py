@@ -79,7 +79,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
 
 def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
     """The network without memory, if training it fits: weights, gradients and two moments."""
-    with torch.device("meta"):
+    with torch.device("meta"), errors_name("model"):  # a variant checks its own numbers
         model = build_model(config.model, vocab_size)
     needed, memory = 16 * model.num_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:

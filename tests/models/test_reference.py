@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from birthplace_lm.models.attention.rope import RopeAttention
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.gpt import GPT
@@ -17,14 +18,20 @@ pytestmark = pytest.mark.skipif(ROOT is None, reason="needs the course's files: 
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [("vanilla", VanillaAttention), ("synthesizer", SynthesizerAttention)]
+    ("name", "attention"),
+    [("vanilla", VanillaAttention), ("synthesizer", SynthesizerAttention), ("rope", RopeAttention)],
 )
 def test_agrees_with_the_reference(name: str, attention: type) -> None:
     with safe_open(Path(ROOT or "").parent / "reference" / f"{name}.safetensors", "pt") as file:
         sizes = {key: json.loads(value) for key, value in file.metadata().items() if key != "attention"}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, safe_open is no dict
     keys = ("vocab_size", "n_layer", "n_head", "n_embd", "block_size")
-    model = GPT(**{key: sizes[key] for key in keys}, dropout=0.0, attention=attention).eval()
+    model = GPT(
+        **{key: sizes[key] for key in keys},
+        dropout=0.0,
+        attention=attention,
+        learned_positions="weights.pos_emb" in tensors,
+    ).eval()
     model.load_state_dict(
         {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     )

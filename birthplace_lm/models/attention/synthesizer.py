@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.kv_cache import LayerKVCache
-from birthplace_lm.models.sdpa import ScaledDotProductAttention
+from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads, split_heads
 
 
 class SynthesizerAttention(nn.Module):
@@ -26,7 +26,7 @@ class SynthesizerAttention(nn.Module):
         self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
     ) -> None:
         super().__init__()
-        self.n_head = n_head
+        self.depth = n_embd // n_head
         columns = block_size - 1 if positions is None else positions
         self.w1 = nn.Linear(n_embd, n_embd)
         self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
@@ -37,19 +37,19 @@ class SynthesizerAttention(nn.Module):
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        h = self._heads(F.relu(self.w1(x)))  # (B, H, T, D)
-        v = self._heads(self.value(x))  # (B, H, T, D)
+        h = split_heads(F.relu(self.w1(x)), self.depth)  # (B, H, T, D)
+        v = split_heads(self.value(x), self.depth)  # (B, H, T, D)
         mask = None
         if cache is not None:
             v, mask = cache.update("value", v), cache.mask
         # The scores h W2 + b2 as a product that the fused kernel computes: queries (h, 1), keys (W2, b2)^T.
-        keys = torch.cat((self.w2, self.b2[None])).T  # (positions, D + 1)
-        keys = F.pad(keys, (0, 0, 0, v.shape[2] - keys.shape[0]))  # cuts, or adds zero rows
+        keys = self.keys()
+        keys = F.pad(keys, (0, 0, 0, v.shape[2] - keys.shape[-2]))  # cuts, or adds zero rows
         keys = keys.to(h.dtype).expand(*h.shape[:2], -1, -1)
         v = F.pad(v, (0, 1))  # the kernel needs one depth everywhere
         y = self.attend(F.pad(h, (0, 1), value=1.0), keys, v, mask)[..., :-1]  # (B, H, T, D)
-        y = y.transpose(1, 2).flatten(2)  # (B, T, C)
-        return self.resid_drop(self.proj(y))
+        return self.resid_drop(self.proj(merge_heads(y)))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+    def keys(self) -> Tensor:
+        """(W2, b2)^T, (positions, D + 1), with a dimension of heads in front if each has its own."""
+        return torch.cat((self.w2, self.b2[None])).T

@@ -4,34 +4,44 @@ from torch import Tensor, nn
 
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.kv_cache import LayerKVCache
-from birthplace_lm.models.sdpa import ScaledDotProductAttention
+from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads, split_heads
 
 
 class VanillaAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v, causal.
+
+    Variants that change one step of it derive from it: `project`, `attend_to` or `output`.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__()
-        self.n_head = n_head
+        self.depth = n_embd // n_head
         self.key = nn.Linear(n_embd, n_embd)
         self.query = nn.Linear(n_embd, n_embd)
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.attend = ScaledDotProductAttention(dropout)
+        self.attend: nn.Module = ScaledDotProductAttention(dropout)
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        q = self._heads(self.query(x))  # (B, H, T, D)
-        k = self._heads(self.key(x))  # (B, H, T, D)
-        v = self._heads(self.value(x))  # (B, H, T, D)
-        mask = None
-        if cache is not None:
-            k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
-        y = self.attend(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, C)
-        return self.resid_drop(self.proj(y))
+        return self.output(self.attend_to(*self.project(x), cache))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, T, D)."""
+        q, k, v = (split_heads(linear(x), self.depth) for linear in (self.query, self.key, self.value))
+        return q, k, v
+
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The heads' results side by side, (B, T, C). Without a mask: everything up to the own position."""
+        if cache is not None:
+            k, v = cache.update("key", k), cache.update("value", v)
+            mask = cache.mask if mask is None else mask
+        return merge_heads(self.attend(q, k, v, mask))
+
+    def output(self, y: Tensor) -> Tensor:
+        """What is added to the residual stream, (B, T, C)."""
+        return self.resid_drop(self.proj(y))

@@ -1,0 +1,45 @@
+"""Mixture of dot product and dense synthesizer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from birthplace_lm.models.attention.vanilla import VanillaAttention
+from birthplace_lm.models.kv_cache import LayerKVCache
+from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads
+
+
+class MixtureSynthesizerAttention(VanillaAttention):
+    """softmax((1 - alpha) q k^T / sqrt(D) + alpha ReLU(q) W2) v, causal, with W2 (D, positions).
+
+    alpha is the sigmoid of a learned number, 1/2 at the start. As in the authors' code, the query is the
+    hidden layer of the synthesizer, and W2 has no bias and is shared by the heads. Positions beyond
+    its columns get the score 0 from it.
+
+    Args:
+        positions: columns of W2; None means `block_size - 1`.
+
+    Source: Tay et al. 2020, arXiv:2005.00743; dense_plus_alpha of its code in mesh-tensorflow.
+    """
+
+    def __init__(
+        self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
+    ) -> None:
+        super().__init__(n_embd, n_head, block_size, dropout)
+        columns = block_size - 1 if positions is None else positions
+        self.w2 = nn.Parameter(torch.empty(self.depth, columns).uniform_(-0.001, 0.001))
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.attend = ScaledDotProductAttention(dropout, scale=1.0)
+
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
+    ) -> Tensor:
+        if cache is not None:
+            k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
+        # Both scores as one product: queries ((1 - alpha) q / sqrt(D), alpha ReLU(q)), keys (k, W2^T).
+        alpha = self.alpha.sigmoid().to(q.dtype)
+        queries = torch.cat(((1 - alpha) * self.depth**-0.5 * q, alpha * F.relu(q)), -1)
+        columns = F.pad(self.w2.T, (0, 0, 0, k.shape[2] - self.w2.shape[1])).to(k.dtype)
+        keys = torch.cat((k, columns.expand(*k.shape[:2], -1, -1)), -1)
+        y = self.attend(queries, keys, F.pad(v, (0, self.depth)), mask)  # the kernel needs one depth
+        return merge_heads(y[..., : self.depth])
