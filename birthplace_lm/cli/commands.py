@@ -264,6 +264,32 @@ def explore(
 
 
 @app.command()
+def attention(
+    run: Run,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A full name.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="A .png, or an .html page with a picture per layer.")
+    ] = Path("attention.png"),
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
+) -> None:
+    """Draw the attention weights of every layer and head while the model answers about a person.
+
+    Example: birthplace-lm attention runs/vanilla-... "Ada Lovelace" --out ada.html
+    """
+    from birthplace_lm.analysis.attention_page import write_attention
+    from birthplace_lm.inference.language_model import TrainedModel
+
+    if out.suffix not in (".png", ".html") or not out.parent.is_dir() or out.is_dir():
+        raise InputError(f"--out {out}: must be a .png or .html file in an existing folder")
+    if not normalise(name):
+        raise InputError("NAME is empty; give a full name")
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    answer = write_attention(model, name, out)
+    print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%}); {out}")
+
+
+@app.command()
 def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpoint = Which.last) -> None:
     """Export a trained model: safetensors, configuration, vocabulary and model card.
 

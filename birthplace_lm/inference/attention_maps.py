@@ -1,15 +1,17 @@
 """Attention weights of a text, and their picture."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -19,61 +21,80 @@ MIN_MAP_SIZE = 180  # pixels; a short text has larger cells
 HEADER, FOOTER, MARGIN, GAP = 62, 58, 26, 18  # pixels
 TITLE_SIZE, HEAD_SIZE, DESCENT = 22, 18, 4  # of the text, in pixels
 BACKGROUND, TEXT_COLOR, MASKED, ANSWER_COLOR = (255, 255, 255), (40, 40, 40), (228, 228, 228), (225, 85, 0)
-# Seven points of the colormap viridis.
-_SCALE = [(68, 1, 84), (67, 62, 133), (48, 104, 142), (33, 145, 140), (53, 183, 121), (144, 215, 67)]
-_SCALE += [(253, 231, 37)]
+# Points of the colormaps viridis and RdBu.
+_VIRIDIS = [(68, 1, 84), (67, 62, 133), (48, 104, 142), (33, 145, 140), (53, 183, 121), (144, 215, 67)]
+_VIRIDIS += [(253, 231, 37)]
+_BLUE_TO_RED = [(33, 102, 172), (103, 169, 207), (247, 247, 247), (239, 138, 98), (178, 24, 43)]
+MIN_PAGE_WIDTH = 640  # pixels, for the header and the scale
 
 
 @torch.no_grad()
-def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, Tensor | None]:
+def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, list[Tensor] | None]:
     """The attention weights of every head for a text, or for its end if it is longer than the block.
 
     Returns:
-        The text that the model reads, and weights (layers, heads, T, T), or None if the attention variant
-        does not provide them.
+        The text that the model reads, and for each layer the weights (heads, T, S) of T queries and S keys,
+        or None if the attention variant does not provide them. T and S are the number of characters, but
+        for variants that compress them.
     """
     ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
     with record_attention_weights(model) as recorded:
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
-    weights = torch.cat(recorded) if len(recorded) == model.n_layer else None
+    weights = [layer[0] for layer in recorded] if len(recorded) == model.n_layer else None
     return vocab.decode(ids), weights
+
+
+def attention_pictures(text: str, weights: Sequence[Tensor]) -> list[np.ndarray]:
+    """One picture per layer of what `attention_weights` returns for a question with its answer."""
+    # The MASK after the question predicts the first character of the answer; the last predicts nothing.
+    answer = slice(text.index(MASK) if text.count(MASK) == 2 else 0, len(text) - 1)
+    shown = text.replace(MASK, "|")
+    return [
+        attention_picture(layer, shown, answer, f"layer {number}: {shown}")
+        for number, layer in enumerate(weights, start=1)
+    ]
 
 
 def attention_picture(weights: Tensor, text: str, answer: slice, title: str) -> np.ndarray:
     """Draw the attention maps of one layer as (height, width, 3) bytes: one map per head.
 
     Rows are queries and columns are keys, each with its character. The colour is the square root of the
-    weight, from 0 (dark) to 1 (yellow); masked positions are grey.
+    weight, from 0 (dark) to 1 (yellow), or from -1 (blue) to 1 (red) if there are negative weights or some
+    beyond 1; masked positions are grey. Below the maps stands what the rows sum to, if it is not 1.
 
     Args:
-        weights: (heads, T, T).
-        text: the T characters that the model read.
+        weights: (heads, T, S).
+        text: the characters that the model read; the first T stand beside the rows, the first S above the
+            columns.
         answer: the rows that predict the answer; they are marked.
         title: is written above.
     """
-    heads, length, _ = weights.shape
-    cell = max(CELL, -(-MIN_MAP_SIZE // length))
-    size = cell * length
+    heads, queries_shown, keys_shown = weights.shape
+    cell = max(CELL, -(-MIN_MAP_SIZE // max(queries_shown, keys_shown)))
+    tall, wide = cell * queries_shown, cell * keys_shown
     columns = min(heads, COLUMNS)
     rows = -(-heads // columns)
-    width, height = MARGIN + size + GAP, MARGIN + HEAD_SIZE + size + GAP  # of a map with its labels
-    page = np.full((HEADER + rows * height + FOOTER, columns * width + MARGIN, 3), BACKGROUND, np.uint8)
-    colors = _colors(weights.clamp(0, 1).sqrt().cpu().numpy())
-    colors[:, *np.triu_indices(length, 1)] = MASKED
+    width, height = MARGIN + wide + GAP, MARGIN + HEAD_SIZE + tall + GAP  # of a map with its labels
+    page_width = max(columns * width + MARGIN, MIN_PAGE_WIDTH)
+    page = np.full((HEADER + rows * height + FOOTER, page_width, 3), BACKGROUND, np.uint8)
+    scale = _Scale.of(weights)
+    colors = scale.colors(weights.cpu().numpy())
+    colors[:, *np.triu_indices(queries_shown, 1, keys_shown)] = MASKED
     corners = [
         (HEADER + row * height + HEAD_SIZE + MARGIN, MARGIN + column * width + MARGIN)
         for row in range(rows)
         for column in range(columns)
     ][:heads]
-    marked = range(length)[answer]
-    keys, queries = _characters(text, cell, marked)
+    marked = range(queries_shown)[answer]
+    keys, _ = _characters(text[:keys_shown], cell, marked)
+    _, queries = _characters(text[:queries_shown], cell, marked)
     for head, (top, left) in enumerate(corners):
-        page[top : top + size, left : left + size] = colors[head].repeat(cell, 0).repeat(cell, 1)
-        page[top - len(keys) : top, left : left + size] = keys
-        page[top : top + size, left - 4 - queries.shape[1] : left - 4] = queries
+        page[top : top + tall, left : left + wide] = colors[head].repeat(cell, 0).repeat(cell, 1)
+        page[top - len(keys) : top, left : left + wide] = keys
+        page[top : top + tall, left - 4 - queries.shape[1] : left - 4] = queries
         if marked:
             first, last = top + cell * marked[0], top + cell * (marked[-1] + 1)
-            page[first:last, left - 3 : left] = page[first:last, left + size : left + size + 8] = ANSWER_COLOR
+            page[first:last, left - 3 : left] = page[first:last, left + wide : left + wide + 8] = ANSWER_COLOR
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
     _write(draw, (MARGIN, 4), title, TITLE_SIZE)
@@ -81,7 +102,7 @@ def attention_picture(weights: Tensor, text: str, answer: slice, title: str) -> 
     _write(draw, (MARGIN + 250, 32), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
     for head, (top, left) in enumerate(corners):
         _write(draw, (left, top - MARGIN - HEAD_SIZE), f"head {head + 1}", HEAD_SIZE)
-    _draw_scale(image, draw)
+    _draw_scale(image, draw, scale, weights)
     return np.asarray(image)
 
 
@@ -114,20 +135,49 @@ def _characters(text: str, cell: int, marked: range) -> tuple[np.ndarray, np.nda
     return np.asarray(across), np.asarray(down)
 
 
-def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
-    """The colours of the weights, at the bottom left."""
+@dataclass(frozen=True)
+class _Scale:
+    """The colours of weights from `low` to `high`."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, weights: Tensor) -> Self:
+        largest = max(1.0, math.ceil(float(weights.abs().max()) - 1e-4))
+        return cls(0.0 if weights.min() >= 0 and largest == 1.0 else -largest, largest)
+
+    def position(self, weights: np.ndarray) -> np.ndarray:
+        """From 0 to 1 along the scale: the square root makes small weights visible."""
+        roots = np.sign(weights) * np.sqrt(np.abs(weights).clip(max=self.high) / self.high)
+        return roots if self.low == 0.0 else (roots + 1) / 2
+
+    def colors(self, weights: np.ndarray) -> np.ndarray:
+        """RGB bytes."""
+        points = _VIRIDIS if self.low == 0.0 else _BLUE_TO_RED
+        at = np.linspace(0, 1, len(points))
+        values = self.position(weights)
+        return (
+            np.stack([np.interp(values, at, c) for c in zip(*points, strict=True)], -1)
+            .round()
+            .astype(np.uint8)
+        )
+
+
+def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, scale: _Scale, weights: Tensor) -> None:
+    """The colours of the weights, at the bottom left, and what the rows sum to, if it is not 1."""
     top, width, height = image.height - FOOTER + 6, 240, 16
     left = 4 * MARGIN
     _write(draw, (MARGIN, top - 2), "weight", HEAD_SIZE)
-    bar = _colors(np.linspace(0, 1, width))[None].repeat(height, 0)
+    along = np.linspace(-1 if scale.low else 0, 1, width)
+    bar = scale.colors(np.sign(along) * along**2 * scale.high)[None].repeat(height, 0)
     image.paste(Image.fromarray(bar), (left, top))
-    for weight in (0, 0.1, 0.5, 1):
-        x = left + math.sqrt(weight) * width
-        draw.text((x, top + height + 2), f"{weight:g}", TEXT_COLOR, _font(HEAD_SIZE), "ma")
-
-
-def _colors(values: np.ndarray) -> np.ndarray:
-    """RGB bytes for values from 0 to 1."""
-    at = np.linspace(0, 1, len(_SCALE))
-    channels = [np.interp(values, at, channel) for channel in zip(*_SCALE, strict=True)]
-    return np.stack(channels, -1).round().astype(np.uint8)
+    signed = (-1, -0.25, 0, 0.25, 1) if scale.low else (0, 0.1, 0.5, 1)
+    for share in signed:
+        x = left + float(scale.position(np.array(share * scale.high))) * width
+        draw.text((x, top + height + 2), f"{share * scale.high:g}", TEXT_COLOR, _font(HEAD_SIZE), "ma")
+    sums = weights.sum(-1)
+    low, high = float(sums.min()), float(sums.max())
+    if max(abs(low - 1), abs(high - 1)) > 0.01:
+        text = f"rows sum to {low:.2f}" if high - low < 0.01 else f"rows sum to {low:.2f} ... {high:.2f}"
+        _write(draw, (left + width + 24, top - 2), text, HEAD_SIZE)

@@ -89,10 +89,10 @@ class TrainedModel:
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
         return answer_questions(self.model, self.vocab, texts)
 
-    def attention(self, text: str) -> tuple[str, Tensor | None]:
+    def attention(self, text: str) -> tuple[str, list[Tensor] | None]:
         """The attention weights of every head for a text; see `attention_maps.attention_weights`.
 
-        >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # (layers, heads, T, T)
+        >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # weights[0]: (heads, T, T)
         """
         return attention_weights(self.model, self.vocab, text)
 

@@ -266,7 +266,9 @@ def test_perceiver_agrees_with_the_course(length: int) -> None:
         weights = (q @ k.mT / 4).masked_fill(~seen, -math.inf).softmax(-1)
         return attn.proj((weights @ v).transpose(1, 2).flatten(2))
 
-    first, middle, last = model.blocks
+    blocks: Any = model.blocks
+    first, middle, last = blocks
+    assert model.pos_emb is not None
     text = model.tok_emb(ids) + model.pos_emb[:, :length]
     latents = first.basis.expand(2, -1, -1)
     x = latents + attended(first.attn, first.ln1(text), latents)

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from birthplace_lm.data.vocab import MASK
-from birthplace_lm.inference.attention_maps import attention_picture, attention_weights
+from birthplace_lm.inference.attention_maps import attention_pictures, attention_weights
 from birthplace_lm.training.loggers import tensorboard_of
 
 
@@ -68,11 +68,7 @@ class AttentionMaps(L.Callback):
         read, weights = attention_weights(pl_module.model, pl_module.vocab, self._text)
         if weights is None:
             return
-        # The MASK after the question predicts the first character of the answer; the last predicts nothing.
-        answer = slice(read.index(MASK) if read.count(MASK) == 2 else 0, len(read) - 1)
-        shown = read.replace(MASK, "|")
-        for layer, layer_weights in enumerate(weights, start=1):
-            picture = attention_picture(layer_weights, shown, answer, f"layer {layer}: {shown}")
+        for layer, picture in enumerate(attention_pictures(read, weights), start=1):
             tag = f"{self.stage}/attention/layer_{layer}"
             writer.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
 
