@@ -35,7 +35,7 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     pictures = attention_pictures(read, weights)
     if out.suffix == ".html":
         images = "".join(
-            f'<img alt="layer {layer}" src="data:image/png;base64,{base64.b64encode(_png(picture)).decode()}">'
+            f'<img alt="layer {layer}" src="{_data_uri(picture)}">'
             for layer, picture in enumerate(pictures, start=1)
         )
         write_html(out, f"{question} {answer.text}", f"<p>{escape(_ABOUT)}</p>{images}", CSS)
@@ -60,3 +60,7 @@ def _png(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.inference.decoding import answer_questions
@@ -65,7 +64,7 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
 
 
 def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
-    batches = _batches(config, corpus, steps)
+    batches = training_batches(config, corpus, steps)
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
     benchmarks: dict[str, Callable[[], float]] = {
@@ -73,12 +72,11 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
-    others = set(options()["attention"]) - {config.labels.attention}
-    for name in sorted(others):
-        benchmarks[name] = BareLoop(compose([*arguments, f"attention={name}"]), corpus, batches)
+    other = "synthesizer" if config.labels.attention != "synthesizer" else "vanilla"
+    benchmarks[other] = BareLoop(compose([*arguments, f"attention={other}"]), corpus, batches)
     if find_spec("transformers"):
         benchmarks["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
-    rates = _interleave({"machine": matrix_rate, **benchmarks}, rounds)
+    rates = interleave({"machine": matrix_rate, **benchmarks}, rounds)
     machine = median(rates.pop("machine"))
     bare, *_ = rates.values()
     weights = build_model(config.model, len(corpus.vocab))
@@ -200,7 +198,8 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
     return median(rates[1:])
 
 
-def _batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
+def training_batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
+    """The first batches of pretraining, as many as asked for."""
     loader = build_datamodule(preflight(config, corpus)[0], corpus).train_dataloader()
     return [*islice(cycle(loader), count)]
 
@@ -216,22 +215,22 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     benchmarks: Benchmarks = {
         "500 names": lambda: (
             500
-            / _seconds(
+            / seconds(
                 lambda: answer_questions(model, vocab, questions[:500], max_answer_length=ANSWER_LENGTH)
             )
         ),
         "10,000 names": lambda: (
             10_000
-            / _seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=ANSWER_LENGTH))
+            / seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=ANSWER_LENGTH))
         ),
         "20 names, one at a time, without a cache": lambda: (
             20
-            / _seconds(
+            / seconds(
                 lambda: [_uncached(model, vocab.encode_known(question)[0]) for question in questions[:20]]
             )
         ),
     }
-    medians = {name: median(rates) for name, rates in _interleave(benchmarks, rounds).items()}
+    medians = {name: median(rates) for name, rates in interleave(benchmarks, rounds).items()}
     lines = [
         f"Answering, {ANSWER_LENGTH} characters a name",
         "",
@@ -266,15 +265,16 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             "birthplace-lm ask": [*command, "ask", str(model), "Ada Lovelace"],
         }
         benchmarks = {
-            name: lambda run=run: _seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
+            name: lambda run=run: seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
             for name, run in commands.items()
         }
-        measured = _interleave(benchmarks, rounds)
+        measured = interleave(benchmarks, rounds)
     lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in measured.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
 
 
-def _interleave(benchmarks: Benchmarks, rounds: int) -> dict[str, list[float]]:
+def interleave(benchmarks: Benchmarks, rounds: int) -> dict[str, list[float]]:
+    """Measure everything by turns."""
     measurements: dict[str, list[float]] = {name: [] for name in benchmarks}
     for _ in range(rounds):
         for name, measure in benchmarks.items():
@@ -282,7 +282,8 @@ def _interleave(benchmarks: Benchmarks, rounds: int) -> dict[str, list[float]]:
     return measurements
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

@@ -354,15 +354,25 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each benchmark, interleaved.")] = 5,
     steps: Annotated[int, typer.Option(min=8, help="Optimizer steps per measurement.")] = 12,
+    attention: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Compare attention variants instead: names with commas, or all."),
+    ] = None,
 ) -> None:
     """Benchmark training, answering and start-up on this machine. Run nothing else meanwhile.
 
     Example: birthplace-lm bench data=cs224n data.root=DIR
+
+    Example: birthplace-lm bench --attention all
     """
+    from birthplace_lm.cli.attention_costs import attention_costs
     from birthplace_lm.cli.bench import bench as measure
 
     logging.getLogger("birthplace_lm").setLevel(logging.ERROR)  # no progress of the stages
-    print(measure(overrides or [], rounds, steps))
+    if attention is None:
+        print(measure(overrides or [], rounds, steps))
+    else:
+        print(attention_costs(attention, overrides or [], rounds, steps))
 
 
 def main() -> None:

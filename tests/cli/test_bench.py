@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from birthplace_lm.cli import attention_costs
 from birthplace_lm.cli.bench import bench, flops_per_character
 from birthplace_lm.config.compose import compose
+from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
 
 
@@ -35,3 +37,37 @@ def test_tables_of_all_sides(people: Path) -> None:
     assert all(float(value.replace(",", "")) > 0 for value in rows.values())
     assert {"dropout 0.1", "synthesizer", "500 names", "10,000 names"} <= set(rows)
     assert {"birthplace-lm train --help", "birthplace-lm ask"} <= set(rows)
+
+
+def test_a_table_of_the_costs_of_attention(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_costs, "_peak_memory", lambda arguments: 50_000_000)
+    overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
+    table = attention_costs.attention_costs("gqa,vanilla+canon", overrides, rounds=1, steps=8)
+    rows = {name: cells for name, *cells in (row.strip("| ").split(" | ") for row in table.splitlines()[4:])}
+    assert [*rows] == ["vanilla", "gqa", "vanilla+canon"]
+    for name, cells in rows.items():
+        ratios = [float(re.search(r"\((.*)\)", cell)[1]) for cell in cells]  # type: ignore[index]
+        assert all(ratio > 0 for ratio in ratios)
+        if name == "vanilla":
+            assert set(ratios) == {1.0}
+    vanilla, gqa, canon = (int(cells[0].partition(" ")[0].replace(",", "")) for cells in rows.values())
+    assert canon - vanilla == 2 * 2 * 4 * 32  # layers, convolutions, kernel, channels
+    assert vanilla - gqa == 0  # two heads, two of keys and values
+    with pytest.raises(InputError, match="no such variant; they are additive, alibi"):
+        attention_costs.attention_costs("vanila", [], rounds=1, steps=8)
+
+
+def test_operations_are_counted_with_a_known_model() -> None:
+    sizes = compose(["model=tiny", "attention=vanilla"]).model
+    model = build_model(sizes, vocab_size=50)
+    weights = 2 * (4 * 32 * 32 + 8 * 32 * 32) + 50 * 32  # of linear layers
+    pairs = 2 * 2 * 64 * 32  # layers, products, keys, channels
+    assert attention_costs._flops_per_character(model) == pytest.approx(6 * (weights + pairs), rel=0.01)
+
+
+def test_memory_is_that_of_training(people: Path) -> None:
+    overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
+    small = attention_costs._peak_memory(overrides)
+    wide = attention_costs._peak_memory([*overrides, "model.n_embd=512"])
+    extra = 16 * 2 * 12 * (512**2 - 32**2)  # weights, gradients and AdamW's or Muon's state, at least
+    assert wide - small > extra / 2
