@@ -89,6 +89,8 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         "block_size": 128,
         "dropout": 0.1,
         "learned_positions": True,
+        "canon": False,
+        "block": None,
     }
     assert build_model(config.model, vocab_size=256).num_parameters == count
     assert config.optimizer == {
@@ -190,7 +192,7 @@ INVALID = [  # overrides, how the message begins
     ("labels.data='a", "labels.data='a: cannot be read; expected KEY=VALUE; text with"),
     ("data=null", "no name for a group: attention, callbacks, data, "),
     ("data=[{a:1}]", "no name for a group: attention, callbacks, data, "),
-    ("attention=[vanilla]", "attention: needs one name; valid: synthesizer, vanilla"),
+    ("attention=[vanilla]", "attention: needs one name; valid: additive, alibi, "),
     ("finetune={a:1}", "finetune: needs one name; valid: cs224n_2021, name_to_birthplace"),
     ("~data", "data: needs one name; valid: biographies, cs224n"),
     ("data=/tmp/people", "data=/tmp/people: needs one name, not a path; give the folder as data.root=DIR"),

@@ -19,7 +19,7 @@ FILES = sorted(str(file.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml"))
 PARTS = {  # the keys that each group may set
     "callbacks": ("callbacks",),
     "logger": ("logger",),
-    "attention": ("model.attention", "model.learned_positions"),
+    "attention": ("model.attention", "model.block", "model.learned_positions"),
     "data": ("data",),
     "finetune": ("stages.finetune",),
     "model": ("model.n_layer", "model.n_head", "model.n_embd", "model.block_size"),
@@ -183,4 +183,4 @@ def test_one_schedule_for_both_stages() -> None:
 
 
 def test_options_of_a_group() -> None:
-    assert options()["attention"] == ["synthesizer", "vanilla"]
+    assert options()["finetune"] == ["cs224n_2021", "name_to_birthplace"]

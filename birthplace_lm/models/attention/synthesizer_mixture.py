@@ -28,7 +28,7 @@ class MixtureSynthesizerAttention(VanillaAttention):
         super().__init__(n_embd, n_head, block_size, dropout)
         columns = block_size - 1 if positions is None else positions
         self.w2 = nn.Parameter(torch.empty(self.depth, columns).uniform_(-0.001, 0.001))
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros(1))
         self.attend = ScaledDotProductAttention(dropout, scale=1.0)
 
     def attend_to(

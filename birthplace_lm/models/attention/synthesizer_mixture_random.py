@@ -19,7 +19,7 @@ class RandomMixtureSynthesizerAttention(VanillaAttention):
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
         self.scores = nn.Parameter(torch.randn(n_head, block_size, block_size) * 0.02)
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros(1))
         self.attend = ScoreAttention(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
