@@ -1,0 +1,101 @@
+"""Every answer of a closed set, against scoring them one by one."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
+from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.inference.closed_answers import answer_log_probabilities
+from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT
+
+PLACES = ["Rome", "Romeo", "Rom", "Paris", "Par", "Rimini", "Roma", "P", "San Remo", "Pa"]
+VOCAB = CharVocab.from_text("Where was born? AdaBoCyRomeParisiminiSanRemo ")
+NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
+
+
+def network(*overrides: str) -> GPT:
+    torch.manual_seed(0)
+    model = build_model(compose(["model=tiny", *overrides]).model, len(VOCAB)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def prompt(question: str) -> list[int]:
+    return [*VOCAB.encode(question), VOCAB.mask_id]
+
+
+def one_by_one(model: GPT, ids: list[int], answer: str) -> float:
+    target = [*VOCAB.encode(answer), VOCAB.mask_id]
+    if len(ids) + len(target) > model.block_size:
+        return -math.inf
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids + target[:-1]]))[0, len(ids) - 1 :].log_softmax(-1)
+    return sum(log_p[i, symbol].item() for i, symbol in enumerate(target))
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_equals_scoring_one_by_one(attention: str) -> None:
+    model = network(f"attention={attention}")
+    prompts = [prompt(f"Where was {name} born?") for name in ("Ada", "Ada Bo", "Cy Ada Bo")]
+    scores = answer_log_probabilities(model, VOCAB, prompts, PLACES)
+    expected = torch.tensor([[one_by_one(model, ids, place) for place in PLACES] for ids in prompts])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert (scores.exp().sum(1) < 1).all()
+
+
+def test_the_greedy_answer_has_the_probability_that_decoding_gives_it() -> None:
+    model = network("model.block_size=32")
+    questions = ["Where was Ada born?", "Where was Bo born?"]
+    for question, answer in zip(
+        questions, answer_questions(model, VOCAB, questions, max_answer_length=4), strict=True
+    ):
+        if len(answer.text) < 4:
+            (score,) = answer_log_probabilities(model, VOCAB, [prompt(question)], [answer.text])[0].tolist()
+            assert score == pytest.approx(answer.log_probability, abs=1e-5)
+
+
+def test_all_texts_of_a_length_sum_to_one() -> None:
+    """With an alphabet of two letters: P(ends within 3 characters) + P(longer) = 1."""
+    vocab = CharVocab.from_text("ab")
+    model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
+    texts = ["", *"ab", "aa", "ab", "ba", "bb"]
+    ids = [vocab.mask_id]
+    shorter = answer_log_probabilities(model, vocab, [ids], [t for t in texts if t])[0].exp().sum()
+    with torch.no_grad():
+        first = model(torch.tensor([ids]))[0, -1].softmax(-1)
+        expected = torch.zeros(())
+        for t in texts[1:]:
+            symbols = [*vocab.encode(t), vocab.mask_id]
+            rows = model(torch.tensor([ids + symbols[:-1]]))[0].softmax(-1)
+            expected += math.prod(rows[i, s].item() for i, s in enumerate(symbols))
+    torch.testing.assert_close(shorter, expected, atol=1e-6, rtol=1e-5)
+    assert first.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_what_does_not_fit_or_is_unknown_has_probability_zero() -> None:
+    model = network("model.block_size=16")
+    prompts = [prompt("Ada"), prompt("Where was Ada")]  # 4 and 14 characters
+    scores = answer_log_probabilities(model, VOCAB, prompts, ["P", "Romeo", "Zürich"])
+    expected = torch.tensor([[one_by_one(model, ids, place) for place in ("P", "Romeo")] for ids in prompts])
+    torch.testing.assert_close(scores[:, :2], expected, atol=1e-5, rtol=1e-5)
+    assert scores[1, 1] == -math.inf
+    assert (scores[:, 2] == -math.inf).all()
+    for bad in ([], [1] * 16):
+        with pytest.raises(ValueError, match="must have 1 to 15 characters"):
+            answer_log_probabilities(model, VOCAB, [bad], ["P"])
+
+
+def test_batches_do_not_matter(monkeypatch: Any) -> None:
+    model = network()
+    prompts = [prompt(f"Where was {'Ada ' * n}born?") for n in range(1, 8)]
+    whole = answer_log_probabilities(model, VOCAB, prompts, PLACES)
+    monkeypatch.setattr("birthplace_lm.inference.closed_answers.BATCH", 3)
+    torch.testing.assert_close(answer_log_probabilities(model, VOCAB, prompts, PLACES), whole)
