@@ -7,7 +7,7 @@ import sys
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from birthplace_lm.data.corpora.qa_files import read_questions
 from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.runs import signals
+
+if TYPE_CHECKING:
+    from birthplace_lm.inference.confidence import Threshold
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,13 +96,28 @@ def ask(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Full names.")],
     plugin: Plugins = None,
     checkpoint: Checkpoint = Which.last,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5, max=0.999, metavar="PRECISION", help="Say 'I do not know' unless so many are right."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the question of the model about people; print the answers with their probabilities.
 
-    Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing"
+    Where the corpus of the run is at hand, the three likeliest places of train follow. With --abstain 0.9 an
+    answer is given if its probability is one from which on, with 95 % confidence, at least 90 % of the
+    answers to held-out (or else dev) questions are right.
+
+    Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
-    from birthplace_lm.inference.asking import warnings_about
+    from birthplace_lm.inference.asking import (
+        abstention_threshold,
+        corpus_of,
+        likeliest_places,
+        warnings_about,
+    )
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
@@ -114,17 +132,50 @@ def ask(
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
         if dropped:
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
-    answers = model.answer_questions([*map(model.question.about_typed, names)])
+    questions = [*map(model.question.about_typed, names)]
+    answers = model.answer_questions(questions)
+    corpus = corpus_of(run, plugin or ())
+    places = [[] for _ in names] if corpus is None else likeliest_places(model, corpus, questions)
+    least = -math.inf
+    if abstain is not None:
+        if corpus is None:
+            raise InputError("--abstain: the corpus of the run is not there; it chooses the threshold")
+        threshold = abstention_threshold(model, corpus, abstain)
+        least = threshold.score
+        print(_about_threshold(threshold, abstain), file=sys.stderr)
     if as_json:
         _print_json(
             [
-                {"name": name, "answer": answer.text, "log_probability": answer.log_probability}
-                for name, answer in zip(names, answers, strict=True)
+                {
+                    "name": name,
+                    "answer": answer.text if answer.log_probability >= least else None,
+                    "log_probability": answer.log_probability,
+                    "places": dict(likeliest),
+                }
+                for name, answer, likeliest in zip(names, answers, places, strict=True)
             ]
         )
         return
-    for name, answer in zip(names, answers, strict=True):
-        print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})")
+    for name, answer, likeliest in zip(names, answers, places, strict=True):
+        if answer.log_probability < least:
+            print(f"{name}: I do not know")
+            continue
+        others = ", ".join(f"{place} {p:.0%}" for place, p in likeliest)
+        print(
+            f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})"
+            f"{f'; likeliest places: {others}' if others else ''}"
+        )
+
+
+def _about_threshold(threshold: "Threshold", precision: float) -> str:
+    if math.isinf(threshold.score):
+        return (
+            f"none of {threshold.rows} questions is answered: no probability is sure to reach {precision:.0%}"
+        )
+    return (
+        f"answers with a probability of {math.exp(threshold.score):.0%} or more: {threshold.precision:.1%} of"
+        f" them are right, and {threshold.coverage:.0%} of {threshold.rows} questions have one"
+    )
 
 
 @app.command()
@@ -287,6 +338,40 @@ def attention(
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     answer = write_attention(model, name, out)
     print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%}); {out}")
+
+
+@app.command()
+def knowledge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories or exports.")],
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
+    ] = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what runs know: bits, confidence, and where their answers come from.
+
+    Scores every place of train for every dev question; about a minute for 500 of each on two cores.
+
+    Example: birthplace-lm knowledge runs/vanilla-... --html knowledge.html
+    """
+    from birthplace_lm.analysis.knowledge.page import tables_of, write_page
+    from birthplace_lm.analysis.knowledge.study import study
+    from birthplace_lm.analysis.report.tables import show
+
+    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
+        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+    for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
+        raise InputError(f"{twice}: named twice")
+    studies = [study(run, plugin or ()) for run in runs]
+    if page is not None:
+        write_page(studies, page)
+    if as_json:
+        _print_json([made.to_dict() for made in studies])
+        return
+    for title, table in tables_of(studies):
+        print(f"\n{title}")
+        show(table)
 
 
 @app.command()

@@ -1,5 +1,6 @@
-"""Warnings before a model is asked: an unfinished run, unknown people, whole questions."""
+"""What surrounds an answer: warnings before a model is asked, the likeliest places, and abstention."""
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,10 @@ from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.corpora.people import closest_people
 from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.errors import BirthplaceError
+from birthplace_lm.inference.closed_answers import answer_log_probabilities
+from birthplace_lm.inference.confidence import Threshold, choose_threshold
+from birthplace_lm.inference.knowledge import question_prompt
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.directory import RunDirectory
 
 
@@ -30,15 +35,49 @@ def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = (
     warnings = []
     if (state := status.get("state", "done")) != "done":
         warnings.append(f"{run}: {state} in {status.get('stage')}, not finished; its command continues it")
-    corpus = None
-    with suppress(BirthplaceError):  # the files have moved, or the model comes from another machine
-        corpus = read_corpus(config.data, config.model.block_size)
-    if corpus is not None and corpus.sha256.get("corpus") != config.inputs.get("corpus"):
-        corpus = None
+    corpus = corpus_of(run, plugins)
     question = QuestionTemplate.parse(config.data.question)
     for name in dict.fromkeys(names):
         warnings += _about_name(normalise(name), question, corpus)
     return warnings
+
+
+def corpus_of(run: Path, plugins: Collection[str] = ()) -> Corpus | None:
+    """The corpus of a run; None if its files are not there, or no longer those that it was trained on."""
+    config = load_saved(run / "config.yaml", plugins)
+    with suppress(BirthplaceError):  # the files have moved, or the model comes from another machine
+        corpus = read_corpus(config.data, config.model.block_size)
+        if corpus.sha256.get("corpus") == config.inputs.get("corpus"):
+            return corpus
+    return None
+
+
+def likeliest_places(
+    trained: TrainedModel, corpus: Corpus, questions: Sequence[str], count: int = 3
+) -> list[list[tuple[str, float]]]:
+    """For each question the train answers with the highest probabilities, the likeliest first."""
+    places = sorted({row.place for row in corpus.train.rows if row.place})
+    prompts = [question_prompt(trained.vocab, normalise(question)) for question in questions]
+    scores = answer_log_probabilities(trained.model, trained.vocab, prompts, places, top=count)
+    best = scores.topk(min(count, len(places)), 1)
+    return [
+        [(places[j], math.exp(p)) for j, p in zip(row, log_p, strict=True)]
+        for row, log_p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def abstention_threshold(trained: TrainedModel, corpus: Corpus, precision: float) -> Threshold:
+    """From which log-probability on answers are right often enough, by questions that were not trained on.
+
+    These are the held-out train questions if the run has some, the dev questions otherwise.
+    """
+    rows = [row for row in corpus.holdout or corpus.dev.rows if row.place]
+    answers = trained.answer_questions([row.question for row in rows])
+    return choose_threshold(
+        [answer.log_probability for answer in answers],
+        [answer.text == row.place for answer, row in zip(answers, rows, strict=True)],
+        precision,
+    )
 
 
 def _about_name(typed: str, question: QuestionTemplate, corpus: Corpus | None) -> list[str]:

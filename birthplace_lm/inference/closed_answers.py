@@ -34,7 +34,11 @@ class _Edge:
 
 
 def answer_log_probabilities(
-    model: GPT, vocab: CharVocab, prompts: Sequence[Sequence[int]], answers: Sequence[str]
+    model: GPT,
+    vocab: CharVocab,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[str],
+    top: int | None = None,
 ) -> Tensor:
     """log P(answer and its closing MASK | prompt), (prompts, answers), in nats.
 
@@ -46,6 +50,8 @@ def answer_log_probabilities(
         model: in evaluation mode, on any device.
         prompts: ids; `question MASK` for questions.
         answers: distinct texts, such as places.
+        top: only so many likeliest answers are needed; others may get probability 0. Much faster for a few
+            prompts: a branch that cannot lead to one of them is left out.
 
     Raises:
         ValueError: a prompt is empty or does not fit into the block.
@@ -60,7 +66,7 @@ def answer_log_probabilities(
         for first in range(0, len(order), BATCH):
             rows = order[first : first + BATCH]
             batch = [prompts[i] for i in rows]
-            for answer, log_probability in _walk(model, trie, batch, vocab.pad_id):
+            for answer, log_probability in _walk(model, trie, batch, vocab.pad_id, top):
                 scores[rows, answer] = log_probability.cpu()
     return scores
 
@@ -93,7 +99,7 @@ def _edges(answers: Sequence[tuple[list[int], int]], depth: int) -> list[_Edge]:
 
 
 def _walk(
-    model: GPT, trie: Sequence[_Edge], prompts: Sequence[Sequence[int]], pad_id: int
+    model: GPT, trie: Sequence[_Edge], prompts: Sequence[Sequence[int]], pad_id: int, top: int | None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each answer with its log-probability (B) after each prompt."""
     device = model.tok_emb.weight.device
@@ -106,12 +112,19 @@ def _walk(
     cache = KVCache(model.n_layer, model.block_size)
     logits = forward_with_shared_prefix(model, ids, prefix_length, last, cache)
     room = model.block_size - lengths
+    best = torch.full((len(prompts), top or 1), -torch.inf, device=device)  # of the answers so far
 
     def visit(
         edges: Sequence[_Edge], depth: int, total: Tensor, next_log_p: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
+        nonlocal best
+        starts = {id(edge): total + next_log_p[:, edge.ids[0]] for edge in edges}
+        if top is not None:
+            edges = sorted(edges, key=lambda edge: -float(starts[id(edge)].max()))
         for edge in edges:
-            score = total + next_log_p[:, edge.ids[0]]
+            score = starts[id(edge)]
+            if top is not None and (score <= best.amin(1)).all():
+                continue  # an answer is at most as likely as its beginning
             # The closing MASK is predicted, never read.
             read = edge.ids[:-1] if edge.answer is not None else edge.ids
             after = next_log_p
@@ -130,7 +143,9 @@ def _walk(
                 score = score.where(fits, -torch.inf)
                 after = log_p[:, -1]
             if edge.answer is not None:
-                yield edge.answer, score.where(room >= depth + len(edge.ids), -torch.inf)
+                score = score.where(room >= depth + len(edge.ids), -torch.inf)
+                best = torch.cat((best, score[:, None]), 1).topk(top or 1, 1).values
+                yield edge.answer, score
             else:
                 yield from visit(edge.children, depth + len(edge.ids), score, after)
 

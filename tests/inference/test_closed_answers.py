@@ -99,3 +99,23 @@ def test_batches_do_not_matter(monkeypatch: Any) -> None:
     whole = answer_log_probabilities(model, VOCAB, prompts, PLACES)
     monkeypatch.setattr("birthplace_lm.inference.closed_answers.BATCH", 3)
     torch.testing.assert_close(answer_log_probabilities(model, VOCAB, prompts, PLACES), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("top", [1, 3])
+def test_the_likeliest_are_found_without_scoring_all(rows: int, top: int) -> None:
+    model = network()
+    draw = torch.Generator().manual_seed(0)
+    letters = "ABCRPaeimnorsd"
+    places = sorted(
+        {"".join(letters[i] for i in torch.randint(14, (6,), generator=draw)) for _ in range(300)}
+    )
+    prompts = [prompt(f"Where was {'Bo ' * n}born?") for n in range(rows)]
+    calls = []
+    model.ln_f.register_forward_hook(lambda *args: calls.append(1))
+    whole = answer_log_probabilities(model, VOCAB, prompts, places)
+    calls_for_all = len(calls)
+    some = answer_log_probabilities(model, VOCAB, prompts, places, top=top)
+    torch.testing.assert_close(some.topk(top, 1), whole.topk(top, 1))
+    assert len(calls) - calls_for_all < calls_for_all  # an untrained model: little is left out
+    assert (some == -math.inf).any()

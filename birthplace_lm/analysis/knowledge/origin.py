@@ -1,0 +1,64 @@
+"""Where an answer comes from: the person's own line, a real place of train, or nowhere."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.masking.answer_likelihood import TITLE
+
+RETRIEVED, OTHER_PLACE, MADE_UP = "in the person's own line", "another place of train", "made up"
+
+
+def own_lines(corpus: Corpus) -> dict[str, list[str]]:
+    """The lines of every person, by the name that they begin with."""
+    lines: dict[str, list[str]] = {}
+    for line in corpus.documents.training_lines:
+        title = TITLE.match(line)
+        name = title[0].removesuffix(". ") if title else line.partition(". ")[0]
+        lines.setdefault(name, []).append(line)
+    return lines
+
+
+def origin(answer: str, lines: Sequence[str], places: Collection[str]) -> str:
+    """Where an answer comes from: RETRIEVED if the person's own line has it as whole words."""
+    if any(_mentions(line, answer) for line in lines):
+        return RETRIEVED
+    return OTHER_PLACE if answer in places else MADE_UP
+
+
+def is_right_in_some_sense(answer: str, gold: str, lines: Sequence[str]) -> bool:
+    """Lenient: right, or a part or a whole of the gold place by the person's own line.
+
+    The rule: the line has both, with nothing but commas, "in" or "near" and at most one more name between
+    them: "Lagos, Nigeria" or "Leeds, West Yorkshire, England".
+    """
+    if answer == gold:
+        return True
+    between = r"(?:\s*,\s*(?:[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*\s*,\s*)?|\s+(?:in|near)\s+)"
+    for first, second in ((answer, gold), (gold, answer)):
+        pattern = rf"(?<!\w){re.escape(first)}{between}{re.escape(second)}(?!\w)"
+        if first and second and any(re.search(pattern, line) for line in lines):
+            return True
+    return False
+
+
+def fact_position(gold: str, lines: Sequence[str]) -> int | None:
+    """Where the gold place first stands in the person's own line, in characters; None if it does not."""
+    positions = [line.find(gold) for line in lines if _mentions(line, gold)]
+    return min(positions) if positions else None
+
+
+def name_parts(name: str) -> list[str]:
+    """The given name and the surname alone, of a name of two words or more."""
+    words = name.split()
+    return [words[0], words[-1]] if len(words) > 1 else []
+
+
+def repetitions(name: str, lines: Sequence[str]) -> int:
+    """How often the last word of the name stands in the person's own lines."""
+    surname = name.split()[-1] if name.split() else name
+    return sum(len(re.findall(rf"(?<!\w){re.escape(surname)}(?!\w)", line)) for line in lines)
+
+
+def _mentions(line: str, place: str) -> bool:
+    return bool(place) and re.search(rf"(?<!\w){re.escape(place)}(?!\w)", line) is not None

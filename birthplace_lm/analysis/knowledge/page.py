@@ -1,0 +1,217 @@
+"""Tables of what runs know, and a page with them and their figures."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
+from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.study import PRECISION, Knowledge, Person, agreement, interval
+from birthplace_lm.analysis.report.tables import Table
+
+Groups = list[tuple[str, Callable[[Person], bool]]]
+EXAMPLES = 12  # wrong answers that the page shows
+
+
+def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
+    """Every table with its title; a column for each run."""
+    tables = [
+        ("Bits about the place, mean per person", bits_table(runs)),
+        ("Which confidence tells right answers from wrong ones: AUROC (95 % interval)", signal_table(runs)),
+        ("Calibration and abstention", calibration_table(runs)),
+        ("Where answers come from", origin_table(runs)),
+        ("Exact match by group (95 % interval)", group_table(runs)),
+    ]
+    if len(runs) > 1 and len({tuple(p.name for p in run.people) for run in runs}) == 1:
+        voted = agreement(runs)
+        rows = [
+            [run.run, f"{voted[run.run].auroc:.2f} ({voted[run.run].low:.2f} to {voted[run.run].high:.2f})"]
+            for run in runs
+        ]
+        tables.insert(2, ("Agreement of the other runs as confidence: AUROC", [["run", "AUROC"], *rows]))
+    return tables
+
+
+def _table(runs: Sequence[Knowledge], rows: Sequence[tuple[str, Callable[[Knowledge], str]]]) -> Table:
+    return [["", *(run.run for run in runs)], *([name, *map(value, runs)] for name, value in rows)]
+
+
+def bits_table(runs: Sequence[Knowledge]) -> Table:
+    """What is stored, what can be asked for, and the prior, per person and per parameter."""
+
+    def optional(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return _table(
+        runs,
+        [
+            ("people asked", lambda k: str(len(k.people))),
+            ("exact match", lambda k: interval(sum(p.right for p in k.people), len(k.people))),
+            ("prior: -log2 q(place)", lambda k: f"{k.bits.prior:.2f}"),
+            ("stored: in the form of the text", lambda k: optional(k.bits.stored, ".2f")),
+            ("extractable: in a question", lambda k: f"{k.bits.extractable:.2f}"),
+            ("extraction gap", lambda k: optional(k.bits.gap, ".1%")),
+            (
+                "extractable bits per 1,000 parameters, these people",
+                lambda k: f"{1000 * k.bits.extractable * len(k.people) / k.parameters:.3f}",
+            ),
+        ],
+    )
+
+
+def signal_table(runs: Sequence[Knowledge]) -> Table:
+    """AUROC of every confidence."""
+    names = list(dict.fromkeys(name for run in runs for name in run.signals))
+
+    def cell(name: str) -> Callable[[Knowledge], str]:
+        def value(run: Knowledge) -> str:
+            signal = run.signals.get(name)
+            if signal is None or math.isnan(signal.auroc):
+                return "-"
+            return f"{signal.auroc:.2f} ({signal.low:.2f} to {signal.high:.2f})"
+
+        return value
+
+    return _table(runs, [(name, cell(name)) for name in names])
+
+
+def calibration_table(runs: Sequence[Knowledge]) -> Table:
+    """How far probabilities can be taken at their word, and what abstention gives."""
+
+    def error(run: Knowledge) -> str:
+        low, high = run.calibration_interval
+        return f"{run.calibration:.3f} ({low:.3f} to {high:.3f})"
+
+    def threshold(run: Knowledge) -> str:
+        return (
+            "none reaches it" if math.isinf(run.threshold.score) else f"{math.exp(run.threshold.score):.2f}"
+        )
+
+    def abstention(run: Knowledge) -> str:
+        precision, coverage = run.abstention
+        return "-" if math.isnan(precision) else f"{precision:.1%} of the {coverage:.0%} answered"
+
+    return _table(
+        runs,
+        [
+            ("calibration error, 15 bins of equal mass", error),
+            ("Brier score", lambda k: f"{k.brier:.3f}"),
+            (f"least probability for {PRECISION:.0%} precision, by half of the rows", threshold),
+            ("right, on the other half", abstention),
+        ],
+    )
+
+
+def origin_table(runs: Sequence[Knowledge]) -> Table:
+    """Answers by where they come from, and how many of each are right."""
+    rows: list[tuple[str, Callable[[Knowledge], str]]] = []
+    for kind in (origin.RETRIEVED, origin.OTHER_PLACE, origin.MADE_UP):
+
+        def value(run: Knowledge, kind: str = kind) -> str:
+            chosen = [p for p in run.people if p.origin == kind]
+            right = sum(p.right for p in chosen)
+            return f"{len(chosen) / len(run.people):.1%}; right: {interval(right, len(chosen))}"
+
+        rows.append((kind, value))
+    rows.append(("right in some sense", lambda k: interval(sum(p.lenient for p in k.people), len(k.people))))
+    return _table(runs, rows)
+
+
+def _groups() -> Groups:
+    return [
+        ("fact in the first 40 characters of the line", lambda p: p.position is not None and p.position < 40),
+        ("from 40 to 80", lambda p: p.position is not None and 40 <= p.position < 80),
+        ("from 80 to 112", lambda p: p.position is not None and 80 <= p.position < 112),
+        ("beyond 112", lambda p: p.position is not None and p.position >= 112),
+        ("not in the line", lambda p: p.position is None),
+        ("place never a train answer", lambda p: p.frequency == 0),
+        ("1 or 2 times", lambda p: 1 <= p.frequency <= 2),
+        ("3 to 9 times", lambda p: 3 <= p.frequency <= 9),
+        ("10 times or more", lambda p: p.frequency >= 10),
+        ("surname once in the line", lambda p: p.repetitions <= 1),
+        ("surname twice or more", lambda p: p.repetitions > 1),
+        ("guessable from a part of the name", lambda p: p.guessable),
+        ("not guessable (as in LAMA-UHN)", lambda p: not p.guessable),
+    ]
+
+
+def group_table(runs: Sequence[Knowledge]) -> Table:
+    """Exact match of people that have something in common."""
+    rows: list[tuple[str, Callable[[Knowledge], str]]] = []
+    for name, belongs in _groups():
+
+        def value(run: Knowledge, belongs: Callable[[Person], bool] = belongs) -> str:
+            chosen = [p for p in run.people if belongs(p)]
+            return f"{interval(sum(p.right for p in chosen), len(chosen))}, n = {len(chosen)}"
+
+        if any(belongs(p) for run in runs for p in run.people):
+            rows.append((name, value))
+    return _table(runs, rows)
+
+
+_ABOUT = (
+    "All dev questions of each run. Bits are over a prior that knows how frequent each place is among the"
+    " train answers. The places of train are a closed set: each is scored exactly, so entropy and margin are"
+    " no estimates. An answer comes from the person's own line if that line has it as a word. Right in some"
+    " sense also counts a place that the line names as a part or a whole of the gold one: Lagos, Nigeria."
+)
+
+
+def write_page(runs: Sequence[Knowledge], out: Path) -> None:
+    """Write tables, figures and wrong answers as one HTML page.
+
+    Raises:
+        InputError: the file cannot be written, or matplotlib is missing.
+    """
+    body = [f"<h1>What the model knows</h1><p>{escape(_ABOUT)}</p>"]
+    for title, table in tables_of(runs):
+        body.append(f"<h2>{escape(title)}</h2>{html_table(table)}")
+    body.append(f"<h2>Risk against coverage</h2>{inline_svg(_risk_figure(runs))}")
+    body.append(f"<h2>Reliability</h2>{inline_svg(_reliability_figure(runs))}")
+    for run in runs:
+        wrong = sorted((p for p in run.people if not p.right), key=lambda p: -p.log_p_answer)[:EXAMPLES]
+        if wrong:
+            rows = [[p.name, p.gold, p.answer, f"{math.exp(p.log_p_answer):.0%}", p.origin] for p in wrong]
+            head = ["name", "gold", "answer", "probability", "the answer is"]
+            body.append(f"<h2>Surest wrong answers of {escape(run.run)}</h2>{html_table([head, *rows])}")
+    write_html(out, "What the model knows", "".join(body), CSS)
+
+
+CSS = "td:first-child { white-space: normal; min-width: 11rem }"
+
+
+def _risk_figure(runs: Sequence[Knowledge]) -> object:
+    figure = new_figure(7.5, 3.6)
+    axes = figure.subplots()
+    for run in runs:
+        risks = run.risks
+        coverage = [100 * (k + 1) / len(risks) for k in range(len(risks))]
+        axes.plot(coverage, [100 * risk for risk in risks], label=run.run)
+    axes.set_xlabel("coverage: answers given, the surest first (%)")
+    axes.set_ylabel("risk: wrong among them (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _reliability_figure(runs: Sequence[Knowledge]) -> object:
+    figure = new_figure(7.5, 3.6)
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="0.7", linewidth=1)
+    for run in runs:
+        people = sorted(run.people, key=lambda p: p.log_p_answer)
+        size = max(1, len(people) // 10)
+        groups = [people[i : i + size] for i in range(0, len(people), size)]
+        axes.plot(
+            [100 * sum(math.exp(p.log_p_answer) for p in group) / len(group) for group in groups],
+            [100 * sum(p.right for p in group) / len(group) for group in groups],
+            marker="o",
+            markersize=4,
+            label=run.run,
+        )
+    axes.set_xlabel("probability of the answer, mean of a tenth of the people (%)")
+    axes.set_ylabel("right (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

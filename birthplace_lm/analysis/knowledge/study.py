@@ -1,0 +1,313 @@
+"""Everything about what a trained model knows that needs no further training."""
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.config.compose import load_saved
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.inference.closed_answers import answer_log_probabilities
+from birthplace_lm.inference.confidence import (
+    Threshold,
+    auroc,
+    bootstrap,
+    brier,
+    calibration_error,
+    choose_threshold,
+    risk_coverage,
+    wilson,
+)
+from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.inference.knowledge import (
+    Bits,
+    PlacePrior,
+    bits_about,
+    log_probabilities,
+    question_prompt,
+    text_prompt,
+)
+from birthplace_lm.inference.language_model import TrainedModel
+
+PRECISION = 0.9  # of the answers that are given with abstention
+GUESSABLE_RANK = 3  # as in LAMA-UHN: the gold place among so many likeliest ones for a part of the name
+
+
+@dataclass(frozen=True)
+class Person:
+    """One dev question and what the model makes of it.
+
+    Attributes:
+        name, gold, answer: of the person; the answer is the greedy one.
+        log_p_answer: log P(answer | question), nats.
+        log_p_gold: log P(gold | question), nats.
+        log_p_gold_text: the same with the name in the form of the text; None if there is no such form.
+        entropy: of the exact distribution over the places of train and "something else", nats.
+        margin: difference of the two largest probabilities of places.
+        text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.
+        origin: where the answer comes from, see `origin`.
+        lenient: right in some sense, see `origin.is_right_in_some_sense`.
+        position: of the gold place in the person's own line, or None.
+        frequency: of the gold place among the train answers.
+        repetitions: of the surname in the person's own line.
+        guessable: the gold place is among the three likeliest for the given name or the surname alone.
+    """
+
+    name: str
+    gold: str
+    answer: str
+    log_p_answer: float
+    log_p_gold: float
+    log_p_gold_text: float | None
+    entropy: float
+    margin: float
+    text_log_p_answer: float | None
+    origin: str
+    lenient: bool
+    position: int | None
+    frequency: int
+    repetitions: int
+    guessable: bool
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.gold
+
+
+@dataclass(frozen=True)
+class Signal:
+    """How well one confidence tells right answers from wrong ones: AUROC with its 95 % interval."""
+
+    auroc: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one run knows about the dev people.
+
+    Attributes:
+        run: its name.
+        people: one entry for each dev question.
+        bits: mean bits per person.
+        parameters: trainable weights.
+        signals: by the name of the confidence.
+        brier, calibration, calibration_interval: of the probability of the greedy answer.
+        threshold: chosen on every second dev row, for a precision of 90 %.
+        abstention: precision and coverage on the other rows.
+        seconds: of scoring all places for all questions.
+        places: how many were scored.
+    """
+
+    run: str
+    people: list[Person]
+    bits: Bits
+    parameters: int
+    signals: dict[str, Signal]
+    brier: float
+    calibration: float
+    calibration_interval: tuple[float, float]
+    threshold: Threshold
+    abstention: tuple[float, float]
+    seconds: float
+    places: int
+
+    @property
+    def exact_match(self) -> float:
+        return sum(person.right for person in self.people) / len(self.people)
+
+    @property
+    def risks(self) -> list[float]:
+        """Share of wrong answers among the k surest, for k = 1 ... all."""
+        right = [person.right for person in self.people]
+        return risk_coverage([person.log_p_answer for person in self.people], right).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self) | {"exact_match": self.exact_match}
+
+
+def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
+    """Measure a finished run on its dev questions.
+
+    Args:
+        run: a run directory or an export whose data files are still there.
+        plugins: packages whose classes its configuration may name.
+
+    Raises:
+        CheckpointError: the files of the corpus have changed since.
+        InputError: the run, or its corpus, cannot be read.
+    """
+    config = load_saved(run / "config.yaml", plugins)
+    corpus = read_corpus(config.data, config.model.block_size)
+    if any(corpus.sha256.get(key) != value for key, value in config.inputs.items() if key in corpus.sha256):
+        raise CheckpointError(
+            f"{run}: the files of its corpus have changed; restore them, or name another run"
+        )
+    trained = TrainedModel.from_run(run, plugins)
+    pretrain = config.stages.pretrain
+    dataset = pretrain.dataset if pretrain.enabled else {}
+    has_text_form = bool(dataset.get("closing_mask"))
+    return study_model(run.name, trained, corpus, has_text_form, dataset.get("min_shift"))
+
+
+def study_model(
+    name: str, trained: TrainedModel, corpus: Corpus, has_text_form: bool, shift: int | None
+) -> Knowledge:
+    """Measure a model on the dev questions of a corpus.
+
+    Args:
+        name: of the run.
+        has_text_form: pretraining asked for places in the form `NAME. MASK MASK place MASK`.
+        shift: PADs in front of that form, see `text_prompt`.
+    """
+    model, vocab, template = trained.model, trained.vocab, corpus.question
+    rows = [row for row in corpus.dev.rows if row.place]
+    if not rows:
+        raise InputError(f"{name}: its dev questions have no places")
+    questions, golds = [row.question for row in rows], [row.place or "" for row in rows]
+    names = [template.name_in(question) or question for question in questions]
+    prior = PlacePrior.of(corpus)
+    places = sorted(prior.counts)
+
+    answers = answer_questions(model, vocab, [vocab.replace_unknown(question) for question in questions])
+    asked = [question_prompt(vocab, question) for question in questions]
+    told = [text_prompt(vocab, template, person, shift) for person in names] if has_text_form else None
+    began = time.perf_counter()
+    log_p = answer_log_probabilities(model, vocab, asked, places).double()
+    seconds = time.perf_counter() - began
+    gold_log_p = log_probabilities(model, vocab, asked, golds).tolist()
+    gold_told = None if told is None else log_probabilities(model, vocab, told, golds).tolist()
+    answer_told = (
+        None if told is None else log_probabilities(model, vocab, told, [a.text for a in answers]).tolist()
+    )
+    guessable = _guessable(trained, corpus, names, golds, places)
+    lines = origin.own_lines(corpus)
+    top = log_p.exp().topk(min(2, len(places)), 1).values
+    people = [
+        Person(
+            name=names[i],
+            gold=golds[i],
+            answer=answers[i].text,
+            log_p_answer=answers[i].log_probability,
+            log_p_gold=gold_log_p[i],
+            log_p_gold_text=None if gold_told is None else gold_told[i],
+            entropy=_entropy(log_p[i]),
+            margin=float(top[i, 0] - top[i, -1]),
+            text_log_p_answer=None if answer_told is None else answer_told[i],
+            origin=origin.origin(answers[i].text, lines.get(names[i], []), prior.counts),
+            lenient=origin.is_right_in_some_sense(answers[i].text, golds[i], lines.get(names[i], [])),
+            position=origin.fact_position(golds[i], lines.get(names[i], [])),
+            frequency=prior.counts.get(golds[i], 0),
+            repetitions=origin.repetitions(names[i], lines.get(names[i], [])),
+            guessable=guessable[i],
+        )
+        for i in range(len(rows))
+    ]
+    bits = Bits(
+        prior=sum(map(prior.bits, golds)) / len(golds),
+        extractable=bits_about(prior, golds, gold_log_p),
+        stored=None if gold_told is None else bits_about(prior, golds, gold_told),
+    )
+    return _with_confidence(name, people, bits, model.num_parameters, seconds, len(places))
+
+
+def _with_confidence(
+    name: str, people: list[Person], bits: Bits, parameters: int, seconds: float, places: int
+) -> Knowledge:
+    right = [person.right for person in people]
+    surest = [person.log_p_answer for person in people]
+    probabilities = [math.exp(score) for score in surest]
+    chosen = choose_threshold(surest[0::2], right[0::2], PRECISION)
+    given = [r for score, r in zip(surest[1::2], right[1::2], strict=True) if score >= chosen.score]
+    return Knowledge(
+        run=name,
+        people=people,
+        bits=bits,
+        parameters=parameters,
+        signals=signals(people),
+        brier=brier(probabilities, right),
+        calibration=calibration_error(probabilities, right),
+        calibration_interval=bootstrap(calibration_error, probabilities, right),
+        threshold=chosen,
+        abstention=(sum(given) / len(given) if given else math.nan, len(given) / max(1, len(right[1::2]))),
+        seconds=seconds,
+        places=places,
+    )
+
+
+def signals(people: Sequence[Person]) -> dict[str, Signal]:
+    """Every confidence of single answers; higher means surer."""
+    values: dict[str, list[float]] = {
+        "log-probability of the answer": [p.log_p_answer for p in people],
+        "the same per character": [p.log_p_answer / (len(p.answer) + 1) for p in people],
+        "exact entropy over all places (negative)": [-p.entropy for p in people],
+        "margin of the two likeliest places": [p.margin for p in people],
+    }
+    if all(p.text_log_p_answer is not None for p in people):
+        values["log-probability in the other wording"] = [p.text_log_p_answer or 0.0 for p in people]
+    right = [person.right for person in people]
+    return {
+        name: Signal(auroc(scores, right), *bootstrap(auroc, _finite(scores), right))
+        for name, scores in values.items()
+    }
+
+
+def agreement(runs: Sequence[Knowledge]) -> dict[str, Signal]:
+    """For each of several runs about the same people: how many of the others give the same answer."""
+    signals_by_run = {}
+    for knowledge in runs:
+        others = [[p.answer for p in other.people] for other in runs if other is not knowledge]
+        votes = [
+            float(sum(answers[i] == person.answer for answers in others))
+            for i, person in enumerate(knowledge.people)
+        ]
+        right = [person.right for person in knowledge.people]
+        signals_by_run[knowledge.run] = Signal(auroc(votes, right), *bootstrap(auroc, votes, right))
+    return signals_by_run
+
+
+def interval(right: int, total: int) -> str:
+    """A share in percent with its 95 % Wilson interval."""
+    if total == 0:
+        return "-"
+    low, high = wilson(right, total)
+    return f"{right / total:.1%} ({low:.0%} to {high:.0%})"
+
+
+def _entropy(log_p: Tensor) -> float:
+    """Of the probabilities of all places and of everything else, nats."""
+    p = log_p.exp()
+    rest = (1 - p.sum()).clamp(min=0)
+    return float(torch.special.entr(p).sum() + torch.special.entr(rest))
+
+
+def _finite(scores: Sequence[float]) -> list[float]:
+    return np.nan_to_num(np.asarray(scores, float), neginf=-1e9).tolist()
+
+
+def _guessable(
+    trained: TrainedModel, corpus: Corpus, names: Sequence[str], golds: Sequence[str], places: Sequence[str]
+) -> list[bool]:
+    """Whether the gold place is among the likeliest for a part of the name alone, or stands in the name."""
+    parts = [(i, part) for i, name in enumerate(names) for part in origin.name_parts(name)]
+    result = [gold in name for gold, name in zip(golds, names, strict=True)]
+    if not parts:
+        return result
+    distinct = sorted({part for _, part in parts})
+    prompts = [question_prompt(trained.vocab, corpus.question.about(part)) for part in distinct]
+    log_p = answer_log_probabilities(trained.model, trained.vocab, prompts, places)
+    best = log_p.topk(min(GUESSABLE_RANK, len(places)), 1).indices.tolist()
+    likeliest = {part: {places[j] for j in row} for part, row in zip(distinct, best, strict=True)}
+    for i, part in parts:
+        result[i] = result[i] or golds[i] in likeliest[part]
+    return result

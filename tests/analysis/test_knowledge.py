@@ -1,0 +1,152 @@
+"""What a run knows: where answers come from, the whole study of a run, and its page."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stage import run as run_pipeline
+
+from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.page import tables_of, write_page
+from birthplace_lm.analysis.knowledge.study import Knowledge, agreement, study, study_model
+from birthplace_lm.cli import commands
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.errors import CheckpointError
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.build import build_model
+
+LINE = "Ada Bo. Ada Bo was born in Leeds, West Yorkshire, England, and moved to Rome ."
+
+
+def test_where_an_answer_comes_from() -> None:
+    assert origin.origin("Leeds", [LINE], {"Paris"}) == origin.RETRIEVED
+    assert origin.origin("Rom", [LINE], {"Paris"}) == origin.MADE_UP  # not a word of the line
+    assert origin.origin("Paris", [LINE], {"Paris"}) == origin.OTHER_PLACE
+    assert origin.origin("", [LINE], {"Paris"}) == origin.MADE_UP
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("Leeds", "Leeds", True),
+        ("Leeds", "England", True),  # one name in between
+        ("England", "Leeds", True),
+        ("West Yorkshire", "Leeds", True),
+        ("Rome", "Leeds", False),
+        ("Paris", "Leeds", False),
+        ("", "Leeds", False),
+    ],
+)
+def test_right_in_some_sense(answer: str, gold: str, expected: bool) -> None:
+    assert origin.is_right_in_some_sense(answer, gold, [LINE]) == expected
+
+
+def test_facts_about_a_line() -> None:
+    assert origin.fact_position("Rome", [LINE]) == LINE.index("Rome")
+    assert origin.fact_position("Rom", [LINE]) is None
+    assert origin.repetitions("Ada Bo", [LINE]) == 2
+    assert origin.name_parts("Ada Maria Bo") == ["Ada", "Bo"]
+    assert origin.name_parts("Ada") == []
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    config = compose()
+    return read_corpus(config.data, config.model.block_size)
+
+
+def test_every_line_of_the_embedded_corpus_has_its_person(corpus: Corpus) -> None:
+    lines = origin.own_lines(corpus)
+    for row in corpus.dev.rows:
+        name = corpus.question.name_in(row.question)
+        assert name is not None
+        assert origin.fact_position(row.place or "", lines[name]) is not None, row
+
+
+def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
+    torch.manual_seed(0)
+    model = TrainedModel(
+        build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
+    )
+    knowledge = study_model("untrained", model, corpus, True, None)
+    assert knowledge.exact_match == 0
+    assert knowledge.bits.extractable < 0  # much worse than the prior
+    assert knowledge.bits.stored is not None
+    assert knowledge.bits.stored < 0
+    assert all(math.isnan(signal.auroc) for signal in knowledge.signals.values())
+    assert len(knowledge.people) == 140
+    assert knowledge.threshold.coverage == 0
+
+
+@pytest.fixture
+def finished(configure: Any, tmp_path: Path) -> Path:
+    """A run that has learned its few people by heart."""
+    config = configure(
+        f"run_dir={tmp_path / 'run'}",
+        "model.n_embd=64",
+        "stages.pretrain.max_epochs=60",
+        "stages.finetune.max_epochs=2",
+        "stages.pretrain.dataset.spans.answer_probability=1.0",
+        "stages.pretrain.dataset.spans.context_exponent=30.0",
+    )
+    run_pipeline(config)
+    return tmp_path / "run"
+
+
+def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    knowledge = study(finished)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert knowledge.exact_match == metrics["dev"]["exact_match"]
+    answers = (finished / "predictions" / "dev.txt").read_text().splitlines()
+    assert [person.answer for person in knowledge.people] == answers
+    bits = knowledge.bits
+    assert bits.stored is not None
+    assert bits.stored > 0
+    assert bits.stored <= bits.prior
+    assert bits.extractable <= bits.prior
+
+    write_page([knowledge, knowledge], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    for title, table in tables_of([knowledge]):
+        assert len({len(row) for row in table}) == 1, title
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["birthplace-lm", "knowledge", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            commands.main()
+        return int(stopped.value.code or 0)
+
+    assert call(str(finished), "--json") == 0
+    (content,) = json.loads(capsys.readouterr().out)
+    assert content["exact_match"] == knowledge.exact_match
+    assert call(str(finished)) == 0
+    assert "Bits about the place" in capsys.readouterr().out
+    assert call(str(finished), str(finished)) == 2
+    assert "named twice" in capsys.readouterr().err
+
+    corpus_file = people / "corpus.txt"
+    text = corpus_file.read_text()
+    try:
+        corpus_file.write_text(text.replace(" was ", " is "))
+        with pytest.raises(CheckpointError, match="have changed"):
+            study(finished)
+    finally:
+        corpus_file.write_text(text)
+
+
+def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
+    torch.manual_seed(0)
+    model = TrainedModel(
+        build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
+    )
+    base = study_model("a", model, corpus, False, None)
+    people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
+    one: Knowledge = replace(base, people=people)
+    other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])
+    assert agreement([one, other])["a"].auroc == 1.0
