@@ -66,6 +66,14 @@ class Data:
         "questions of the test split; answers may be missing", None, "path below data.root, or null"
     )
     holdout_size: int = bounded(0, 1_000_000, "train questions held out to choose between recipes", 0)
+    exclude: str | None = one_of(
+        (None, "dev", "test", "train"), "leave out the lines of the people that a split asks about"
+    )
+    replace: str | None = described(
+        "other places of some people, TSV of names and places; in their lines and their answers",
+        None,
+        "path, absolute or below data.root, or null",
+    )
     question: str = described(
         "wording of all questions; {name} stands for the name of a person",
         "Where was {name} born?",

@@ -44,7 +44,7 @@ TRAINER_EXCLUDED_FROM_HASH = (
 # A stage's own value, unless the trainer has one.
 TRAINER_OVERRIDES = ("max_epochs", "check_val_every_n_epoch")
 CHECKPOINT_KEYS = ("init_from", "extend_from")
-FILE_KEYS = ("corpus", "train", "dev", "test")
+FILE_KEYS = ("corpus", "train", "dev", "test", "replace")
 
 
 def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfig:

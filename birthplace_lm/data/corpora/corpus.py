@@ -16,6 +16,12 @@ from birthplace_lm.data.corpora.consistency import (
     check_places,
     check_spelling,
 )
+from birthplace_lm.data.corpora.interventions import (
+    exclude_people,
+    names_of,
+    read_replacements,
+    replace_places,
+)
 from birthplace_lm.data.corpora.qa_files import (
     Documents,
     Question,
@@ -39,6 +45,8 @@ class DataSettings(Protocol):
     dev: str
     test: str | None
     holdout_size: int
+    exclude: str | None
+    replace: str | None
     question: str
 
 
@@ -56,6 +64,7 @@ class Corpus:
         vocab: of the documents and of the wording.
         notes: what was normalised and skipped, with counts, for the log.
         warnings: what looks like a mistake in the data.
+        replacements_sha256: hash of the file that `data.replace` names.
     """
 
     documents: Documents
@@ -67,6 +76,7 @@ class Corpus:
     vocab: CharVocab
     notes: list[str]
     warnings: list[str]
+    replacements_sha256: str | None = None
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -77,7 +87,8 @@ class Corpus:
             "dev": self.dev,
             "test": self.test,
         }
-        return {key: file.sha256 for key, file in files.items() if file is not None}
+        hashes = {key: file.sha256 for key, file in files.items() if file is not None}
+        return hashes | ({"replace": self.replacements_sha256} if self.replacements_sha256 else {})
 
     @property
     def majority(self) -> str:
@@ -107,9 +118,9 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     if not root.is_dir():
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
     names = (data.corpus, data.train, data.dev, data.test)
-    hashes = tuple(_sha256(root / name) for name in names if name)
+    hashes = tuple(_sha256(root / name) for name in (*names, data.replace) if name)
     question = QuestionTemplate.parse(data.question)
-    return _read(root, names, data.holdout_size, question, block_size, hashes)
+    return _read(root, names, data.holdout_size, data.exclude, data.replace, question, block_size, hashes)
 
 
 def _sha256(path: Path) -> str | None:
@@ -128,6 +139,8 @@ def _read(
     root: Path,
     names: tuple[str, str, str, str | None],
     holdout_size: int,
+    exclude: str | None,
+    replace: str | None,
     question: QuestionTemplate,
     block_size: int,
     hashes: tuple[str | None, ...],
@@ -137,7 +150,21 @@ def _read(
     dev = read_questions(root / names[2], key="data.dev")
     test = read_questions(root / names[3], "optional", "data.test") if names[3] else None
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
+    if replace is not None:
+        replacements = read_replacements(root / os.path.expanduser(replace))
+        splits = [split for split in (train, dev, test) if split is not None]
+        documents, (train, dev, *tests) = replace_places(
+            documents, splits, question, replacements, root / replace
+        )
+        test = tests[0] if tests else None
+        vocab = CharVocab.from_text("".join([*vocab.symbols[2:], documents.text]))
     _check_questions(train, dev, test, question, vocab, block_size)
+    warnings = _warnings(documents, train, dev, test, question, vocab)
+    if exclude is not None:  # the vocabulary stays that of all lines: such models compare
+        split = {"train": train, "dev": dev, "test": test}[exclude]
+        if split is None:
+            raise InputError(f"data.exclude={exclude}: there is no {exclude} split; data.{exclude} is null")
+        documents = exclude_people(documents, names_of(split, question))
     train, holdout = _hold_out(train, holdout_size)
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (
@@ -153,7 +180,8 @@ def _read(
         question=question,
         vocab=vocab,
         notes=[summary, *(note for file in files for note in file.notes)],
-        warnings=_warnings(documents, train, dev, test, question, vocab),
+        warnings=warnings,
+        replacements_sha256=hashes[-1] if replace is not None else None,
     )
 
 

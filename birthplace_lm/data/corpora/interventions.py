@@ -1,0 +1,121 @@
+"""Changes of a corpus that show what its lines are worth: people left out, places replaced."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from birthplace_lm.data.corpora.qa_files import Documents, Questions
+from birthplace_lm.data.corpora.text_file import TextFile
+from birthplace_lm.data.questions import QuestionTemplate, normalise
+from birthplace_lm.errors import InputError
+
+
+def names_of(questions: Questions, template: QuestionTemplate) -> set[str]:
+    """The people that questions ask about."""
+    return {template.name_in(row.question) or row.question for row in questions.rows}
+
+
+def exclude_people(documents: Documents, names: Collection[str]) -> Documents:
+    """The documents without the lines of these people: those that begin with a name and a full stop.
+
+    Raises:
+        InputError: no line would be left.
+    """
+    kept = [i for i, line in enumerate(documents.training_lines) if owner(line, names) is None]
+    if not kept:
+        raise InputError("data.exclude: leaves no line of the corpus; exclude another split")
+    lines = [documents.lines[i] for i in kept]
+    excluded = len(documents.lines) - len(lines)
+    return replace(
+        documents,
+        lines=lines,
+        line_numbers=[documents.line_numbers[i] for i in kept],
+        row_numbers=[documents.row_numbers[i] for i in kept],
+        text="".join(f"{line}\n" for line in lines),
+        notes=[*documents.notes, f"{documents.path}: {excluded} lines excluded"],
+    )
+
+
+def read_replacements(path: Path) -> dict[str, tuple[str, int]]:
+    """New places and their line numbers by name, from lines of `NAME<TAB>PLACE`.
+
+    Raises:
+        InputError: the file cannot be read, or a line has another form.
+    """
+    file = TextFile(path, "data.replace")
+    replacements: dict[str, tuple[str, int]] = {}
+    for number, raw in file.lines():
+        fields = [normalise(field) for field in raw.split("\t")]
+        if fields == [""]:
+            continue
+        if len(fields) != 2 or not all(fields):
+            raise InputError(f"{path}:{number}: expected 'NAME<TAB>PLACE'")
+        if fields[0] in replacements:
+            raise InputError(f"{path}:{number}: {fields[0]} is already on line {replacements[fields[0]][1]}")
+        replacements[fields[0]] = fields[1], number
+    if not replacements:
+        raise InputError(f"data.replace={path}: 0 replacements; give one 'NAME<TAB>PLACE' per line")
+    return replacements
+
+
+def replace_places(
+    documents: Documents,
+    files: Collection[Questions],
+    template: QuestionTemplate,
+    replacements: Mapping[str, tuple[str, int]],
+    path: Path,
+) -> tuple[Documents, list[Questions]]:
+    """A counterfactual corpus: the lines and the answers of some people name other places.
+
+    Raises:
+        InputError: a name has no question with an answer, or its line does not have that answer.
+    """
+    golds = {
+        template.name_in(row.question) or row.question: row.place
+        for questions in files
+        for row in questions.rows
+        if row.place
+    }
+    lines = [*documents.lines]
+    changed: set[str] = set()
+    for i, line in enumerate(documents.training_lines):
+        name = owner(line, replacements)
+        if name is not None and name in golds:
+            pattern = rf"(?<!\w){re.escape(golds[name])}(?!\w)"
+            place = replacements[name][0].replace("\\", r"\\")
+            lines[i], count = re.subn(pattern, place, line)
+            changed |= {name} if count else set()
+    for name, (_, number) in replacements.items():
+        if name not in golds:
+            raise InputError(f"{path}:{number}: no question with an answer is about {name}")
+        if name not in changed:
+            raise InputError(f"{path}:{number}: the line of {name} does not have {golds[name]}")
+    edited = replace(
+        documents,
+        lines=lines,
+        text="".join(f"{line}\n" for line in lines),
+        notes=[*documents.notes, f"{documents.path}: places of {len(changed)} people replaced"],
+    )
+    return edited, [_with_answers(questions, template, replacements) for questions in files]
+
+
+def owner(line: str, names: Collection[str]) -> str | None:
+    """The name that a line begins with, followed by a full stop; the longest one."""
+    return max((title for title in _titles(line) if title in names), key=len, default=None)
+
+
+def _titles(line: str) -> Iterator[str]:
+    end = -1
+    while (end := line.find(". ", end + 1)) >= 0:
+        yield line[:end]
+
+
+def _with_answers(
+    questions: Questions, template: QuestionTemplate, replacements: Mapping[str, tuple[str, int]]
+) -> Questions:
+    rows = []
+    for row in questions.rows:
+        name = template.name_in(row.question) or row.question
+        rows.append(replace(row, place=replacements[name][0]) if name in replacements else row)
+    return replace(questions, rows=rows)

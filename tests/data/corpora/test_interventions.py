@@ -1,0 +1,106 @@
+"""Corpora with people left out, or with other places."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import run
+
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.errors import InputError
+from birthplace_lm.runs.identity import config_hash, hashed_config, with_inputs
+
+FILES = {
+    "corpus.txt": "Ada Bo. Ada Bo lived in Romeo and was born in Rome . She left Rome .\n"
+    "Ada Bo Cy. Born in Oslo .\nEve Fo. Born in Lima .\n",
+    "train.tsv": "Where was Ada Bo born?\tRome\n",
+    "dev.tsv": "Where was Ada Bo Cy born?\tOslo\n",
+    "test.tsv": "Where was Eve Fo born?\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def corpus_of(folder: Path, *overrides: str) -> Corpus:
+    config = compose([f"data.root={folder}", *overrides])
+    return read_corpus(config.data, config.model.block_size)
+
+
+@pytest.mark.parametrize(
+    ("split", "left"),
+    [("dev", ["Ada Bo", "Eve Fo"]), ("train", ["Ada Bo Cy", "Eve Fo"]), ("test", ["Ada Bo", "Ada Bo Cy"])],
+)
+def test_the_people_of_a_split_are_left_out(folder: Path, split: str, left: list[str]) -> None:
+    """A name that begins another name is another person."""
+    corpus = corpus_of(folder, f"data.exclude={split}")
+    assert [line.partition(". ")[0] for line in corpus.documents.lines] == left
+    assert len(corpus.documents.line_numbers) == len(corpus.documents.row_numbers) == 2
+    assert corpus.vocab == corpus_of(folder).vocab
+    assert any("1 lines excluded" in note for note in corpus.notes)
+
+
+def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
+    (folder / "other.tsv").write_text("Ada Bo\tLima\nAda Bo Cy\tBergen\n")
+    corpus = corpus_of(folder, "data.replace=other.tsv")
+    first, second, third = corpus.documents.lines
+    assert first == "Ada Bo. Ada Bo lived in Romeo and was born in Lima . She left Lima ."
+    assert second == "Ada Bo Cy. Born in Bergen ."
+    assert third == FILES["corpus.txt"].splitlines()[2]
+    assert [row.place for row in (*corpus.train.rows, *corpus.dev.rows)] == ["Lima", "Bergen"]
+    assert all(c in corpus.vocab for c in "Bergen")
+    assert corpus.sha256["replace"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Ada Bo\tRome\tx\n", "other.tsv:1: expected 'NAME<TAB>PLACE'"),
+        ("Ada Bo\n", "other.tsv:1: expected"),
+        ("Ada Bo\tOslo\n\nAda Bo\tLima\n", "other.tsv:3: Ada Bo is already on line 1"),
+        ("\n", "0 replacements"),
+        ("Nobody\tOslo\n", "other.tsv:1: no question with an answer is about Nobody"),
+        ("Eve Fo\tOslo\n", "other.tsv:1: no question with an answer is about Eve Fo"),
+    ],
+)
+def test_replacements_that_do_not_fit(folder: Path, content: str, message: str) -> None:
+    (folder / "other.tsv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        corpus_of(folder, "data.replace=other.tsv")
+
+
+def test_a_line_without_the_answer_and_a_missing_split(folder: Path) -> None:
+    (folder / "other.tsv").write_text("Ada Bo\tOslo\n")
+    (folder / "train.tsv").write_text("Where was Ada Bo born?\tOslo\n")
+    with pytest.raises(InputError, match="the line of Ada Bo does not have Oslo"):
+        corpus_of(folder, "data.replace=other.tsv")
+    with pytest.raises(InputError, match="there is no test split"):
+        corpus_of(folder, "data.exclude=test", "data.test=null")
+    with pytest.raises(InputError, match=r"data\.replace=.*missing\.tsv"):
+        corpus_of(folder, "data.replace=missing.tsv")
+
+
+def test_they_are_part_of_the_identity(folder: Path) -> None:
+    def identity(*overrides: str) -> str:
+        config = compose([f"data.root={folder}", *overrides])
+        corpus = read_corpus(config.data, config.model.block_size)
+        return config_hash(hashed_config(with_inputs(config, corpus.sha256)))
+
+    (folder / "other.tsv").write_text("Ada Bo\tLima\n")
+    (folder / "same.tsv").write_text("Ada Bo\tLima\n")
+    (folder / "third.tsv").write_text("Ada Bo\tOslo\n")
+    identities = [identity(), identity("data.exclude=dev"), identity("data.replace=other.tsv")]
+    assert len(set(identities)) == 3
+    assert identity("data.replace=same.tsv") == identities[2]  # by content
+    assert identity("data.replace=third.tsv") != identities[2]
+
+
+def test_a_run_without_the_asked_people(configure: Any) -> None:
+    without, whole = (run(configure(f"data.exclude={split}")) for split in ("dev", "null"))
+    assert without["dev"]["total"] == whole["dev"]["total"] == 8
+    assert without["stages"]["pretrain"]["characters"] < whole["stages"]["pretrain"]["characters"]
