@@ -74,15 +74,22 @@ class BatchDataModule(L.LightningDataModule):
     Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
     that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`,
     and may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows.
+
+    Attributes:
+        corpus: all data of the run.
+        text_shift: PADs in front of the form `NAME. MASK MASK place MASK` in which training asks for places;
+            None if it has no such form.
     """
 
     held_out_note = ""
+    text_shift: int | None = None
     ids: Tensor
     train_sources: Sequence[ExampleSource]
     validation_sources: Sequence[ExampleSource]
 
     def __init__(self, corpus: Corpus, loading: LoaderConfig) -> None:
         super().__init__()
+        self.corpus = corpus
         self.pad_id = corpus.vocab.pad_id
         self.questions = corpus.holdout or corpus.dev.rows
         self.loading = loading
@@ -239,6 +246,7 @@ class SpanCorruptionDataModule(BatchDataModule):
             raise ValueError(f"spans.{error}") from error
         corruption = SpanCorruption(pieces[0], sampler, closing_mask, loss_on, masks_per_row)
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
+        self.text_shift = low if closing_mask else None
         shifted = LeftPadded(corruption, low, high, block_size)
         questions = Subsample(QuestionAnswering(*pieces[1:]), round(question_fraction * len(train)))
         self.train_sources = [shifted, questions] if len(questions) else [shifted]

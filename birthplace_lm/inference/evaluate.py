@@ -1,6 +1,8 @@
 """Evaluate a trained model: write its predictions and compute its scores."""
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.inference.knowledge import PlacePrior, log_probabilities, question_prompt
 from birthplace_lm.inference.scores import score
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import signals
@@ -15,16 +18,30 @@ from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.metrics import Score
 
 
-def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[str, Score], float]:
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained model can answer.
+
+    Attributes:
+        scores: of every split with gold places, and of the `baseline`, which always gives the most frequent
+            train answer.
+        seconds: that answering dev took.
+        surprisal: mean -log2 P(gold place | question) of the dev questions.
+        prior_surprisal: mean -log2 of the smoothed frequency of their places in train.
+    """
+
+    scores: dict[str, Score]
+    seconds: float
+    surprisal: float
+    prior_surprisal: float
+
+
+def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
     """Answer all questions and write `predictions/SPLIT.txt`, one answer per line.
 
     Args:
         run: the run directory.
         on_gpu: use a GPU if one is available.
-
-    Returns:
-        The score of every split with gold places, and of the `baseline`, which always gives the most
-        frequent train answer; and the seconds that answering dev took.
     """
     model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     splits = {
@@ -43,7 +60,15 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> tuple[dict[
             scores[split] = scored
     golds = [row.place or "" for row in corpus.dev.rows]
     scores["baseline"] = score([corpus.majority] * len(golds), golds)
-    return scores, seconds["dev"]
+    prior = PlacePrior.of(corpus)
+    prompts = [question_prompt(corpus.vocab, row.question) for row in corpus.dev.rows]
+    log_p = log_probabilities(model, corpus.vocab, prompts, golds)
+    return Evaluation(
+        scores,
+        seconds["dev"],
+        surprisal=-log_p.mean().item() / math.log(2),
+        prior_surprisal=sum(map(prior.bits, golds)) / len(golds),
+    )
 
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> Score | None:

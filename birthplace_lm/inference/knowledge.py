@@ -116,4 +116,4 @@ def bits_about(prior: PlacePrior, places: Sequence[str], log_p: Sequence[float])
         log_p: log P of each place, in nats.
     """
     bits = [p / math.log(2) + prior.bits(place) for place, p in zip(places, log_p, strict=True)]
-    return sum(bits) / len(bits)
+    return sum(bits) / max(1, len(bits))

@@ -96,6 +96,9 @@ class RunMetrics:
         questions, evaluate_seconds: how many questions of dev were answered in which time.
         evaluate_precision: in which the answers were computed, for example "float32".
         test, holdout: scores of the splits that not every corpus has.
+        surprisal: mean -log2 P(gold place | question) on dev; None if a place does not fit into the block.
+        prior_surprisal: the same of the frequencies of the places in train; the difference of the two is what
+            the model knows, in bits per person.
         extended_from: the checkpoint of another run that this one continues; None for a run from its start.
     """
 
@@ -116,6 +119,8 @@ class RunMetrics:
     evaluate_precision: str
     test: Score | None = None
     holdout: Score | None = None
+    surprisal: float | None = None
+    prior_surprisal: float | None = None
     extended_from: str | None = None
 
     @property
@@ -129,6 +134,13 @@ class RunMetrics:
         return sum(stage.seconds for stage in self.stages.values())
 
     @property
+    def bits(self) -> float | None:
+        """Bits per person that the answers to dev questions hold beyond the frequencies of the places."""
+        if self.surprisal is None or self.prior_surprisal is None:
+            return None
+        return self.prior_surprisal - self.surprisal
+
+    @property
     def loss(self) -> float | None:
         """Training loss of the last stage that took a step."""
         return next((stage.loss for stage in reversed([*self.stages.values()]) if stage.steps), None)
@@ -140,6 +152,8 @@ class RunMetrics:
             if name in content:
                 content[name] = getattr(self, name).to_dict()
         content["baseline"]["answer"] = content.pop("majority_answer")
+        if self.bits is not None:
+            content["bits"] = self.bits
         content["stages"]["evaluate"] = {
             "names": content.pop("questions"),
             "seconds": content.pop("evaluate_seconds"),

@@ -24,6 +24,7 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.identity import hashed_config
 from birthplace_lm.training.callbacks.checkpointing import CheckpointCallback, VerifiedCheckpointIO
 from birthplace_lm.training.callbacks.ema import EMA
+from birthplace_lm.training.callbacks.knowledge import KnowledgeBits
 from birthplace_lm.training.callbacks.nonfinite import NonFiniteGuard
 from birthplace_lm.training.callbacks.optimizer_settings import ConfiguredOptimizerSettings
 from birthplace_lm.training.callbacks.progress import progress
@@ -145,6 +146,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         SeedEveryBatch(plan.seed, plan.name),
         SampleAnswers(plan.name),
         AttentionMaps(plan.name),
+        KnowledgeBits(plan.name),
         CurveNotes(plan.name),
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
         NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),

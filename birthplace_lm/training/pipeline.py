@@ -1,6 +1,7 @@
 """A run from start to end: pretrain, finetune, evaluate."""
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -117,7 +118,8 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_state_dict_checked(model, model_state_dict(last.content), last.path)
-    scores, seconds = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+    evaluation = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+    scores = evaluation.scores
     metrics = RunMetrics(
         **config.labels,
         seed=config.seed,
@@ -132,8 +134,10 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         majority_answer=corpus.majority,
         stages=results,
         questions=len(corpus.dev.rows),
-        evaluate_seconds=seconds,
+        evaluate_seconds=evaluation.seconds,
         evaluate_precision=str(model.tok_emb.weight.dtype).removeprefix("torch."),
+        surprisal=evaluation.surprisal if math.isfinite(evaluation.surprisal) else None,
+        prior_surprisal=evaluation.prior_surprisal,
         extended_from=None if extended is None else str(extended),
     )
     if uses_tensorboard(config.logger):

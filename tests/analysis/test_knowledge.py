@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from program import curves
 from stage import run as run_pipeline
 
 from birthplace_lm.analysis.knowledge import origin
@@ -104,6 +105,12 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
     assert knowledge.exact_match == metrics["dev"]["exact_match"]
     answers = (finished / "predictions" / "dev.txt").read_text().splitlines()
     assert [person.answer for person in knowledge.people] == answers
+    assert metrics["bits"] == pytest.approx(knowledge.bits.extractable, abs=1e-4)
+    drawn = {stage: curves(finished / stage) for stage in ("pretrain", "finetune")}
+    assert drawn["finetune"]["finetune/bits/extractable"][-1][1] == pytest.approx(metrics["bits"], abs=1e-3)
+    assert drawn["pretrain"]["pretrain/bits/stored"][-1][1] > drawn["pretrain"]["pretrain/bits/stored"][0][1]
+    for _, value in drawn["pretrain"]["pretrain/bits/prior"]:
+        assert value == pytest.approx(knowledge.bits.prior, abs=1e-4)
     bits = knowledge.bits
     assert bits.stored is not None
     assert bits.stored > 0

@@ -70,8 +70,8 @@ def test_what_a_file_says_is_what_the_configuration_has(file: str) -> None:
     config = composed(*choice(file))
     for key, value in own_keys(file).items():
         arrived = OmegaConf.to_container(config)
-        before, swept, name = key.partition("hydra.sweeper.params.")  # whose names have dots themselves
-        for name in [*swept.rstrip(".").split("."), name] if swept else before.split("."):
+        before, swept, rest = key.partition("hydra.sweeper.params.")  # whose names have dots themselves
+        for name in [*swept.rstrip(".").split("."), rest] if swept else before.split("."):
             arrived = arrived[name]  # type: ignore[call-overload, index]
         assert arrived == value, key
 
