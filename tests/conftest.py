@@ -26,6 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="the amounts of docs/reliability.md")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test with the mark `torture` tries what its neighbours try, once more in another way."""
+    if not config.getoption("--torture"):
+        for item in items:
+            if "torture" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="with --torture only"))
+
+
 def pytest_sessionfinish(session: Any) -> None:
     if (output := getattr(session.config, "workeroutput", None)) is not None:  # one of several processes
         output["records"] = _records

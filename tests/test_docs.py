@@ -322,7 +322,7 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     contract = "tests/models/test_attention_contract.py"
     assert " passed" in python("-m", "pytest", contract, "-k", "mean", "-p", "no:cacheprovider")
     python(
-        "train.py", "-m", "attention=vanilla,mean", "trainer=ddp", "trainer.accelerator=cpu", "model=tiny",
+        "train.py", "-m", "attention=vanilla,mean", "trainer.accelerator=cpu", "model=tiny",
         f"data.root={people}", "spans=quarter",
         "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
     )  # fmt: skip

@@ -356,7 +356,7 @@ def test_mutants_of_data_files(
     for name, content in originals.items():
         (folder / name).write_bytes(content)
     counts: Counter[str] = Counter()
-    longest, mutants = 0.0, amount(300, 10_000)
+    longest, mutants = 0.0, amount(150, 10_000)
     for seed in range(mutants):
         rng = random.Random(seed)
         name = rng.choice(FILES)
@@ -574,7 +574,7 @@ def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: 
     before = compose()
     keys = [key for key, _ in flat(OmegaConf.to_container(before))]
     counts: Counter[str] = Counter()
-    longest, tries = 0.0, amount(120, 2_000)
+    longest, tries = 0.0, amount(60, 2_000)
     for seed in range(tries):
         rng = random.Random(seed)
         overrides = [random_override(keys, rng) for _ in range(rng.choice([1, 1, 2, 3]))]

@@ -15,7 +15,7 @@ from program import TRAIN, leftovers, outcome
 
 from birthplace_lm.cli.gpu_slots import claim_gpu
 
-LAUNCHERS = ["basic", "joblib", "submitit_local"]
+LAUNCHERS = ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.torture)]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     assert len(runs(root)) == 2
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("moment", [0.3, *(pytest.param(m, marks=pytest.mark.torture) for m in (0.0, 1.0))])
 def test_ctrl_c_at_the_start_prints_no_traceback(moment: float, people: Path, tmp_path: Path) -> None:
     """It goes to the processes of the launcher too, which ended in their imports."""
     root = tmp_path / "runs"

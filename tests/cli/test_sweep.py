@@ -68,7 +68,7 @@ def test_killed_at_any_moment(
     moments = random.Random(0)
     kills = 0
     finished: dict[str, Any] = {}
-    while kills < amount(3, 10):
+    while kills < amount(2, 10):
         program = Program([*sweep, f"runs_root={root}"], output)
         if not program.running(moments.uniform(0, whole[1] / 2)):
             break

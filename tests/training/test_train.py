@@ -9,12 +9,14 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from program import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -25,14 +27,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def train(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    with tempfile.TemporaryDirectory() as folder:
+        program = Program(arguments, Path(folder))
+        ended = program.wait(300)
+        out, err = program.stdout.read_text(), program.stderr.read_text()
+    assert ended == code, out + err
+    return subprocess.CompletedProcess(arguments, ended, out, err)
 
 
 def metrics(run: Path) -> dict[str, Any]:

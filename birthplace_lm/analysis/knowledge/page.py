@@ -177,7 +177,7 @@ def write_page(runs: Sequence[Knowledge], out: Path) -> None:
     write_html(out, "What the model knows", "".join(body), CSS)
 
 
-CSS = "td:first-child { white-space: normal; min-width: 11rem }"
+CSS = "td, th { white-space: normal; overflow-wrap: anywhere } td:first-child { min-width: 8rem }"
 
 
 def _risk_figure(runs: Sequence[Knowledge]) -> object:
