@@ -25,7 +25,7 @@ class BirthplaceError(Exception):
     def from_json(text: str) -> "BirthplaceError":
         """The error that `to_json` wrote."""
         name, *arguments = json.loads(text)
-        kinds = {kind.__name__: kind for kind in BirthplaceError.__subclasses__()}
+        kinds = {kind.__name__: kind for kind in (*BirthplaceError.__subclasses__(), ProcessLost)}
         error: BirthplaceError = kinds[name](*arguments)
         return error
 
@@ -50,6 +50,12 @@ class InternalError(BirthplaceError):
     """A bug in this project or in a library: no input should cause it."""
 
     exit_code = 1
+
+
+class ProcessLost(InternalError):
+    """Another process of the run has ended without a word; the same command resumes the run."""
+
+    exit_code = 5
 
 
 class Interrupted(BirthplaceError):

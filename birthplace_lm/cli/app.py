@@ -143,7 +143,7 @@ def _main(arguments: Sequence[str]) -> int:
     if state.jobs:
         from birthplace_lm.analysis.report.tables import show  # a single run does not pay for the import
 
-        show(sweep.table(state.jobs))
+        show(sweep.table(state.jobs, paths=not sys.stdout.isatty()))
     return state.exit_code()
 
 
@@ -173,6 +173,8 @@ def _run(config: DictConfig) -> float | None:
         plans = preflight(config, corpus)
         stages = {plan.name: _describe(plan) for plan in plans}
         cost = _cost(plans, corpus) if metrics is None else {}
+        if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
+            log.info("%s", note)
         _show({"run": f"{directory.path}, {state}", "data": corpus.notes[0], **stages, **cost})
         return 0.0  # a number, for sweepers that search
     if metrics is None or config.overwrite:
@@ -223,6 +225,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
         ),
         "run directory": path,
         **({"curves": f"birthplace-lm tensorboard {root}"} if "tensorboard" in config.logger else {}),
+        **({"ask it": f'birthplace-lm ask {path} "NAME"'} if HydraConfig.get().mode == RunMode.RUN else {}),
     }
 
 

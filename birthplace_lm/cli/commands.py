@@ -20,6 +20,7 @@ from birthplace_lm.runs import signals
 
 if TYPE_CHECKING:
     from birthplace_lm.inference.confidence import Threshold
+    from birthplace_lm.inference.language_model import TrainedModel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,6 +113,7 @@ def ask(
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
+    from birthplace_lm.data.corpora.people import closest_people
     from birthplace_lm.inference.asking import (
         abstention_threshold,
         corpus_of,
@@ -137,18 +139,20 @@ def ask(
     corpus = corpus_of(run, plugin or ())
     places = [[] for _ in names] if corpus is None else likeliest_places(model, corpus, questions)
     least = -math.inf
+    unknown: set[str] = set()  # the threshold says nothing about people whom the corpus does not have
     if abstain is not None:
         if corpus is None:
             raise InputError("--abstain: the corpus of the run is not there; it chooses the threshold")
         threshold = abstention_threshold(model, corpus, abstain)
         least = threshold.score
+        unknown = {name for name in names if closest_people(_name(model, name), corpus) is not None}
         print(_about_threshold(threshold, abstain), file=sys.stderr)
     if as_json:
         _print_json(
             [
                 {
                     "name": name,
-                    "answer": answer.text if answer.log_probability >= least else None,
+                    "answer": None if answer.log_probability < least or name in unknown else answer.text,
                     "log_probability": answer.log_probability,
                     "places": dict(likeliest),
                 }
@@ -157,25 +161,38 @@ def ask(
         )
         return
     for name, answer, likeliest in zip(names, answers, places, strict=True):
-        if answer.log_probability < least:
+        if answer.log_probability < least or (abstain is not None and name in unknown):
             print(f"{name}: I do not know")
             continue
-        others = ", ".join(f"{place} {p:.0%}" for place, p in likeliest)
+        rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
+        others = ", ".join(f"{place} {_percent(p)}" for place, p in rest)
+        joint = "then" if rest is not likeliest else "written letter by letter; the likeliest places are"
         print(
-            f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%})"
-            f"{f'; likeliest places: {others}' if others else ''}"
+            f"{name}: {answer.text} ({_percent(math.exp(answer.log_probability))})"
+            f"{f'; {joint} {others}' if others else ''}"
         )
 
 
 def _about_threshold(threshold: "Threshold", precision: float) -> str:
     if math.isinf(threshold.score):
         return (
-            f"none of {threshold.rows} questions is answered: no probability is sure to reach {precision:.0%}"
+            f"no answer is given: on {threshold.rows} questions that were not trained on, no probability is"
+            f" sure to reach {precision:.0%}"
         )
     return (
-        f"answers with a probability of {math.exp(threshold.score):.0%} or more: {threshold.precision:.1%} of"
-        f" them are right, and {threshold.coverage:.0%} of {threshold.rows} questions have one"
+        f"answers are given from a probability of {math.exp(threshold.score):.0%} on: of {threshold.rows}"
+        f" questions that were not trained on, {threshold.coverage:.0%} get one, and"
+        f" {threshold.precision:.1%} of these are right"
     )
+
+
+def _percent(p: float) -> str:
+    return "<1%" if 0 < p < 0.005 else f"{p:.0%}"
+
+
+def _name(model: "TrainedModel", typed: str) -> str:
+    """The name in a typed name or question."""
+    return model.question.name_in(normalise(typed)) or normalise(typed)
 
 
 @app.command()
@@ -329,6 +346,7 @@ def attention(
     Example: birthplace-lm attention runs/vanilla-... "Ada Lovelace" --out ada.html
     """
     from birthplace_lm.analysis.attention_page import write_attention
+    from birthplace_lm.inference.asking import warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
     if out.suffix not in (".png", ".html") or not out.parent.is_dir() or out.is_dir():
@@ -336,6 +354,8 @@ def attention(
     if not normalise(name):
         raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    for warning in warnings_about(run, [name], plugin or ()):
+        print(f"warning: {warning}", file=sys.stderr)
     answer = write_attention(model, name, out)
     print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%}); {out}")
 
@@ -363,7 +383,16 @@ def knowledge(
         raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
     for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
         raise InputError(f"{twice}: named twice")
-    studies = [study(run, plugin or ()) for run in runs]
+    studies = []
+    for run in runs:
+        try:
+            studies.append(study(run, plugin or ()))
+        except BirthplaceError as error:
+            if len(runs) == 1:
+                raise
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not studies:
+        raise InputError("RUN: none of the runs can be measured")
     if page is not None:
         write_page(studies, page)
     if as_json:

@@ -1,6 +1,7 @@
 """The jobs of a sweep: validate all before the first starts, pass on signals, print the table of results."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -161,8 +163,12 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     return Job(overrides, directory, finished, directory.status_mtime)
 
 
-def table(jobs: Sequence[Job]) -> "Table":
-    """One row per job: number, state, exact match, the overrides that vary, run directory."""
+def table(jobs: Sequence[Job], paths: bool = True) -> "Table":
+    """One row per job: number, state, exact match, the overrides that vary, run directory.
+
+    Args:
+        paths: name the directory by its path; otherwise by the end of its name, as in `ls runs/*-370a96dd`.
+    """
     common = set.intersection(*(set(job.overrides) for job in jobs))
     metrics = [job.directory.metrics for job in jobs]
     splits = ["dev", *(["holdout"] if any(m is not None and m.holdout for m in metrics) else [])]
@@ -170,8 +176,13 @@ def table(jobs: Sequence[Job]) -> "Table":
     for number, job in enumerate(jobs):
         varying = " ".join(override for override in job.overrides if override not in common)
         scores = [_exact_match(metrics[number], split) for split in splits]
-        rows.append([str(number), _state(job), *scores, varying, str(job.directory.path)])
+        rows.append([str(number), _state(job), *scores, varying, _name(job.directory.path, paths)])
     return rows
+
+
+def _name(path: Path, whole: bool) -> str:
+    match = re.search(r"-[0-9a-f]{8}$", path.name)
+    return str(path) if whole or match is None else f"*{match[0]}"
 
 
 def _exact_match(metrics: RunMetrics | None, split: str) -> str:

@@ -116,7 +116,7 @@ def _read_checkpoint(run: Path, stage: str, which: str) -> tuple[Path, list[str]
     if not paths and (run / METRICS_FILE).is_file():
         raise CheckpointError(f"{run / stage}: the checkpoints of this finished run are missing; {MOVE}")
     if not paths:
-        raise CheckpointError(f"{folder}: no checkpoint; run the training first")
+        raise CheckpointError(f"{folder}: no checkpoint yet; the command of this run continues it")
     content = checkpoint_files.load(paths[0])
     return paths[0], content["birthplace_lm"]["vocab"], model_state_dict(content)
 

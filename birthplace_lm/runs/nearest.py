@@ -32,7 +32,7 @@ def nearest_run(config: DictConfig) -> str | None:
     Args:
         config: of a run that has not started, with `inputs`.
     """
-    if config.run_dir is not None:
+    if config.run_dir is not None or config.extend_from is not None:
         return None
     labels = config.labels
     pattern = f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-*/config.yaml"
@@ -50,7 +50,10 @@ def nearest_run(config: DictConfig) -> str | None:
     if nearest is None or nearest[0] > MAX_DIFFERENCES:
         return None
     _, path, differing = nearest
-    values = [f"{key} ({theirs!s:.20} there, {ours!s:.20} here)" for key, (theirs, ours) in differing.items()]
+    values = [
+        f"{key} ({_shown(key, theirs)} there, {_shown(key, ours)} here)"
+        for key, (theirs, ours) in differing.items()
+    ]
     return f"a new run; {path} differs in {', '.join(values)}{_advice(config, path, differing)}"
 
 
@@ -61,7 +64,7 @@ def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
         *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
         theirs, ours = differing.get(f"stages.{stage}.max_epochs", (0, 0))
         extends = len(differing) == 1 and theirs < ours and config.trainer.max_steps == -1
-        if not extends or config.extend_from is not None:
+        if not extends:
             return "; it is done"
         return f"; it is done; to train that one longer instead, add extend_from={path}"
     overrides = [f"{key}={_typed(theirs)}" for key, (theirs, _) in differing.items()]
@@ -69,6 +72,12 @@ def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
         if run_directory(_overridden(config, overrides)).resolve() == path.resolve():
             return f"; to continue that one instead, give {' '.join(overrides)}"
     return "; it is not finished"
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "trainer.strategy" and value is None:
+        return "another"  # those that do not shard the model count as one
+    return f"{_typed(value):.20}"
 
 
 def _typed(value: Any) -> str:

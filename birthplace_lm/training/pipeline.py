@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted, ProcessLost
 from birthplace_lm.inference.evaluate import evaluate
 from birthplace_lm.inference.weights import model_state_dict, weights_sha256
 from birthplace_lm.models.build import build_model, load_state_dict_checked
@@ -54,7 +54,8 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
             failure = to_birthplace_error(error, directory.path)
             with suppress(OSError):  # the disk may be what is wrong
                 log.debug("%s", failure, exc_info=not isinstance(error, Interrupted))
-            directory.mark_ended("preempted" if isinstance(failure, Interrupted) else "failed", failure)
+            resumable = isinstance(failure, Interrupted | ProcessLost)
+            directory.mark_ended("preempted" if resumable else "failed", failure)
             raise failure from error
         except BaseException as error:  # Ctrl-C in a notebook, where nobody has installed our handlers
             directory.mark_ended("preempted", error)

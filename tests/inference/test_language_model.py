@@ -49,7 +49,7 @@ def test_a_run_that_was_copied_without_its_pretraining(unfinished: Path) -> None
 
 
 def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
-    with pytest.raises(CheckpointError, match="run the training first"):
+    with pytest.raises(CheckpointError, match="the command of this run continues it"):
         TrainedModel.from_run(unfinished)
 
 

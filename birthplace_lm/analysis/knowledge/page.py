@@ -6,7 +6,7 @@ from pathlib import Path
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.knowledge import origin
-from birthplace_lm.analysis.knowledge.study import PRECISION, Knowledge, Person, agreement, interval
+from birthplace_lm.analysis.knowledge.study import PRECISION, Knowledge, Person, Signal, agreement, interval
 from birthplace_lm.analysis.report.tables import Table
 
 Groups = list[tuple[str, Callable[[Person], bool]]]
@@ -24,10 +24,7 @@ def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
     ]
     if len(runs) > 1 and len({tuple(p.name for p in run.people) for run in runs}) == 1:
         voted = agreement(runs)
-        rows = [
-            [run.run, f"{voted[run.run].auroc:.2f} ({voted[run.run].low:.2f} to {voted[run.run].high:.2f})"]
-            for run in runs
-        ]
+        rows = [[run.run, _with_interval(voted[run.run])] for run in runs]
         tables.insert(2, ("Agreement of the other runs as confidence: AUROC", [["run", "AUROC"], *rows]))
     return tables
 
@@ -65,14 +62,17 @@ def signal_table(runs: Sequence[Knowledge]) -> Table:
 
     def cell(name: str) -> Callable[[Knowledge], str]:
         def value(run: Knowledge) -> str:
-            signal = run.signals.get(name)
-            if signal is None or math.isnan(signal.auroc):
-                return "-"
-            return f"{signal.auroc:.2f} ({signal.low:.2f} to {signal.high:.2f})"
+            return _with_interval(run.signals.get(name))
 
         return value
 
     return _table(runs, [(name, cell(name)) for name in names])
+
+
+def _with_interval(signal: Signal | None) -> str:
+    if signal is None or math.isnan(signal.auroc):
+        return "-"
+    return f"{signal.auroc:.2f} ({signal.low:.2f} to {signal.high:.2f})"
 
 
 def calibration_table(runs: Sequence[Knowledge]) -> Table:
@@ -97,7 +97,7 @@ def calibration_table(runs: Sequence[Knowledge]) -> Table:
             ("calibration error, 15 bins of equal mass", error),
             ("Brier score", lambda k: f"{k.brier:.3f}"),
             (f"least probability for {PRECISION:.0%} precision, by half of the rows", threshold),
-            ("right, on the other half", abstention),
+            ("right with that threshold, on the other half", abstention),
         ],
     )
 
@@ -119,15 +119,18 @@ def origin_table(runs: Sequence[Knowledge]) -> Table:
 
 def _groups() -> Groups:
     return [
-        ("fact in the first 40 characters of the line", lambda p: p.position is not None and p.position < 40),
-        ("from 40 to 80", lambda p: p.position is not None and 40 <= p.position < 80),
-        ("from 80 to 112", lambda p: p.position is not None and 80 <= p.position < 112),
-        ("beyond 112", lambda p: p.position is not None and p.position >= 112),
-        ("not in the line", lambda p: p.position is None),
+        (
+            "fact in characters 0 to 39 of the line",
+            lambda p: p.position is not None and p.position < 40,
+        ),
+        ("fact in 40 to 79", lambda p: p.position is not None and 40 <= p.position < 80),
+        ("fact in 80 to 111", lambda p: p.position is not None and 80 <= p.position < 112),
+        ("fact from 112 on", lambda p: p.position is not None and p.position >= 112),
+        ("fact not in the line", lambda p: p.position is None),
         ("place never a train answer", lambda p: p.frequency == 0),
-        ("1 or 2 times", lambda p: 1 <= p.frequency <= 2),
-        ("3 to 9 times", lambda p: 3 <= p.frequency <= 9),
-        ("10 times or more", lambda p: p.frequency >= 10),
+        ("place 1 or 2 times", lambda p: 1 <= p.frequency <= 2),
+        ("place 3 to 9 times", lambda p: 3 <= p.frequency <= 9),
+        ("place 10 times or more", lambda p: p.frequency >= 10),
         ("surname once in the line", lambda p: p.repetitions <= 1),
         ("surname twice or more", lambda p: p.repetitions > 1),
         ("guessable from a part of the name", lambda p: p.guessable),
@@ -144,7 +147,7 @@ def group_table(runs: Sequence[Knowledge]) -> Table:
             chosen = [p for p in run.people if belongs(p)]
             return f"{interval(sum(p.right for p in chosen), len(chosen))}, n = {len(chosen)}"
 
-        if any(belongs(p) for run in runs for p in run.people):
+        if len({belongs(p) for run in runs for p in run.people}) == 2:  # else it says nothing
             rows.append((name, value))
     return _table(runs, rows)
 

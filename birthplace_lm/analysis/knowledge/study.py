@@ -1,6 +1,7 @@
 """Everything about what a trained model knows that needs no further training."""
 
 import math
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,7 @@ class Knowledge:
     """What one run knows about the dev people.
 
     Attributes:
-        run: its name.
+        run: the hash in the name of its directory, or that name.
         people: one entry for each dev question.
         bits: mean bits per person.
         parameters: trainable weights.
@@ -157,7 +158,9 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     pretrain = config.stages.pretrain
     dataset = pretrain.dataset if pretrain.enabled else {}
     has_text_form = bool(dataset.get("closing_mask"))
-    return study_model(run.name, trained, corpus, has_text_form, dataset.get("min_shift"))
+    hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
+    name = hashed[1] if hashed else run.resolve().name
+    return study_model(name, trained, corpus, has_text_form, dataset.get("min_shift"))
 
 
 def study_model(

@@ -24,7 +24,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted, ProcessLost
 from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed import cluster
 from birthplace_lm.training.distributed.cluster import Placement
@@ -162,7 +162,7 @@ def lost_process(error: BaseException) -> BirthplaceError | None:
     """What to say if the error means that another process has ended."""
     if not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)):
         return None
-    return InternalError(
+    return ProcessLost(
         "the connection to another process is lost; if it was killed, or its host is gone, run the same"
         " command to resume, otherwise its own output says why it ended"
     )
