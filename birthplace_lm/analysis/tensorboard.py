@@ -8,8 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.tensorboard.summary import hparams
+
 from birthplace_lm.analysis.report.collect import STAGES, Run, checkpoint_name, find_runs
-from birthplace_lm.analysis.report.settings import label_parts, seed_varies
+from birthplace_lm.analysis.report.settings import label_parts, seed_varies, shown_settings
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import stage_directory
 
@@ -34,20 +38,54 @@ def serve(root: Path, options: Sequence[str]) -> int:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up below
     with TemporaryDirectory(prefix="birthplace-lm-tensorboard-") as folder:
-        update_links(find_runs(root), Path(folder))
+        update_view(find_runs(root), Path(folder))
         server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", folder, *options])
         try:
             while server.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     server.wait(REFRESH_SECONDS)
                 with suppress(InputError):  # the runs were moved or deleted
-                    update_links(find_runs(root), Path(folder))
+                    update_view(find_runs(root), Path(folder))
         except KeyboardInterrupt:
             return 0
         finally:
             server.terminate()
             server.wait()
     return server.returncode
+
+
+def update_view(runs: Sequence[Run], folder: Path) -> None:
+    """Update the links and the columns of the HParams tab: what varies, and the score.
+
+    Without a description of the experiment TensorBoard shows all settings, and the results behind them.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    update_links(runs, folder)
+    columns = hparams_columns(runs)
+    file = folder / "columns.txt"
+    if not file.is_file() or file.read_text() != repr(columns):
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        experiment, _, _ = hparams(columns, {"final/dev_exact_match": 0.0, "final/loss": 0.0})
+        writer = EventFileWriter(str(folder))
+        writer.add_event(Event(summary=experiment))
+        writer.close()
+        file.write_text(repr(columns))
+
+
+def hparams_columns(runs: Sequence[Run]) -> dict[str, bool | float | str]:
+    """The settings that differ by their names among the hyperparameters of the runs, each with one value."""
+    keys = [key for setting in shown_settings(runs) for key in setting.keys]
+    keys += ["seed"] if seed_varies(runs) else []
+    columns: dict[str, bool | float | str] = {}
+    for key in keys:
+        values = [value for run in runs if isinstance(value := run.config.get(key), bool | int | float | str)]
+        if values:
+            name = key.removeprefix("stages.").removeprefix("labels.")
+            columns[name] = values[0] if len({*map(type, values)}) == 1 else str(values[0])
+    return columns
 
 
 def update_links(runs: Sequence[Run], folder: Path) -> None:
@@ -65,7 +103,7 @@ def update_links(runs: Sequence[Run], folder: Path) -> None:
         link.parent.mkdir(exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(target, target_is_directory=True)
-    for label in folder.iterdir():
+    for label in filter(Path.is_dir, folder.iterdir()):
         if not any(label.iterdir()):
             label.rmdir()
 

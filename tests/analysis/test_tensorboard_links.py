@@ -1,11 +1,14 @@
 """The folder of links that TensorBoard reads."""
 
+import shutil
 from pathlib import Path
 
 from run_files import write_run
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from birthplace_lm.analysis.report.collect import find_runs
-from birthplace_lm.analysis.tensorboard import update_links
+from birthplace_lm.analysis.tensorboard import update_links, update_view
 
 EVENTS = "events.out.tfevents.1"
 
@@ -56,3 +59,29 @@ def test_runs_with_one_label_are_told_apart(tmp_path: Path) -> None:
         (write_run(root / name) / "finetune" / EVENTS).touch()
     names = {*links(root, tmp_path / "view")}
     assert names == {"vanilla, none/finetune", "vanilla, none, 0000000b/finetune"}
+
+
+def test_the_hparams_tab_has_what_varies_and_the_score(tmp_path: Path) -> None:
+    root, view = tmp_path / "runs", tmp_path / "view"
+    for seed in (0, 1):
+        for rate in (0.001, 0.002):
+            run = write_run(root / f"{seed}-{rate}", seed=seed, stages={"finetune": {"learning_rate": rate}})
+            (run / "finetune" / EVENTS).touch()
+    view.mkdir()
+    update_view(find_runs(root), view)
+    (file,) = view.glob("events.out.tfevents.*")
+    (experiment,) = [
+        HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    assert [info.name for info in experiment.hparam_infos] == ["finetune.learning_rate", "seed"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["final/dev_exact_match", "final/loss"]
+    update_view(find_runs(root), view)
+    assert [*view.glob("events.out.tfevents.*")] == [file]  # nothing new varies
+    before = file.read_bytes()
+    for rate in (0.001, 0.002):
+        shutil.rmtree(root / f"1-{rate}")
+    update_view(find_runs(root), view)
+    (file,) = view.glob("events.out.tfevents.*")
+    assert file.read_bytes() != before

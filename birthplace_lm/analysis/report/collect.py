@@ -1,6 +1,7 @@
 """Collect the runs of a folder, finished or not, from the files in their directories."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,7 +112,13 @@ def find_runs(root: Path) -> list[Run]:
     runs = [_read(folder) for folder in folders if (folder / "config.yaml").is_file()]
     if not runs:
         raise InputError(f"{root}: no run in it; a run has a config.yaml")
-    return sorted(runs, key=lambda run: run.dev.exact_match if run.dev else -1.0, reverse=True)
+    return sorted(runs, key=_rank)
+
+
+def _rank(run: "Run") -> tuple[float, float]:
+    """The best on dev first, of equal ones the one with the lower loss."""
+    loss = run.metrics.loss if run.metrics else None
+    return -run.dev.exact_match if run.dev else 1.0, math.inf if loss is None else loss
 
 
 def _read(folder: Path) -> Run:

@@ -132,7 +132,7 @@ def _errors(runs: Sequence[Run]) -> str:
     for run, (_, errors) in answers.items():
         frequent = Counter(answer for _, answer, _ in errors).most_common(4)
         examples = [
-            f"{q}: {answer}, was {gold}" for q, answer, gold in errors[:: max(1, len(errors) // 3)][:3]
+            f"{q} {answer} (gold: {gold})" for q, answer, gold in errors[:: max(1, len(errors) // 3)][:3]
         ]
         wrong = ", ".join(f"{answer} {count}" for answer, count in frequent)
         table.append([*(run.display(key) for key in keys), wrong, "; ".join(examples)])
@@ -158,7 +158,7 @@ def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
             continue
         errors.append((row.question, answer, row.place or ""))
         if answer in places:
-            counts["the majority answer" if answer == majority else "another answer of train"] += 1
+            counts["the majority answer" if answer == majority else "a wrong place of train"] += 1
         else:
-            counts["no answer of train" if answer.strip() else "nothing"] += 1
+            counts["not a place of train" if answer.strip() else "an empty text"] += 1
     return counts, errors

@@ -18,10 +18,10 @@ SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
-    "another answer of train": "#e0a030",
+    "a wrong place of train": "#e0a030",
     "the majority answer": "#b5651d",
-    "no answer of train": "#b03a48",
-    "nothing": "#777777",
+    "not a place of train": "#b03a48",
+    "an empty text": "#777777",
 }
 # Ten colours that are told apart best; more settings than that take them from a continuous scale.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
