@@ -429,6 +429,33 @@ def test_forged_checkpoints(
     record("forged checkpoints with the right hash", counts.read_text())
 
 
+CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "short": lambda t: t.flatten()[:1],
+    "sparse": lambda t: t.to_sparse(),
+    "number": lambda t: 3,
+}
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "momentum"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_moments_that_do_not_fit_their_weights(
+    stage: Path, config: DictConfig, tmp_path: Path, moment: str, change: str
+) -> None:
+    """torch's fused AdamW wrote beyond the end of a moment that was too short."""
+    content = torch.load(checkpoint.checkpoint_path(stage, 4), weights_only=True)
+    states = content["optimizer_states"][0]["state"].values()
+    state = next(state for state in states if moment in state)
+    state[moment] = CHANGES[change](state[moment])
+    folder = tmp_path / "forged"
+    folder.mkdir()
+    path = checkpoint.checkpoint_path(folder, 4)
+    torch.save(content, path)
+    sign(path)
+    with pytest.raises(Exception, match=f"{moment} of the optimizer does not fit its weight") as caught:
+        fit(config, "finetune", folder)
+    assert isinstance(pipeline.to_birthplace_error(caught.value, folder), CheckpointError)
+
+
 def nested(depth: int) -> list[Any]:
     items: list[Any] = []
     for _ in range(depth):

@@ -1,8 +1,14 @@
-"""Let the configuration decide the optimizer's settings, not the checkpoint."""
+"""Let the configuration decide the optimizer's settings, not the checkpoint, and check its state."""
 
 from typing import Any
 
 import lightning as L
+from torch import Tensor
+from torch.optim import Optimizer
+
+from birthplace_lm.errors import CheckpointError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # the state of our optimizers: one number for each weight
 
 
 class ConfiguredOptimizerSettings(L.Callback):
@@ -15,8 +21,29 @@ class ConfiguredOptimizerSettings(L.Callback):
         self._groups = [{**group} for group in trainer.optimizers[0].param_groups]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        _check_state(trainer.optimizers[0])
         scheduler: Any = pl_module.lr_schedulers()
         scheduler.base_lrs = [settings["initial_lr"] for settings in self._groups]
         factor = pl_module.lr_factor(scheduler.last_epoch)
         for group, settings in zip(trainer.optimizers[0].param_groups, self._groups, strict=True):
             group |= {**settings, "params": group["params"], "lr": settings["initial_lr"] * factor}
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """Check the moments of a checkpoint: torch's fused AdamW writes beyond the end of smaller ones.
+
+    Raises:
+        CheckpointError: one has another shape than its weight.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name in (name for name in MOMENTS if name in state):
+                value = state[name]
+                fits = isinstance(value, Tensor) and value.shape == parameter.shape
+                if not fits or value.dtype != parameter.dtype or value.layout != parameter.layout:
+                    raise CheckpointError(
+                        f"resume: {name} of the optimizer does not fit its weight of shape"
+                        f" {tuple(parameter.shape)}: the checkpoint is damaged; remove it, or give"
+                        " resume=never"
+                    )
