@@ -45,6 +45,8 @@ def check_values(schema: Any, node: DictConfig, prefix: str = "") -> None:
                         f"{full}={entry}: must be a mapping with {full}._target_, a class or function"
                     )
         elif f.name == "plugins":
+            if not OmegaConf.is_list(value) or not all(isinstance(package, str) for package in value):
+                raise InputError(f"plugins={value}: must be a list of packages: 'plugins=[my_package]'")
             wrong = [p for p in value if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", p)]
             if wrong or "birthplace_lm" in value:
                 raise InputError(f"plugins={value}: {[*wrong, 'birthplace_lm'][0]} is not a package of yours")
