@@ -19,6 +19,7 @@ from birthplace_lm.runs.directory import stage_directory
 
 MAX_NAME = 200  # characters of a folder's name; file systems have 255 bytes
 REFRESH_SECONDS = 15
+COLUMNS = "~ columns of HParams"  # a run without curves, at the end of the list
 
 
 def serve(root: Path, options: Sequence[str]) -> int:
@@ -64,12 +65,14 @@ def update_view(runs: Sequence[Run], folder: Path) -> None:
     """
     update_links(runs, folder)
     columns = hparams_columns(runs)
-    file = folder / "columns.txt"
+    place = folder / COLUMNS
+    place.mkdir(exist_ok=True)
+    file = place / "columns.txt"
     if not file.is_file() or file.read_text() != repr(columns):
-        for old in folder.glob("events.out.tfevents.*"):
+        for old in place.glob("events.out.tfevents.*"):
             old.unlink()
         experiment, _, _ = hparams(columns, {"final/dev_exact_match": 0.0, "final/loss": 0.0})
-        writer = EventFileWriter(str(folder))
+        writer = EventFileWriter(str(place))
         writer.add_event(Event(summary=experiment))
         writer.close()
         file.write_text(repr(columns))
@@ -96,7 +99,7 @@ def update_links(runs: Sequence[Run], folder: Path) -> None:
     """
     wanted = stage_links(runs)
     for link in folder.glob("*/*"):
-        if wanted.get(str(link.relative_to(folder))) != link.resolve():
+        if link.parent.name != COLUMNS and wanted.get(str(link.relative_to(folder))) != link.resolve():
             link.unlink()
     for name, target in wanted.items():
         link = folder / name

@@ -69,7 +69,7 @@ def test_the_hparams_tab_has_what_varies_and_the_score(tmp_path: Path) -> None:
             (run / "finetune" / EVENTS).touch()
     view.mkdir()
     update_view(find_runs(root), view)
-    (file,) = view.glob("events.out.tfevents.*")
+    (file,) = view.glob("*columns*/events.out.tfevents.*")
     (experiment,) = [
         HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment
         for event in EventFileLoader(str(file)).Load()
@@ -78,10 +78,10 @@ def test_the_hparams_tab_has_what_varies_and_the_score(tmp_path: Path) -> None:
     assert [info.name for info in experiment.hparam_infos] == ["finetune.learning_rate", "seed"]
     assert [info.name.tag for info in experiment.metric_infos] == ["final/dev_exact_match", "final/loss"]
     update_view(find_runs(root), view)
-    assert [*view.glob("events.out.tfevents.*")] == [file]  # nothing new varies
+    assert [*view.glob("*columns*/events.out.tfevents.*")] == [file]  # nothing new varies
     before = file.read_bytes()
     for rate in (0.001, 0.002):
         shutil.rmtree(root / f"1-{rate}")
     update_view(find_runs(root), view)
-    (file,) = view.glob("events.out.tfevents.*")
+    (file,) = view.glob("*columns*/events.out.tfevents.*")
     assert file.read_bytes() != before

@@ -190,7 +190,6 @@ INVALID = [  # overrides, how the message begins
     ("attention=vanilla,synthesizer", "attention=vanilla,synthesizer: several values; add -m"),
     ("seed", "seed: cannot be read; expected KEY=VALUE"),
     ("++plugins=${oc.select:seed,3}", "plugins=0: must be a list of packages"),
-    ("++plugins=[1]", "plugins=[1]: must be a list of packages"),
     ("labels.data='a", "labels.data='a: cannot be read; expected KEY=VALUE; text with"),
     ("data=null", "no name for a group: attention, callbacks, data, "),
     ("data=[{a:1}]", "no name for a group: attention, callbacks, data, "),
