@@ -14,6 +14,7 @@ from birthplace_lm.analysis.report.summary import group_by_settings
 from birthplace_lm.errors import InputError
 
 WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
+LEGEND_LINE = 0.17  # inches
 SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 ANSWER_CATEGORIES = {
@@ -45,7 +46,9 @@ def save_learning_curves(runs: Sequence[Run], out: Path) -> None:
     Raises:
         InputError: matplotlib is not installed, no run is finished, or the file cannot be written.
     """
-    figure = curves_figure([run for run in runs if run.dev], "exact_match", "exact match on dev")
+    finished = [run for run in runs if run.dev]
+    figure = curves_figure(finished, "exact_match", "exact match on dev")
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(colors(finished)))
     figure.legend(loc="outside lower left", fontsize=8)
     try:
         figure.savefig(out)
@@ -68,7 +71,13 @@ def scores_figure(runs: Sequence[Run]) -> Any:
             axes.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.4)
             axes.plot(run.dev.exact_match, y, "o", color=color, markersize=4)
         axes.text(
-            0.01, line - 0.28, names[seeds[0]], fontsize=8, transform=axes.get_yaxis_transform(), va="bottom"
+            0.01,
+            line - 0.28,
+            names[seeds[0]],
+            fontsize=8,
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of the majority ends there
         )
     _draw_majority(axes.axvline, runs)
     axes.set(xlabel="exact match on dev", yticks=[])
