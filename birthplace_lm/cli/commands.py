@@ -166,7 +166,9 @@ def ask(
             continue
         rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
         others = ", ".join(f"{place} {_percent(p)}" for place, p in rest)
-        joint = "then" if rest is not likeliest else "written letter by letter; the likeliest places are"
+        joint = (
+            "then" if rest is not likeliest else "written letter by letter; the likeliest train answers are"
+        )
         print(
             f"{name}: {answer.text} ({_percent(math.exp(answer.log_probability))})"
             f"{f'; {joint} {others}' if others else ''}"

@@ -65,6 +65,7 @@ def test_operations_are_counted_with_a_known_model() -> None:
     assert attention_costs._flops_per_character(model) == pytest.approx(6 * (weights + pairs), rel=0.01)
 
 
+@pytest.mark.torture
 def test_memory_is_that_of_training(people: Path) -> None:
     overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
     small = attention_costs._peak_memory(overrides)

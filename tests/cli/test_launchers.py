@@ -62,7 +62,10 @@ def runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/metrics.json"))
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    ["basic", *(pytest.param(name, marks=pytest.mark.torture) for name in ("joblib", "submitit_local"))],
+)
 def test_a_failed_job_of_several_processes_leaves_the_next_right(
     launcher: str, alone: Path, people: Path, tmp_path: Path
 ) -> None:

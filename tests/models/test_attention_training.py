@@ -24,7 +24,7 @@ from birthplace_lm.training.distributed.fsdp import shard
 from birthplace_lm.training.microbatching import microbatched_loss_sum
 
 NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
-SYMBOLS, STEPS, PROCESSES = 30, 3, 2
+SYMBOLS, STEPS, PROCESSES = 30, 2, 2
 
 
 def overrides_of(name: str) -> list[str]:

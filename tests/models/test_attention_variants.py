@@ -79,7 +79,7 @@ def rotated(x: Tensor, t: int) -> Tensor:
 
 
 def mixture(a: Any, h: int, t: int, s: int, x: Tensor) -> Tensor:
-    alpha, q = torch.sigmoid(a.alpha), part(a.query, h, x[t])
+    alpha, q = torch.sigmoid(a.alpha[0]), part(a.query, h, x[t])
     dot = q @ part(a.key, h, x[s]) / DEPTH**0.5
     return (1 - alpha) * dot + alpha * (q.clamp(min=0) @ a.w2[:, s])
 
@@ -129,7 +129,7 @@ SCORES: dict[str, Callable[[Any, int, int, int, Tensor], Tensor]] = {
     "synthesizer_factorized_dense": factorized,
     "synthesizer_mixture": mixture,
     "synthesizer_mixture_random": lambda a, h, t, s, x: (
-        (1 - torch.sigmoid(a.alpha)) * dot(a, h, t, s, x) + torch.sigmoid(a.alpha) * a.scores[h, t, s]
+        (1 - torch.sigmoid(a.alpha[0])) * dot(a, h, t, s, x) + torch.sigmoid(a.alpha[0]) * a.scores[h, t, s]
     ),
 }
 OVERRIDES = {

@@ -412,7 +412,7 @@ def test_forged_checkpoints(
     stage: Path, run: Path, config: DictConfig, tmp_path: Path, amount: Any, record: Any
 ) -> None:
     whole = checkpoint.checkpoint_path(stage, 4).read_bytes()
-    total = amount(80, 1000)
+    total = amount(50, 1000)
     counts = tmp_path / "counts"
 
     def work() -> None:

@@ -24,7 +24,14 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "plain",
+        "workers",
+        *(pytest.param(v, marks=pytest.mark.torture) for v in ("accumulated", "synthesizer")),
+    ],
+)
 def test_killed_at_any_moment(
     variant: str, tiny: list[str], tmp_path: Path, amount: Any, record: Any
 ) -> None:

@@ -178,7 +178,10 @@ def test_stopped_after_every_step(
     [
         ("checkpoint.every_n_steps=1",),
         ("checkpoint.every_n_steps=2", "trainer.val_check_interval=0.5"),
-        ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
+        pytest.param(
+            ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
+            marks=pytest.mark.torture,
+        ),
         ("checkpoint.every_n_steps=2", "trainer.val_check_interval=2"),
     ],
     ids=["often", "mid-epoch validation", "seldom", "validation across epochs"],

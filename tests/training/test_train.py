@@ -215,7 +215,7 @@ def test_a_sweep_pretrains_once_for_all_that_need_it(people: Path, tmp_path: Pat
     assert sorted(metrics(run)["stages"]["pretrain"]["steps"] for run in runs) == [0, 0, 8, 8]
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp2", marks=pytest.mark.torture)])
 def test_two_processes_learn_as_one(trainer: str, people: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     common = [*short(people), "stages.pretrain.max_epochs=3"]

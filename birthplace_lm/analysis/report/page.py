@@ -158,7 +158,7 @@ def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
             continue
         errors.append((row.question, answer, row.place or ""))
         if answer in places:
-            counts["the majority answer" if answer == majority else "a wrong place of train"] += 1
+            counts["the majority answer" if answer == majority else "a wrong train answer"] += 1
         else:
-            counts["not a place of train" if answer.strip() else "an empty text"] += 1
+            counts["not a train answer" if answer.strip() else "an empty text"] += 1
     return counts, errors

@@ -19,9 +19,9 @@ SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
-    "a wrong place of train": "#e0a030",
+    "a wrong train answer": "#e0a030",
     "the majority answer": "#b5651d",
-    "not a place of train": "#b03a48",
+    "not a train answer": "#b03a48",
     "an empty text": "#777777",
 }
 # Ten colours that are told apart best; more settings than that take them from a continuous scale.
