@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -373,3 +374,11 @@ def test_an_attention_in_a_package_of_its_own(
         scores = lm.model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[len(question) :, 0]
     expected = [float(scores.sum()), float(scores[:-1].sum())]  # the last if the answer fills the block
     assert any(answer.log_probability == pytest.approx(total, abs=1e-4) for total in expected)
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    """`.ci/try_wheel` builds it; this is the quick check."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "birthplace_lm").rglob("__init__.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert packages <= {*listed}
