@@ -39,11 +39,11 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
         InputError: there is no such variant.
     """
     disable_malloc_trim()
-    known = options()["attention"]
-    chosen = [*known, BASELINE + CANON] if names == "all" else names.split(",")
+    variants = options()["attention"]
+    chosen = [*variants, BASELINE + CANON] if names == "all" else names.split(",")
     for name in chosen:
-        if name.removesuffix(CANON) not in known:
-            raise InputError(f"--attention {name}: no such variant; they are {', '.join(known)}, all")
+        if name.removesuffix(CANON) not in variants:
+            raise InputError(f"--attention {name}: no such variant; they are {', '.join(variants)}, all")
     chosen = list(dict.fromkeys([BASELINE, *chosen]))
     common = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
     arguments = {name: [*common, *_overrides_of(name)] for name in chosen}

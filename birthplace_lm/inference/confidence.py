@@ -99,8 +99,8 @@ def choose_threshold(scores: Sequence[float], correct: Sequence[bool], precision
     values, right = np.asarray(scores, float), np.asarray(correct, bool)
     best = Threshold(math.inf, math.nan, 0.0, len(values))
     for score in np.unique(values):
-        given = values >= score
-        count, hits = int(given.sum()), int(right[given].sum())
+        answered = values >= score
+        count, hits = int(answered.sum()), int(right[answered].sum())
         if wilson(hits, count)[0] >= precision and count / len(values) > best.coverage:
             best = Threshold(float(score), hits / count, count / len(values), len(values))
     return best

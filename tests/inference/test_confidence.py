@@ -81,10 +81,10 @@ def test_the_threshold_is_the_lowest_that_is_sure_to_reach_the_precision() -> No
     scores = [*range(200)]
     correct = [s >= 60 for s in scores]
     chosen = choose_threshold(scores, correct, 0.9)
-    given = [c for s, c in zip(scores, correct, strict=True) if s >= chosen.score]
-    assert wilson(sum(given), len(given))[0] >= 0.9
+    answered = [c for s, c in zip(scores, correct, strict=True) if s >= chosen.score]
+    assert wilson(sum(answered), len(answered))[0] >= 0.9
     lower = [c for s, c in zip(scores, correct, strict=True) if s >= chosen.score - 1]
     assert wilson(sum(lower), len(lower))[0] < 0.9
-    assert chosen.coverage == len(given) / 200
-    assert chosen.precision == sum(given) / len(given)
+    assert chosen.coverage == len(answered) / 200
+    assert chosen.precision == sum(answered) / len(answered)
     assert choose_threshold([1, 2, 3], [True] * 3, 0.9).score == math.inf  # three answers prove nothing

@@ -231,7 +231,7 @@ def _with_confidence(
     surest = [person.log_p_answer for person in people]
     probabilities = [math.exp(score) for score in surest]
     chosen = choose_threshold(surest[0::2], right[0::2], PRECISION)
-    given = [r for score, r in zip(surest[1::2], right[1::2], strict=True) if score >= chosen.score]
+    answered = [r for score, r in zip(surest[1::2], right[1::2], strict=True) if score >= chosen.score]
     return Knowledge(
         run=name,
         people=people,
@@ -242,7 +242,10 @@ def _with_confidence(
         calibration=calibration_error(probabilities, right),
         calibration_interval=bootstrap(calibration_error, probabilities, right),
         threshold=chosen,
-        abstention=(sum(given) / len(given) if given else math.nan, len(given) / max(1, len(right[1::2]))),
+        abstention=(
+            sum(answered) / len(answered) if answered else math.nan,
+            len(answered) / max(1, len(right[1::2])),
+        ),
         seconds=seconds,
         places=places,
     )

@@ -22,16 +22,16 @@ def exclude_people(documents: Documents, names: Collection[str]) -> Documents:
     Raises:
         InputError: no line would be left.
     """
-    kept = [i for i, line in enumerate(documents.training_lines) if owner(line, names) is None]
-    if not kept:
+    remaining = [i for i, line in enumerate(documents.training_lines) if owner(line, names) is None]
+    if not remaining:
         raise InputError("data.exclude: leaves no line of the corpus; exclude another split")
-    lines = [documents.lines[i] for i in kept]
+    lines = [documents.lines[i] for i in remaining]
     excluded = len(documents.lines) - len(lines)
     return replace(
         documents,
         lines=lines,
-        line_numbers=[documents.line_numbers[i] for i in kept],
-        row_numbers=[documents.row_numbers[i] for i in kept],
+        line_numbers=[documents.line_numbers[i] for i in remaining],
+        row_numbers=[documents.row_numbers[i] for i in remaining],
         text="".join(f"{line}\n" for line in lines),
         notes=[*documents.notes, f"{documents.path}: {excluded} lines excluded"],
     )
