@@ -123,7 +123,7 @@ def ask(
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
-        if Path(name, "config.yaml").is_file():
+        if len(name.encode()) < 256 and Path(name, "config.yaml").is_file():
             raise InputError(f"{name}: a second run directory; ask one run at a time")
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")
@@ -243,7 +243,16 @@ def predict(
 
 
 def _print_json(content: object) -> None:
-    print(json.dumps(content, ensure_ascii=False, indent=2))
+    print(json.dumps(_without_nan(content), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _without_nan(value: object) -> object:
+    """With null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Format(StrEnum):

@@ -12,7 +12,7 @@ from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.confidence import Threshold, choose_threshold
-from birthplace_lm.inference.knowledge import question_prompt
+from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.directory import RunDirectory
 
@@ -57,7 +57,10 @@ def likeliest_places(
 ) -> list[list[tuple[str, float]]]:
     """For each question the train answers with the highest probabilities, the likeliest first."""
     places = sorted({row.place for row in corpus.train.rows if row.place})
-    prompts = [question_prompt(trained.vocab, normalise(question)) for question in questions]
+    prompts = [
+        question_prompt(trained.model, trained.vocab, trained.vocab.replace_unknown(normalise(question)))
+        for question in questions
+    ]
     scores = answer_log_probabilities(trained.model, trained.vocab, prompts, places, top=count)
     best = scores.topk(min(count, len(places)), 1)
     return [

@@ -50,7 +50,7 @@ def answer_questions(
         model: in evaluation mode, on any device.
     """
     max_answer_length = min(max_answer_length, model.block_size // 2)
-    prompts = [_prompt(vocab, question, model.block_size - max_answer_length) for question in questions]
+    prompts = [question_prompt(model, vocab, question, max_answer_length) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths decode together
     answers: dict[int, Answer] = {}
     with torch.inference_mode():
@@ -63,7 +63,11 @@ def answer_questions(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _prompt(vocab: CharVocab, question: str, max_length: int) -> list[int]:
+def question_prompt(
+    model: GPT, vocab: CharVocab, question: str, max_answer_length: int = MAX_ANSWER_LENGTH
+) -> list[int]:
+    """The ids of `question MASK`; a question that leaves no room for an answer loses its beginning."""
+    max_length = model.block_size - min(max_answer_length, model.block_size // 2)
     ids, _ = vocab.encode_known(question)
     return [*ids[-(max_length - 1) :], vocab.mask_id]
 

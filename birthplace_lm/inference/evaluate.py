@@ -9,8 +9,8 @@ import torch
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
-from birthplace_lm.inference.decoding import answer_questions
-from birthplace_lm.inference.knowledge import PlacePrior, log_probabilities, question_prompt
+from birthplace_lm.inference.decoding import answer_questions, question_prompt
+from birthplace_lm.inference.knowledge import PlacePrior, log_probabilities
 from birthplace_lm.inference.scores import score
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import signals
@@ -61,7 +61,10 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
     golds = [row.place or "" for row in corpus.dev.rows]
     scores["baseline"] = score([corpus.majority] * len(golds), golds)
     prior = PlacePrior.of(corpus)
-    prompts = [question_prompt(corpus.vocab, row.question) for row in corpus.dev.rows]
+    prompts = [
+        question_prompt(model, corpus.vocab, corpus.vocab.replace_unknown(row.question))
+        for row in corpus.dev.rows
+    ]
     log_p = log_probabilities(model, corpus.vocab, prompts, golds)
     return Evaluation(
         scores,

@@ -38,11 +38,6 @@ class PlacePrior:
         return -math.log2((self.counts.get(place, 0) + SMOOTHING) / total)
 
 
-def question_prompt(vocab: CharVocab, question: str) -> list[int]:
-    """The ids of `question MASK`, as questions are asked."""
-    return [*vocab.encode_known(vocab.replace_unknown(question))[0], vocab.mask_id]
-
-
 def text_prompt(vocab: CharVocab, template: QuestionTemplate, name: str, shift: int | None) -> list[int]:
     """The ids of `PADs NAME. MASK MASK`, as span corruption asks for a place without any context.
 

@@ -129,8 +129,11 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
             commands.main()
         return int(stopped.value.code or 0)
 
+    def not_json(constant: str) -> None:
+        raise AssertionError(constant)
+
     assert call(str(finished), "--json") == 0
-    (content,) = json.loads(capsys.readouterr().out)
+    (content,) = json.loads(capsys.readouterr().out, parse_constant=not_json)
     assert content["exact_match"] == knowledge.exact_match
     assert call(str(finished)) == 0
     assert "Bits about the place" in capsys.readouterr().out

@@ -232,3 +232,12 @@ def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
     (place / "runs" / "mine").symlink_to(run)
     assert completed("birthplace-lm im") == ["import-course"]
     assert completed("birthplace-lm ask ru") == ["runs/mine"]
+
+
+@pytest.mark.parametrize("length", [180, 400])
+def test_a_name_longer_than_the_block_loses_its_beginning(
+    length: int, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest places are those of the question that the answer is to."""
+    assert call("ask", str(run), "Ada " * (length // 4), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("Ada Ada ")

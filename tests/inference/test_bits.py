@@ -8,12 +8,12 @@ import torch
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import PAD, CharVocab
+from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.knowledge import (
     Bits,
     PlacePrior,
     bits_about,
     log_probabilities,
-    question_prompt,
     text_prompt,
 )
 from birthplace_lm.models.build import build_model
@@ -53,7 +53,6 @@ def test_the_extraction_gap() -> None:
 
 def test_prompts() -> None:
     template = QuestionTemplate.parse("Where was {name} born?")
-    assert VOCAB.decode(question_prompt(VOCAB, "Where was Ada born?")) == "Where was Ada born?⁇"
     assert VOCAB.decode(text_prompt(VOCAB, template, "Ada Bo", None)) == f"{PAD * 10}Ada Bo. ⁇⁇"
     assert VOCAB.decode(text_prompt(VOCAB, template, "Ada", 0)) == "Ada. ⁇⁇"
 
@@ -64,7 +63,7 @@ def test_log_probabilities_are_those_of_the_network() -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     names, answers = ["Ada", "Bo", "Cy Ada Bo", "Ada Bo Cy"], ["Rome", "Paris", "Roma", "Zürich"]
-    prompts = [question_prompt(VOCAB, f"Where was {name} born?") for name in names]
+    prompts = [question_prompt(model, VOCAB, f"Where was {name} born?") for name in names]
     got = log_probabilities(model, VOCAB, prompts, answers)
     for prompt, answer, value in zip(prompts[:3], answers[:3], got.tolist(), strict=False):
         target = [*VOCAB.encode(answer), VOCAB.mask_id]

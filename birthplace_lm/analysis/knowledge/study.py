@@ -27,13 +27,12 @@ from birthplace_lm.inference.confidence import (
     risk_coverage,
     wilson,
 )
-from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.inference.decoding import answer_questions, question_prompt
 from birthplace_lm.inference.knowledge import (
     Bits,
     PlacePrior,
     bits_about,
     log_probabilities,
-    question_prompt,
     text_prompt,
 )
 from birthplace_lm.inference.language_model import TrainedModel
@@ -183,15 +182,23 @@ def study_model(
     places = sorted(prior.counts)
 
     answers = answer_questions(model, vocab, [vocab.replace_unknown(question) for question in questions])
-    asked = [question_prompt(vocab, question) for question in questions]
-    told = [text_prompt(vocab, template, person, shift) for person in names] if has_text_form else None
+    question_prompts = [
+        question_prompt(model, vocab, vocab.replace_unknown(question)) for question in questions
+    ]
+    text_prompts = (
+        [text_prompt(vocab, template, person, shift) for person in names] if has_text_form else None
+    )
     began = time.perf_counter()
-    log_p = answer_log_probabilities(model, vocab, asked, places).double()
+    log_p = answer_log_probabilities(model, vocab, question_prompts, places).double()
     seconds = time.perf_counter() - began
-    gold_log_p = log_probabilities(model, vocab, asked, golds).tolist()
-    gold_told = None if told is None else log_probabilities(model, vocab, told, golds).tolist()
+    gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
+    gold_told = (
+        None if text_prompts is None else log_probabilities(model, vocab, text_prompts, golds).tolist()
+    )
     answer_told = (
-        None if told is None else log_probabilities(model, vocab, told, [a.text for a in answers]).tolist()
+        None
+        if text_prompts is None
+        else log_probabilities(model, vocab, text_prompts, [a.text for a in answers]).tolist()
     )
     guessable = _guessable(trained, corpus, names, golds, places)
     lines = origin.own_lines(corpus)
@@ -310,7 +317,9 @@ def _guessable(
     if not parts:
         return result
     distinct = sorted({part for _, part in parts})
-    prompts = [question_prompt(trained.vocab, corpus.question.about(part)) for part in distinct]
+    prompts = [
+        question_prompt(trained.model, trained.vocab, corpus.question.about(part)) for part in distinct
+    ]
     log_p = answer_log_probabilities(trained.model, trained.vocab, prompts, places)
     best = log_p.topk(min(GUESSABLE_RANK, len(places)), 1).indices.tolist()
     likeliest = {part: {places[j] for j in row} for part, row in zip(distinct, best, strict=True)}

@@ -1,15 +1,16 @@
 """Curves of what the model knows, in bits."""
 
+import math
 from typing import Any
 
 import lightning as L
 import torch
 
+from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.knowledge import (
     PlacePrior,
     bits_about,
     log_probabilities,
-    question_prompt,
     text_prompt,
 )
 from birthplace_lm.training.loggers import tensorboard_of
@@ -54,7 +55,9 @@ class KnowledgeBits(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         vocab, template, prior = data.corpus.vocab, data.corpus.question, PlacePrior.of(data.corpus)
         questions, places = [question for question, _ in self._rows], [place for _, place in self._rows]
-        prompts = {"extractable": [question_prompt(vocab, question) for question in questions]}
+        prompts = {
+            "extractable": [question_prompt(pl_module.model, vocab, question) for question in questions]
+        }
         if data.text_shift is not None:
             names = [template.name_in(question) or question for question in questions]
             prompts["stored"] = [text_prompt(vocab, template, name, data.text_shift) for name in names]
@@ -66,4 +69,7 @@ class KnowledgeBits(L.Callback):
         *sums, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         curves = {f"{self.stage}/bits/{name}": total / count for name, total in zip(bits, sums, strict=True)}
         for logger in trainer.loggers:
-            logger.log_metrics(curves, step=trainer.global_step - 1)
+            logger.log_metrics(
+                {tag: bits for tag, bits in curves.items() if math.isfinite(bits)},
+                step=trainer.global_step - 1,
+            )
