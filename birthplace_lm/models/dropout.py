@@ -17,9 +17,10 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = bits >= round(p * 2**16) - 2**15
-    # One multiplication, whose gradient is another one; selecting between x and 0 takes a fifth longer.
-    return x * torch.where(keep, x.new_tensor(1 / (1 - p)), x.new_zeros(()))
+    # The comparison writes 0 and 1 in the type of x: half the time of a boolean that is converted or selects.
+    factor = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(bits, round(p * 2**16) - 2**15, out=factor)
+    return x * factor.mul_(1 / (1 - p))
 
 
 class Dropout(nn.Module):

@@ -72,5 +72,5 @@ class _Difference(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factor: Tensor
     ) -> Tensor:
         """(B, H / 2, T, S); each row sums to 1 - lambda."""
-        weights = masked_softmax(q @ k.mT * q.shape[-1] ** -0.5, mask)
+        weights = masked_softmax((q * q.shape[-1] ** -0.5) @ k.mT, mask)
         return weights[:, 0::2] - factor * weights[:, 1::2]
