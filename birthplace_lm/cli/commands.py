@@ -461,14 +461,54 @@ def make_biographies(
     out: NewFolder,
     people: Annotated[int, typer.Option(help="Number of people.")] = 420,
     seed: Annotated[int, typer.Option(min=0, help="Seed; another seed gives other people.")] = 0,
+    exposures: Annotated[
+        str, typer.Option(metavar="N,N,...", help="How often lines are repeated; people take turns.")
+    ] = "1",
+    attributes: Annotated[
+        bool, typer.Option("--attributes", help="Five facts about everybody, as in bioS, not the birthplace.")
+    ] = False,
+    biographies: Annotated[
+        int, typer.Option(min=1, help="With --attributes: lines about each person, in other wordings.")
+    ] = 1,
+    permute: Annotated[
+        bool, typer.Option("--permute", help="With --attributes: every line has its own order of facts.")
+    ] = False,
+    full_names: Annotated[
+        bool, typer.Option("--full-names", help="With --attributes: the name for He and She.")
+    ] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="With --attributes: bare values, no sentences.")
+    ] = False,
 ) -> None:
     """Generate a synthetic corpus about invented people, with questions in the course's format.
 
     Example: birthplace-lm make-biographies /tmp/people --people 2000 --seed 1
+
+    Example: birthplace-lm make-biographies /tmp/bios --attributes --biographies 5 --permute
     """
+    from birthplace_lm.data.corpora import attributes as bios
     from birthplace_lm.data.corpora.synthetic import write_biographies
 
-    write_biographies(out, people, seed)
+    try:
+        counts = [int(count) for count in exposures.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--exposures {exposures}: must be whole numbers with commas, such as 1,10"
+        ) from None
+    if attributes:
+        wording = bios.Wording(biographies, permute, full_names, short, counts)
+        bios.write_attribute_biographies(out, people, seed, wording)
+        print(f"{people} people in {out}; train with data=bios_university data.root={out}")
+        return
+    for option, chosen in (
+        ("--biographies", biographies > 1),
+        ("--permute", permute),
+        ("--full-names", full_names),
+        ("--short", short),
+    ):
+        if chosen:
+            raise InputError(f"{option}: needs --attributes")
+    write_biographies(out, people, seed, counts)
     print(f"{people} people in {out}; train with data=biographies data.root={out}")
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
+from birthplace_lm.data.language_modeling import LanguageModeling
 from birthplace_lm.data.masking.spans import SpanSampler
 from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
+from birthplace_lm.data.text_form import LineForm, MaskedForm, TextForm, own_lines
 from birthplace_lm.errors import CheckpointError, InputError
 
 SPAN_CORRUPTION_NOTE = """
@@ -34,6 +36,10 @@ It may rise while exact match rises, for two reasons. These lines stand without 
 confidently wrong about a name elsewhere. And they include spans, such as dates, that do not follow from the
 name: the surer a model is, the more nats a wrong one costs. Exact match counts the birthplace alone, asked
 where training has it.
+"""
+LANGUAGE_MODELING_NOTE = """
+The held-out loss (`val_loss`, nats per character) is that of the lines of training, without their shift. No line
+is held out, because the model must read about every person: it tells how well the text is known by heart.
 """
 QUESTION_ANSWERING_NOTE = """
 The held-out loss (`val_loss`, nats per character) is that of the places of the evaluated questions: dev, or
@@ -77,12 +83,11 @@ class BatchDataModule(L.LightningDataModule):
 
     Attributes:
         corpus: all data of the run.
-        text_shift: PADs in front of the form `NAME. MASK MASK place MASK` in which training asks for places;
-            None if it has no such form.
+        text_form: how the text of training tells a place; None if it does not.
     """
 
     held_out_note = ""
-    text_shift: int | None = None
+    text_form: TextForm | None = None
     ids: Tensor
     train_sources: Sequence[ExampleSource]
     validation_sources: Sequence[ExampleSource]
@@ -95,6 +100,11 @@ class BatchDataModule(L.LightningDataModule):
         self.loading = loading
         self.cursor = DataCursor()
         self._expected_fingerprint: str | None = None  # of the next batch, from the checkpoint
+
+    @classmethod
+    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
+        """The `text_form` of a data module with these arguments."""
+        return None
 
     @property
     def train_rows(self) -> int:
@@ -144,6 +154,18 @@ class BatchDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.cursor.epoch, self.cursor.index = state_dict["epoch"], state_dict["index"]
         self._expected_fingerprint = state_dict["next_batch"]
+
+    def _encode_corpus(self, question_fraction: float) -> tuple[Tensor, Subsample]:
+        """Set `ids`; start and length (N, 2) of every document, and a fraction of the train questions."""
+        if not 0 <= question_fraction <= 1:
+            raise ValueError(f"question_fraction={question_fraction}: must be from 0 to 1")
+        lines, train = self.corpus.documents.training_lines, self.corpus.train.rows
+        strings = [*lines, *(row.question for row in train), *(row.place or "" for row in train)]
+        text = EncodedText.encode(strings, self.corpus.vocab)
+        documents, questions, places = text.pieces.split([len(lines), len(train), len(train)])
+        self.ids = text.ids
+        count = round(question_fraction * len(train))
+        return documents, Subsample(QuestionAnswering(questions, places), count)
 
     def _next_fingerprint(self) -> str:
         return self.train_batches.fingerprint((self.cursor.epoch, self.cursor.index))
@@ -226,31 +248,77 @@ class SpanCorruptionDataModule(BatchDataModule):
         max_shift: int | None,
     ) -> None:
         super().__init__(corpus, loading)
-        if not 0 <= question_fraction <= 1:
-            raise ValueError(f"question_fraction={question_fraction}: must be from 0 to 1")
         span_block = block_size // max(masks_per_row, 1)
         if masks_per_row > 1 and span_block < MIN_BLOCK_PER_MASK:
             raise ValueError(
                 f"masks_per_row={masks_per_row}: a block of {block_size} characters has room for"
                 f" {max(1, block_size // MIN_BLOCK_PER_MASK)}"
             )
-        documents, train = corpus.documents.training_lines, corpus.train.rows
-        places = [row.place or "" for row in train]
-        text = EncodedText.encode([*documents, *(row.question for row in train), *places], corpus.vocab)
-        pieces = text.pieces.split([len(documents), len(train), len(train)])
-        self.ids = text.ids
+        documents, questions = self._encode_corpus(question_fraction)
+        train = corpus.train.rows
         people = [corpus.question.name_in(row.question) or "" for row in train]
+        places = [row.place or "" for row in train]
+        lines = corpus.documents.training_lines
         try:
-            sampler = spans(documents=documents, people=people, places=places, block_size=span_block)
+            sampler = spans(documents=lines, people=people, places=places, block_size=span_block)
         except ValueError as error:
             raise ValueError(f"spans.{error}") from error
-        corruption = SpanCorruption(pieces[0], sampler, closing_mask, loss_on, masks_per_row)
+        corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, masks_per_row)
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
-        self.text_shift = low if closing_mask else None
+        self.text_form = self.text_form_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         shifted = LeftPadded(corruption, low, high, block_size)
-        questions = Subsample(QuestionAnswering(*pieces[1:]), round(question_fraction * len(train)))
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [corruption]
+
+    @classmethod
+    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
+        shift = settings["min_shift"]
+        return (
+            MaskedForm(_shift(corpus.question) if shift is None else shift)
+            if settings["closing_mask"]
+            else None
+        )
+
+
+class LanguageModelingDataModule(BatchDataModule):
+    """Pretraining data: every document as it stands, mixed with some of the train questions.
+
+    Validation has the same documents: the model must read about every person, so none is held out.
+
+    Args:
+        question_fraction, min_shift, max_shift: as in `SpanCorruptionDataModule`.
+
+    Raises:
+        ValueError: an argument is out of range; the message begins with its name.
+        InputError: the template has more characters before the name than a document can be shifted.
+    """
+
+    held_out_note = LANGUAGE_MODELING_NOTE
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        loading: LoaderConfig,
+        block_size: int,
+        question_fraction: float,
+        min_shift: int | None,
+        max_shift: int | None,
+    ) -> None:
+        super().__init__(corpus, loading)
+        documents, questions = self._encode_corpus(question_fraction)
+        low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
+        lines = LanguageModeling(documents, block_size - low)
+        self.text_form = self.text_form_of({"min_shift": low}, corpus)
+        shifted = LeftPadded(lines, low, high, block_size)
+        self.train_sources = [shifted, questions] if len(questions) else [shifted]
+        self.validation_sources = [lines]
+
+    @classmethod
+    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
+        shift = settings["min_shift"]
+        return LineForm(
+            own_lines(corpus.documents.training_lines), _shift(corpus.question) if shift is None else shift
+        )
 
 
 class QuestionAnsweringDataModule(BatchDataModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.questions import QuestionTemplate
+from birthplace_lm.data.text_form import Telling, TextForm
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 
@@ -38,17 +38,6 @@ class PlacePrior:
         return -math.log2((self.counts.get(place, 0) + SMOOTHING) / total)
 
 
-def text_prompt(vocab: CharVocab, template: QuestionTemplate, name: str, shift: int | None) -> list[int]:
-    """The ids of `PADs NAME. MASK MASK`, as span corruption asks for a place without any context.
-
-    Args:
-        shift: PADs in front; None: as many as a question has characters before the name.
-    """
-    pads = len(template.prefix) if shift is None else shift
-    text = vocab.encode_known(vocab.replace_unknown(f"{name}. "))[0]
-    return [*[vocab.pad_id] * pads, *text, vocab.mask_id, vocab.mask_id]
-
-
 @torch.no_grad()
 def log_probabilities(
     model: GPT, vocab: CharVocab, prompts: Sequence[Sequence[int]], answers: Sequence[str]
@@ -60,25 +49,74 @@ def log_probabilities(
     Args:
         model: in evaluation mode, on any device.
     """
+    rows = [
+        Telling([*prompt], [*vocab.encode_known(answer)[0], vocab.mask_id])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    unknown = torch.tensor([not all(c in vocab for c in answer) for answer in answers], dtype=torch.bool)
+    return score_tellings(model, rows, vocab.pad_id)[0].masked_fill(unknown, -torch.inf)
+
+
+@torch.no_grad()
+def score_tellings(model: GPT, tellings: Sequence[Telling], pad_id: int) -> tuple[Tensor, Tensor]:
+    """log P(target | prompt) in nats, and whether greedy decoding gives the target, both (N).
+
+    What does not fit into the block has probability 0.
+
+    Args:
+        model: in evaluation mode, on any device.
+    """
     device = model.tok_emb.weight.device
-    scores = torch.full((len(prompts),), -torch.inf)
-    rows = {}
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        target = [*vocab.encode_known(answer)[0], vocab.mask_id]
-        if all(c in vocab for c in answer) and len(prompt) + len(target) - 1 <= model.block_size:
-            rows[i] = [*prompt, *target]
-    order = sorted(rows, key=lambda i: len(rows[i]))
+    scores = torch.full((len(tellings),), -torch.inf)
+    greedy = torch.zeros(len(tellings), dtype=torch.bool)
+    lengths = [len(prompt) + len(target) for prompt, target in tellings]
+    order = sorted((i for i, n in enumerate(lengths) if n - 1 <= model.block_size), key=lengths.__getitem__)
     for first in range(0, len(order), BATCH):
         batch = order[first : first + BATCH]
-        width = max(len(rows[i]) for i in batch)
-        ids = torch.tensor([rows[i] + [vocab.pad_id] * (width - len(rows[i])) for i in batch], device=device)
-        log_p = F.log_softmax(model(ids[:, :-1]).float(), -1).gather(2, ids[:, 1:, None])[..., 0]
+        width = lengths[batch[-1]]
+        rows = [[*tellings[i].prompt, *tellings[i].target] + [pad_id] * (width - lengths[i]) for i in batch]
+        ids = torch.tensor(rows, device=device)
+        log_p = F.log_softmax(model(ids[:, :-1]).float(), -1)
         position = torch.arange(1, width, device=device)
-        starts = torch.tensor([len(prompts[i]) for i in batch], device=device)[:, None]
-        ends = torch.tensor([len(rows[i]) for i in batch], device=device)[:, None]
+        starts = torch.tensor([len(tellings[i].prompt) for i in batch], device=device)[:, None]
+        ends = torch.tensor([lengths[i] for i in batch], device=device)[:, None]
         chosen = (position >= starts) & (position < ends)
-        scores[batch] = log_p.where(chosen, 0.0).sum(1).cpu()
-    return scores
+        of_targets = log_p.gather(2, ids[:, 1:, None])[..., 0]
+        scores[batch] = of_targets.where(chosen, 0.0).sum(1).cpu()
+        greedy[batch] = ((log_p.argmax(-1) == ids[:, 1:]) | ~chosen).all(1).cpu()
+    return scores, greedy
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a model recalls of one fact where the text tells it.
+
+    Attributes:
+        log_p: log of the mean probability over the tellings, nats; None if the text does not have the fact.
+        right: share of the tellings that greedy decoding completes.
+    """
+
+    log_p: float | None
+    right: float
+
+
+def recall(
+    model: GPT, vocab: CharVocab, form: TextForm, names: Sequence[str], answers: Sequence[str]
+) -> list[Recall]:
+    """What a model recalls of each answer about each name, in the form of its pretraining's text.
+
+    With several tellings, the mean of their probabilities counts: a mixture is a predictor, so more wordings
+    are no advantage by chance.
+    """
+    tellings = [form.tellings(*fact, vocab) for fact in zip(names, answers, strict=True)]
+    log_p, greedy = score_tellings(model, [one for several in tellings for one in several], vocab.pad_id)
+    sizes = [len(several) for several in tellings]
+    return [
+        Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean()))
+        if len(p)
+        else Recall(None, 0)
+        for p, g in zip(log_p.split(sizes), greedy.split(sizes), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,7 +127,7 @@ class Bits:
         prior: -log2 q(place): what a model that knows every place has.
         extractable: log2 P(place | question) - log2 q(place); at most `prior`, 0 for the prior itself, and
             negative for a model that is worse than it.
-        stored: the same with the name in the form of the text; None if pretraining has no such form.
+        stored: the same in the form of the text, see `recall`; None if pretraining has no such form.
     """
 
     prior: float
@@ -104,11 +142,14 @@ class Bits:
         return 1 - self.extractable / self.stored
 
 
-def bits_about(prior: PlacePrior, places: Sequence[str], log_p: Sequence[float]) -> float:
+def bits_about(prior: PlacePrior, places: Sequence[str], log_p: Sequence[float | None]) -> float:
     """The mean over people of log2 P(place) - log2 q(place); nothing is clipped.
 
     Args:
-        log_p: log P of each place, in nats.
+        log_p: log P of each place, in nats; None counts as the prior, 0 bits.
     """
-    bits = [p / math.log(2) + prior.bits(place) for place, p in zip(places, log_p, strict=True)]
+    bits = [
+        0.0 if p is None else p / math.log(2) + prior.bits(place)
+        for place, p in zip(places, log_p, strict=True)
+    ]
     return sum(bits) / max(1, len(bits))

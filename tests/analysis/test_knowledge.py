@@ -17,6 +17,7 @@ from birthplace_lm.analysis.knowledge.study import Knowledge, agreement, study, 
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.text_form import MaskedForm, own_lines
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
@@ -62,7 +63,7 @@ def corpus() -> Corpus:
 
 
 def test_every_line_of_the_embedded_corpus_has_its_person(corpus: Corpus) -> None:
-    lines = origin.own_lines(corpus)
+    lines = own_lines(corpus.documents.training_lines)
     for row in corpus.dev.rows:
         name = corpus.question.name_in(row.question)
         assert name is not None
@@ -74,7 +75,7 @@ def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
     model = TrainedModel(
         build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
     )
-    knowledge = study_model("untrained", model, corpus, True, None)
+    knowledge = study_model("untrained", model, corpus, MaskedForm(10))
     assert knowledge.exact_match == 0
     assert knowledge.bits.extractable < 0  # much worse than the prior
     assert knowledge.bits.stored is not None
@@ -155,7 +156,7 @@ def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
     model = TrainedModel(
         build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
     )
-    base = study_model("a", model, corpus, False, None)
+    base = study_model("a", model, corpus, None)
     people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
     one: Knowledge = replace(base, people=people)
     other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])

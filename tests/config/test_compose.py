@@ -195,11 +195,11 @@ INVALID = [  # overrides, how the message begins
     ("data=[{a:1}]", "no name for a group: attention, callbacks, data, "),
     ("attention=[vanilla]", "attention: needs one name; valid: additive, alibi, "),
     ("finetune={a:1}", "finetune: needs one name; valid: cs224n_2021, name_to_birthplace"),
-    ("~data", "data: needs one name; valid: biographies, cs224n"),
+    ("~data", "data: needs one name; valid: biographies, bios_birth_date, "),
     ("data=/tmp/people", "data=/tmp/people: needs one name, not a path; give the folder as data.root=DIR"),
     (
         "pretrain.max_epochs=3",
-        "pretrain: needs one name; valid: none, span_corruption; keys of the stage are stages.pretrain.KEY",
+        "pretrain: needs one name; valid: language_modeling, none, span_corruption; keys of the stage are stages.pretrain.KEY",
     ),
     (f"attention={'x' * 5000}", "[Errno 36] File name too long: "),
     (f"model.dropout={10**400}", "model.dropout: int too large to convert to float"),

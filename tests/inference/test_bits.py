@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.data.questions import QuestionTemplate
-from birthplace_lm.data.vocab import PAD, CharVocab
+from birthplace_lm.data.text_form import LineForm, MaskedForm, Telling
+from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.knowledge import (
     Bits,
     PlacePrior,
     bits_about,
     log_probabilities,
-    text_prompt,
+    recall,
+    score_tellings,
 )
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT
 
 VOCAB = CharVocab.from_text("Where was born? AdaBoCyRomeParis. ")
 PRIOR = PlacePrior({"Rome": 3, "Paris": 1})
@@ -51,10 +53,9 @@ def test_the_extraction_gap() -> None:
     assert Bits(8.5, 1.0, -0.1).gap is None
 
 
-def test_prompts() -> None:
-    template = QuestionTemplate.parse("Where was {name} born?")
-    assert VOCAB.decode(text_prompt(VOCAB, template, "Ada Bo", None)) == f"{PAD * 10}Ada Bo. ⁇⁇"
-    assert VOCAB.decode(text_prompt(VOCAB, template, "Ada", 0)) == "Ada. ⁇⁇"
+def test_what_the_text_does_not_tell_has_no_bits() -> None:
+    known = bits_about(PRIOR, ["Rome"], [0.0])
+    assert bits_about(PRIOR, ["Rome", "Paris"], [0.0, None]) == pytest.approx(known / 2)
 
 
 def test_log_probabilities_are_those_of_the_network() -> None:
@@ -75,3 +76,41 @@ def test_log_probabilities_are_those_of_the_network() -> None:
         expected = sum(log_p[len(prompt) - 1 + i, s].item() for i, s in enumerate(target))
         assert value == pytest.approx(expected, abs=1e-5)
     assert got[3] == -math.inf
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = build_model(compose(["model=tiny", "model.block_size=32"]).model, len(VOCAB)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def test_greedy_means_that_decoding_gives_the_target(model: GPT) -> None:
+    prompt = VOCAB.encode("Ada Bo. ")
+    ids = [*prompt]
+    for _ in range(6):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    target = ids[len(prompt) :]
+    other = [*target[:-1], (target[-1] + 1) % len(VOCAB)]
+    too_long = Telling([*prompt] * 5, target)
+    tellings = [Telling(prompt, other), Telling(prompt, target), too_long, Telling(prompt[:3], target)]
+    log_p, greedy = score_tellings(model, tellings, VOCAB.pad_id)
+    assert greedy[:3].tolist() == [False, True, False]
+    assert log_p[2] == -math.inf
+    assert log_p[1] > log_p[0]
+
+
+def test_several_lines_about_a_person_are_one_mixture(model: GPT) -> None:
+    lines = ["Ada Bo. born Rome.", "Ada Bo. was here Rome ."]
+    form = LineForm({"Ada Bo": [*lines, lines[0]], "Cy": ["Cy. born Paris."]})
+    both, nothing = recall(model, VOCAB, form, ["Ada Bo", "Cy"], ["Rome", "Rome"])
+    single = [recall(model, VOCAB, LineForm({"Ada Bo": [line]}), ["Ada Bo"], ["Rome"])[0] for line in lines]
+    mean = sum(math.exp(one.log_p or 0.0) for one in single) / 2
+    assert both.log_p == pytest.approx(math.log(mean), abs=1e-5)
+    assert (nothing.log_p, nothing.right) == (None, 0)
+    (masked,) = recall(model, VOCAB, MaskedForm(2), ["Ada Bo"], ["Rome"])
+    prompt = [VOCAB.pad_id] * 2 + VOCAB.encode("Ada Bo. ") + [VOCAB.mask_id] * 2
+    assert masked.log_p == pytest.approx(log_probabilities(model, VOCAB, [prompt], ["Rome"]).item(), abs=1e-5)

@@ -3,20 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 
-from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.masking.answer_likelihood import TITLE
-
 RETRIEVED, OTHER_PLACE, MADE_UP = "in the person's own line", "another place of train", "made up"
-
-
-def own_lines(corpus: Corpus) -> dict[str, list[str]]:
-    """The lines of every person, by the name that they begin with."""
-    lines: dict[str, list[str]] = {}
-    for line in corpus.documents.training_lines:
-        title = TITLE.match(line)
-        name = title[0].removesuffix(". ") if title else line.partition(". ")[0]
-        lines.setdefault(name, []).append(line)
-    return lines
 
 
 def origin(answer: str, lines: Sequence[str], places: Collection[str]) -> str:

@@ -39,13 +39,18 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
     def optional(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    def recalled(run: Knowledge) -> str:
+        shares = [person.recalled for person in run.people if person.recalled is not None]
+        return f"{sum(shares) / len(shares):.1%}" if shares else "-"
+
     return _table(
         runs,
         [
             ("people asked", lambda k: str(len(k.people))),
             ("exact match", lambda k: interval(sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(place)", lambda k: f"{k.bits.prior:.2f}"),
-            ("stored: in the form of the text", lambda k: optional(k.bits.stored, ".2f")),
+            ("recalled where the text tells it", recalled),
+            ("stored: where the text tells it", lambda k: optional(k.bits.stored, ".2f")),
             ("extractable: in a question", lambda k: f"{k.bits.extractable:.2f}"),
             ("extraction gap", lambda k: optional(k.bits.gap, ".1%")),
             (
@@ -131,6 +136,10 @@ def _groups() -> Groups:
         ("place 1 or 2 times", lambda p: 1 <= p.frequency <= 2),
         ("place 3 to 9 times", lambda p: 3 <= p.frequency <= 9),
         ("place 10 times or more", lambda p: p.frequency >= 10),
+        ("told by 1 line", lambda p: p.lines == 1),
+        ("told by 2 to 9 lines", lambda p: 2 <= p.lines <= 9),
+        ("told by 10 to 99 lines", lambda p: 10 <= p.lines <= 99),
+        ("told by 100 lines or more", lambda p: p.lines >= 100),
         ("surname once in the line", lambda p: p.repetitions <= 1),
         ("surname twice or more", lambda p: p.repetitions > 1),
         ("guessable from a part of the name", lambda p: p.guessable),

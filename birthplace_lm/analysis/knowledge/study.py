@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_class
 from torch import Tensor
 
 from birthplace_lm.analysis.knowledge import origin
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.confidence import (
@@ -33,7 +35,7 @@ from birthplace_lm.inference.knowledge import (
     PlacePrior,
     bits_about,
     log_probabilities,
-    text_prompt,
+    recall,
 )
 from birthplace_lm.inference.language_model import TrainedModel
 
@@ -49,7 +51,8 @@ class Person:
         name, gold, answer: of the person; the answer is the greedy one.
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
-        log_p_gold_text: the same with the name in the form of the text; None if there is no such form.
+        log_p_gold_text: the same where the text tells it, see `inference.knowledge.recall`; None if it does not.
+        recalled: share of the tellings in the text that greedy decoding completes; None without such a form.
         entropy: of the exact distribution over the places of train and "something else", nats.
         margin: difference of the two largest probabilities of places.
         text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.
@@ -57,7 +60,8 @@ class Person:
         lenient: right in some sense, see `origin.is_right_in_some_sense`.
         position: of the gold place in the person's own line, or None.
         frequency: of the gold place among the train answers.
-        repetitions: of the surname in the person's own line.
+        lines: how many lines are about the person.
+        repetitions: of the surname in them.
         guessable: the gold place is among the three likeliest for the given name or the surname alone.
     """
 
@@ -67,6 +71,7 @@ class Person:
     log_p_answer: float
     log_p_gold: float
     log_p_gold_text: float | None
+    recalled: float | None
     entropy: float
     margin: float
     text_log_p_answer: float | None
@@ -74,6 +79,7 @@ class Person:
     lenient: bool
     position: int | None
     frequency: int
+    lines: int
     repetitions: int
     guessable: bool
 
@@ -155,22 +161,20 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
         )
     trained = TrainedModel.from_run(run, plugins)
     pretrain = config.stages.pretrain
-    dataset = pretrain.dataset if pretrain.enabled else {}
-    has_text_form = bool(dataset.get("closing_mask"))
+    text_form = None
+    if pretrain.enabled:
+        text_form = get_class(pretrain.dataset._target_).text_form_of(pretrain.dataset, corpus)
     hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
     name = hashed[1] if hashed else run.resolve().name
-    return study_model(name, trained, corpus, has_text_form, dataset.get("min_shift"))
+    return study_model(name, trained, corpus, text_form)
 
 
-def study_model(
-    name: str, trained: TrainedModel, corpus: Corpus, has_text_form: bool, shift: int | None
-) -> Knowledge:
+def study_model(name: str, trained: TrainedModel, corpus: Corpus, text_form: TextForm | None) -> Knowledge:
     """Measure a model on the dev questions of a corpus.
 
     Args:
         name: of the run.
-        has_text_form: pretraining asked for places in the form `NAME. MASK MASK place MASK`.
-        shift: PADs in front of that form, see `text_prompt`.
+        text_form: how the text of pretraining tells a place; None if it does not.
     """
     model, vocab, template = trained.model, trained.vocab, corpus.question
     rows = [row for row in corpus.dev.rows if row.place]
@@ -185,23 +189,17 @@ def study_model(
     question_prompts = [
         question_prompt(model, vocab, vocab.replace_unknown(question)) for question in questions
     ]
-    text_prompts = (
-        [text_prompt(vocab, template, person, shift) for person in names] if has_text_form else None
-    )
     began = time.perf_counter()
     log_p = answer_log_probabilities(model, vocab, question_prompts, places).double()
     seconds = time.perf_counter() - began
     gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
-    gold_told = (
-        None if text_prompts is None else log_probabilities(model, vocab, text_prompts, golds).tolist()
-    )
-    answer_told = (
-        None
-        if text_prompts is None
-        else log_probabilities(model, vocab, text_prompts, [a.text for a in answers]).tolist()
-    )
+    recalled = None if text_form is None else recall(model, vocab, text_form, names, golds)
+    answer_told = None
+    if isinstance(text_form, MaskedForm):  # a line up to the place tells more than the name does
+        told = recall(model, vocab, text_form, names, [answer.text for answer in answers])
+        answer_told = [-math.inf if one.log_p is None else one.log_p for one in told]
     guessable = _guessable(trained, corpus, names, golds, places)
-    lines = origin.own_lines(corpus)
+    lines = own_lines(corpus.documents.training_lines)
     top = log_p.exp().topk(min(2, len(places)), 1).values
     people = [
         Person(
@@ -210,7 +208,8 @@ def study_model(
             answer=answers[i].text,
             log_p_answer=answers[i].log_probability,
             log_p_gold=gold_log_p[i],
-            log_p_gold_text=None if gold_told is None else gold_told[i],
+            log_p_gold_text=None if recalled is None else recalled[i].log_p,
+            recalled=None if recalled is None else recalled[i].right,
             entropy=_entropy(log_p[i]),
             margin=float(top[i, 0] - top[i, -1]),
             text_log_p_answer=None if answer_told is None else answer_told[i],
@@ -218,6 +217,7 @@ def study_model(
             lenient=origin.is_right_in_some_sense(answers[i].text, golds[i], lines.get(names[i], [])),
             position=origin.fact_position(golds[i], lines.get(names[i], [])),
             frequency=prior.counts.get(golds[i], 0),
+            lines=len(lines.get(names[i], [])),
             repetitions=origin.repetitions(names[i], lines.get(names[i], [])),
             guessable=guessable[i],
         )
@@ -226,7 +226,7 @@ def study_model(
     bits = Bits(
         prior=sum(map(prior.bits, golds)) / len(golds),
         extractable=bits_about(prior, golds, gold_log_p),
-        stored=None if gold_told is None else bits_about(prior, golds, gold_told),
+        stored=None if recalled is None else bits_about(prior, golds, [one.log_p for one in recalled]),
     )
     return _with_confidence(name, people, bits, model.num_parameters, seconds, len(places))
 

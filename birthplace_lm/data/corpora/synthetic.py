@@ -11,8 +11,10 @@ Only `Random.random` is drawn from: its sequence is the one that Python promises
 committed files are compared byte for byte.
 """
 
+import filecmp
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -170,7 +172,7 @@ class Draw:
         return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 
 
-def make_biographies(people: int = 420, seed: int = 0) -> dict[str, str]:
+def make_biographies(people: int = 420, seed: int = 0, exposures: Sequence[int] = (1,)) -> dict[str, str]:
     """Invents `people` persons: half of them for train, a third for dev, the rest for test.
 
     Example of a line of `corpus.txt` and its row in a TSV file:
@@ -180,13 +182,17 @@ def make_biographies(people: int = 420, seed: int = 0) -> dict[str, str]:
     Args:
         people: how many, from `MIN_PEOPLE` to `MAX_PEOPLE`.
         seed: the same seed gives the same files on every machine.
+        exposures: how often the line of a person is repeated; the people take turns through the list.
 
     Returns:
-        File name -> text. Line i of `corpus.txt` is about row i of train, dev and test put end to end.
+        File name -> text. Without repetitions line i of `corpus.txt` is about row i of train, dev and test put
+        end to end.
 
     Raises:
-        InputError: `people` is out of range.
+        InputError: `people` or a number of exposures is out of range.
     """
+    if not exposures or min(exposures) < 1:
+        raise InputError(f"exposures={','.join(map(str, exposures))}: must be 1 or more")
     if not MIN_PEOPLE <= people <= MAX_PEOPLE:
         few = "half of them train, and fewer leave too little to score"
         many = f"no name is used twice, and there are {len(GIVEN_NAMES) * len(SURNAMES):,} to draw from"
@@ -199,29 +205,50 @@ def make_biographies(people: int = 420, seed: int = 0) -> dict[str, str]:
     files = {"corpus.txt": ""}
     for split, size in sizes.items():
         rows = [make_person(draw, names.pop(), place) for place in draw_places(draw, size)]
-        files["corpus.txt"] += "".join(f"{row.line}\n" for row in rows)
+        repeated = (row.line for i, row in enumerate(rows) for _ in range(exposures[i % len(exposures)]))
+        files["corpus.txt"] += "".join(f"{line}\n" for line in repeated)
         files[f"{split}.tsv"] = "".join(f"Where was {row.name} born?\t{row.place}\n" for row in rows)
     return files
 
 
-def write_biographies(folder: Path, people: int = 420, seed: int = 0) -> None:
+def write_biographies(
+    folder: Path, people: int = 420, seed: int = 0, exposures: Sequence[int] = (1,)
+) -> None:
     """Writes the files of `make_biographies` into `folder`, which is made if need be.
 
     Raises:
-        InputError: `people` is out of range, or the files cannot be written, or are there with
-                something else in them.
+        InputError: an argument is out of range, or the files cannot be written, or are there with something
+            else in them.
     """
-    files = make_biographies(people, seed)
+    files = make_biographies(people, seed, exposures)
+    write_files(folder, {name: text.splitlines() for name, text in files.items()})
+
+
+def write_files(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
+    """Writes files of these lines; nothing changes if one of them is there with something else in it.
+
+    Raises:
+        InputError: that, or the folder cannot be written to.
+    """
+    written: list[tuple[Path, Path]] = []
     try:
-        for name, text in files.items():
-            if (folder / name).exists() and (folder / name).read_bytes() != text.encode("utf-8"):
-                raise InputError(f"{folder / name}: holds something else; give another folder, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_bytes(text.encode("utf-8"))  # bytes: Windows would translate the newlines
+        for name, lines in files.items():
+            path, new = folder / name, folder / f".{name}.new"
+            written.append((new, path))
+            with new.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+            if path.exists() and not filecmp.cmp(new, path, shallow=False):
+                raise InputError(f"{path}: holds something else; give another folder, or remove it")
+        for new, path in written:
+            new.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{folder}: cannot write: {reason}; give a folder that can be written to") from error
+    finally:
+        for new, _ in written:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
 
 def draw_names(draw: Draw, people: int) -> list[tuple[str, str]]:

@@ -7,12 +7,7 @@ import lightning as L
 import torch
 
 from birthplace_lm.inference.decoding import question_prompt
-from birthplace_lm.inference.knowledge import (
-    PlacePrior,
-    bits_about,
-    log_probabilities,
-    text_prompt,
-)
+from birthplace_lm.inference.knowledge import PlacePrior, bits_about, log_probabilities, recall
 from birthplace_lm.training.loggers import tensorboard_of
 
 
@@ -55,16 +50,15 @@ class KnowledgeBits(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         vocab, template, prior = data.corpus.vocab, data.corpus.question, PlacePrior.of(data.corpus)
         questions, places = [question for question, _ in self._rows], [place for _, place in self._rows]
-        prompts = {
-            "extractable": [question_prompt(pl_module.model, vocab, question) for question in questions]
-        }
-        if data.text_shift is not None:
+        prompts = [question_prompt(pl_module.model, vocab, question) for question in questions]
+        log_p = {"extractable": log_probabilities(pl_module.model, vocab, prompts, places).tolist()}
+        if data.text_form is not None:
             names = [template.name_in(question) or question for question in questions]
-            prompts["stored"] = [text_prompt(vocab, template, name, data.text_shift) for name in names]
+            recalls = recall(pl_module.model, vocab, data.text_form, names, places)
+            log_p["stored"] = [one.log_p for one in recalls]
         bits = {"prior": sum(map(prior.bits, places))}
-        for name, asked in prompts.items():
-            log_p = log_probabilities(pl_module.model, vocab, asked, places)
-            bits[name] = bits_about(prior, places, log_p.tolist()) * len(places)
+        for name, values in log_p.items():
+            bits[name] = bits_about(prior, places, values) * len(places)
         totals = torch.tensor([*bits.values(), len(places)], dtype=torch.float64, device=pl_module.device)
         *sums, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         curves = {f"{self.stage}/bits/{name}": total / count for name, total in zip(bits, sums, strict=True)}
