@@ -38,8 +38,8 @@ name: the surer a model is, the more nats a wrong one costs. Exact match counts 
 where training has it.
 """
 LANGUAGE_MODELING_NOTE = """
-The held-out loss (`val_loss`, nats per character) is that of the lines of training, without their shift. No line
-is held out, because the model must read about every person: it tells how well the text is known by heart.
+The held-out loss (`val_loss`, nats per character) is that of the lines of training, without their shift. No
+line is held out, because the model must read about every person: it tells how well the text is learned.
 """
 QUESTION_ANSWERING_NOTE = """
 The held-out loss (`val_loss`, nats per character) is that of the places of the evaluated questions: dev, or
@@ -307,7 +307,7 @@ class LanguageModelingDataModule(BatchDataModule):
         super().__init__(corpus, loading)
         documents, questions = self._encode_corpus(question_fraction)
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
-        lines = LanguageModeling(documents, block_size - low)
+        lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
         self.text_form = self.text_form_of({"min_shift": low}, corpus)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
@@ -315,10 +315,8 @@ class LanguageModelingDataModule(BatchDataModule):
 
     @classmethod
     def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
-        shift = settings["min_shift"]
-        return LineForm(
-            own_lines(corpus.documents.training_lines), _shift(corpus.question) if shift is None else shift
-        )
+        shift, lines = settings["min_shift"], own_lines(corpus.documents.training_lines)
+        return LineForm(lines, _shift(corpus.question) if shift is None else shift)
 
 
 class QuestionAnsweringDataModule(BatchDataModule):

@@ -111,10 +111,9 @@ def recall(
     tellings = [form.tellings(*fact, vocab) for fact in zip(names, answers, strict=True)]
     log_p, greedy = score_tellings(model, [one for several in tellings for one in several], vocab.pad_id)
     sizes = [len(several) for several in tellings]
+    nothing = Recall(None, 0.0)
     return [
-        Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean()))
-        if len(p)
-        else Recall(None, 0)
+        Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean())) if len(p) else nothing
         for p, g in zip(log_p.split(sizes), greedy.split(sizes), strict=True)
     ]
 

@@ -199,7 +199,7 @@ INVALID = [  # overrides, how the message begins
     ("data=/tmp/people", "data=/tmp/people: needs one name, not a path; give the folder as data.root=DIR"),
     (
         "pretrain.max_epochs=3",
-        "pretrain: needs one name; valid: language_modeling, none, span_corruption; keys of the stage are stages.pretrain.KEY",
+        "pretrain: needs one name; valid: language_modeling, none, span_corruption; keys of the stage are",
     ),
     (f"attention={'x' * 5000}", "[Errno 36] File name too long: "),
     (f"model.dropout={10**400}", "model.dropout: int too large to convert to float"),

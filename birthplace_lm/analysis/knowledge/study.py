@@ -51,7 +51,7 @@ class Person:
         name, gold, answer: of the person; the answer is the greedy one.
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
-        log_p_gold_text: the same where the text tells it, see `inference.knowledge.recall`; None if it does not.
+        log_p_gold_text: the same where the text tells it, see `recall`; None if it does not.
         recalled: share of the tellings in the text that greedy decoding completes; None without such a form.
         entropy: of the exact distribution over the places of train and "something else", nats.
         margin: difference of the two largest probabilities of places.
@@ -163,7 +163,8 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     pretrain = config.stages.pretrain
     text_form = None
     if pretrain.enabled:
-        text_form = get_class(pretrain.dataset._target_).text_form_of(pretrain.dataset, corpus)
+        data_module: Any = get_class(pretrain.dataset._target_)
+        text_form = data_module.text_form_of(pretrain.dataset, corpus)
     hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
     name = hashed[1] if hashed else run.resolve().name
     return study_model(name, trained, corpus, text_form)

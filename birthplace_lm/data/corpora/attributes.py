@@ -1,9 +1,9 @@
 """Invented people with five facts each, told in many wordings: a corpus in the manner of bioS.
 
-A person has a birth date, a birthplace, a university, a field and an employer, drawn uniformly and independently.
-A biography is one line: the name as its title, then one sentence for each fact. With several biographies of a
-person the wordings differ; with `permute` also the order. Everything about person i follows from the seed and
-i, so a million people take no more memory than twelve.
+A person has a birth date, a birthplace, a university, a field and an employer, drawn uniformly and
+independently. A biography is one line: the name as its title, then one sentence for each fact. With several
+biographies of a person the wordings differ; with `permute` also the order. Everything about person i follows
+from the seed and i, so a million people take no more memory than twelve.
 
 Source: bioS of "Physics of Language Models: Part 3.1", arXiv:2309.14316; its options single, multi, permute
 and fullname. The lists and wordings here are our own.
@@ -43,8 +43,8 @@ FIELDS = """
     acoustics agronomy algebra anatomy archaeology astronomy bacteriology ballet botany carpentry ceramics
     chemistry choreography cryptography dentistry divinity ecology economics ethics forestry genetics geology
     geometry history hydrology journalism law linguistics logic mechanics metallurgy meteorology mineralogy
-    navigation nursing nutrition optics painting pharmacy philosophy phonetics physics poetry psychology rhetoric
-    robotics sculpture statistics theology zoology
+    navigation nursing nutrition optics painting pharmacy philosophy phonetics physics poetry psychology
+    rhetoric robotics sculpture statistics theology zoology
 """.split()
 _EMPLOYER_STEMS = """
     Amberline Bluefin Cobalt Driftwood Emberstone Foxglove Granite Harrier Ironwood Jackdaw Kestrel Lodestar

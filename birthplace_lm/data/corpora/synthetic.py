@@ -185,8 +185,8 @@ def make_biographies(people: int = 420, seed: int = 0, exposures: Sequence[int] 
         exposures: how often the line of a person is repeated; the people take turns through the list.
 
     Returns:
-        File name -> text. Without repetitions line i of `corpus.txt` is about row i of train, dev and test put
-        end to end.
+        File name -> text. Without repetitions line i of `corpus.txt` is about row i of train, dev and test
+        put end to end.
 
     Raises:
         InputError: `people` or a number of exposures is out of range.

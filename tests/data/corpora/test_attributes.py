@@ -108,7 +108,7 @@ def test_files(tmp_path: Path) -> None:
     }
     write_attribute_biographies(tmp_path, 40, 7, Wording(biographies=2, permute=True))  # the same: fine
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match="corpus.txt: holds something else"):
+    with pytest.raises(InputError, match=r"corpus\.txt: holds something else"):
         write_attribute_biographies(tmp_path, 40, 8, Wording())
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
