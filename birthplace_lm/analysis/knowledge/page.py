@@ -6,6 +6,7 @@ from pathlib import Path
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.invented import Invented
 from birthplace_lm.analysis.knowledge.study import PRECISION, Knowledge, Person, Signal, agreement, interval
 from birthplace_lm.analysis.report.tables import Table
 
@@ -22,6 +23,8 @@ def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
         ("Where answers come from", origin_table(runs)),
         ("Exact match by group (95 % interval)", group_table(runs)),
     ]
+    if any(run.invented is not None for run in runs):
+        tables.append(("Invented people: whose place is the answer? (95 % interval)", invented_table(runs)))
     if len(runs) > 1 and len({tuple(p.name for p in run.people) for run in runs}) == 1:
         voted = agreement(runs)
         rows = [[run.run, _with_interval(voted[run.run])] for run in runs]
@@ -161,11 +164,43 @@ def group_table(runs: Sequence[Knowledge]) -> Table:
     return _table(runs, rows)
 
 
+def invented_table(runs: Sequence[Knowledge]) -> Table:
+    """Whether answers about invented people are the places of similar ones, against chance."""
+
+    def optional(value: Callable[[Invented], str]) -> Callable[[Knowledge], str]:
+        return lambda run: "-" if run.invented is None else value(run.invented)
+
+    def similar(kind: str) -> Callable[[Invented], str]:
+        def value(invented: Invented) -> str:
+            one = invented.similar[kind]
+            if one.total == 0:
+                return "-"
+            return f"{interval(round(one.matches), one.total)}; chance {one.chance:.1%}"
+
+        return value
+
+    kinds = dict.fromkeys(kind for run in runs if run.invented for kind in run.invented.similar)
+    return _table(
+        runs,
+        [
+            ("people", optional(lambda invented: str(len(invented.names)))),
+            ("answered with a place of train", optional(lambda invented: f"{invented.places:.1%}")),
+            *((f"that of the {kind}".replace("the a ", "a "), optional(similar(kind))) for kind in kinds),
+            (
+                "AUROC of the probability, dev people against invented",
+                optional(lambda invented: f"{invented.auroc:.2f}"),
+            ),
+        ],
+    )
+
+
 _ABOUT = (
     "All dev questions of each run. Bits are over a prior that knows how frequent each place is among the"
     " train answers. The places of train are a closed set: each is scored exactly, so entropy and margin are"
     " no estimates. An answer comes from the person's own line if that line has it as a word. Right in some"
     " sense also counts a place that the line names as a part or a whole of the gold one: Lagos, Nigeria."
+    " Invented people have a given name and a surname of the corpus that nobody in it has together; chance is"
+    " a person of train drawn at random; the model's own state is that of its middle block behind the name."
 )
 
 

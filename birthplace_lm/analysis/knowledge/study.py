@@ -14,6 +14,7 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.invented import Invented, ask_about_invented
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
@@ -112,6 +113,7 @@ class Knowledge:
         abstention: precision and coverage on the other rows.
         seconds: of scoring all places for all questions.
         places: how many were scored.
+        invented: what is answered about invented people; None if there can be none.
     """
 
     run: str
@@ -126,6 +128,7 @@ class Knowledge:
     abstention: tuple[float, float]
     seconds: float
     places: int
+    invented: Invented | None
 
     @property
     def exact_match(self) -> float:
@@ -229,11 +232,18 @@ def study_model(name: str, trained: TrainedModel, corpus: Corpus, text_form: Tex
         extractable=bits_about(prior, golds, gold_log_p),
         stored=None if recalled is None else bits_about(prior, golds, [one.log_p for one in recalled]),
     )
-    return _with_confidence(name, people, bits, model.num_parameters, seconds, len(places))
+    invented = ask_about_invented(trained, corpus, [answer.log_probability for answer in answers])
+    return _with_confidence(name, people, bits, model.num_parameters, seconds, len(places), invented)
 
 
 def _with_confidence(
-    name: str, people: list[Person], bits: Bits, parameters: int, seconds: float, places: int
+    name: str,
+    people: list[Person],
+    bits: Bits,
+    parameters: int,
+    seconds: float,
+    places: int,
+    invented: Invented | None,
 ) -> Knowledge:
     right = [person.right for person in people]
     surest = [person.log_p_answer for person in people]
@@ -256,6 +266,7 @@ def _with_confidence(
         ),
         seconds=seconds,
         places=places,
+        invented=invented,
     )
 
 

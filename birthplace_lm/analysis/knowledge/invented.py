@@ -1,0 +1,187 @@
+"""Invented people: does a model answer about somebody unknown with the place of a similar name?"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from birthplace_lm.analysis.knowledge.origin import name_parts
+from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.inference.confidence import auroc
+from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.gpt import Block
+
+COUNT = 1000
+FEWEST = 50  # names that a corpus must have the parts for
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How often an answer is the place of a similar person of train.
+
+    Attributes:
+        matches: answers that are, out of `total`; ties of similarity count by their share.
+        total: invented people who have such a person.
+        chance: the same for persons drawn at random from train.
+    """
+
+    matches: float
+    total: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class Invented:
+    """What a model answers about invented people: given names and surnames of the corpus, newly combined.
+
+    Attributes:
+        names, answers: of the invented people.
+        places: share of the answers that are places of train.
+        similar: by the kind of similarity.
+        auroc: how well the probability of the answer tells dev people from invented ones.
+    """
+
+    names: list[str]
+    answers: list[str]
+    places: float
+    similar: dict[str, Similarity]
+    auroc: float
+
+
+def ask_about_invented(
+    trained: TrainedModel, corpus: Corpus, dev_scores: Sequence[float], count: int = COUNT
+) -> Invented | None:
+    """Ask about invented people; None if names of the corpus do not have two words.
+
+    Args:
+        dev_scores: log-probability of the answer about each dev person.
+        count: of the people, or as many as there are.
+    """
+    template = corpus.question
+    train = [(template.name_in(row.question) or row.question, row.place or "") for row in corpus.train.rows]
+    names = invent_names(corpus, count)
+    if len(names) < FEWEST:
+        return None
+    model, vocab = trained.model, trained.vocab
+    questions = [vocab.replace_unknown(template.about(name)) for name in names]
+    answers = answer_questions(model, vocab, questions)
+    texts = [answer.text for answer in answers]
+    known = [name for name, _ in train]
+    places = [place for _, place in train]
+    counts = Counter(places)
+    chance = [counts[text] / len(train) for text in texts]
+    edit = edit_distances(names, known)
+    states = name_states(trained, names) @ name_states(trained, known).T
+    first, last = ([name_parts(name)[end] for name in names] for end in (0, 1))
+    known_parts = [name_parts(name) or ["", ""] for name in known]
+    same_first = np.array([[part == other[0] for other in known_parts] for part in first])
+    same_last = np.array([[part == other[1] for other in known_parts] for part in last])
+    is_answer = np.array([[place == text for place in places] for text in texts])
+    close = states.numpy() >= states.amax(1, keepdim=True).numpy()
+    similar = {
+        "nearest name by edit distance": edit == edit.min(1, keepdims=True),
+        "nearest name by the model's own state": close,
+        "a person with the same surname": same_last,
+        "a person with the same given name": same_first,
+    }
+    return Invented(
+        names=names,
+        answers=texts,
+        places=sum(text in counts for text in texts) / len(texts),
+        similar={kind: _similarity(chosen, is_answer, chance) for kind, chosen in similar.items()},
+        auroc=auroc(
+            [*dev_scores, *(answer.log_probability for answer in answers)],
+            [True] * len(dev_scores) + [False] * len(answers),
+        ),
+    )
+
+
+def _similarity(
+    chosen: NDArray[np.bool_], is_answer: NDArray[np.bool_], chance: Sequence[float]
+) -> Similarity:
+    """Args: chosen, is_answer: (invented, train): similar people, and people whose place is the answer."""
+    counts = chosen.sum(1)
+    rows = counts > 0
+    matches = ((chosen & is_answer).sum(1)[rows] / counts[rows]).sum()
+    return Similarity(float(matches), int(rows.sum()), float(np.asarray(chance)[rows].mean()))
+
+
+def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:
+    """First and last words of the names in the corpus, newly combined: distinct, and nobody of the corpus."""
+    files = [split for split in (corpus.train, corpus.dev, corpus.test) if split is not None]
+    rows = [*(row for file in files for row in file.rows), *corpus.holdout]
+    names = sorted({corpus.question.name_in(row.question) or row.question for row in rows})
+    parts = [name_parts(name) for name in names if name_parts(name)]
+    first, last = (sorted({part[end] for part in parts}) for end in (0, 1))
+    draw = random.Random(seed)
+    text, block = corpus.documents.text, set(names)
+    invented: dict[str, None] = {}
+    for _ in range(20 * count):
+        if not parts or len(invented) == count:
+            break
+        name = f"{first[int(draw.random() * len(first))]} {last[int(draw.random() * len(last))]}"
+        if name not in block and name not in text:
+            invented[name] = None
+    return [*invented]
+
+
+def edit_distances(names: Sequence[str], others: Sequence[str]) -> NDArray[np.int64]:
+    """Levenshtein distances (names, others)."""
+    width = max(map(len, others))
+    lengths = np.array([len(other) for other in others])
+    codes = np.array([[ord(c) for c in other.ljust(width, "\0")] for other in others]).T  # (width, others)
+    rows = []
+    for name in names:
+        previous = np.tile(np.arange(width + 1)[:, None], len(others))  # (width + 1, others)
+        for i, character in enumerate(name, 1):
+            row = np.empty_like(previous)
+            row[0] = i
+            replaced = previous[:-1] + (codes != ord(character))
+            deleted = previous[1:] + 1
+            for j in range(1, width + 1):
+                np.minimum(replaced[j - 1], deleted[j - 1], out=row[j])
+                np.minimum(row[j], row[j - 1] + 1, out=row[j])
+            previous = row
+        rows.append(previous[lengths, np.arange(len(others))])
+    return np.stack(rows)
+
+
+@torch.no_grad()
+def name_states(trained: TrainedModel, names: Sequence[str]) -> Tensor:
+    """Unit vectors (N, C): what the middle block gives out at the last character of the name in a question.
+
+    Of a model whose middle block has no state for each character, the next block that has.
+    """
+    model, vocab, template = trained.model, trained.vocab, trained.question
+    device = model.tok_emb.weight.device
+    prefixes = [vocab.encode_known(vocab.replace_unknown(template.prefix + name))[0] for name in names]
+    prefixes = [ids[: model.block_size] for ids in prefixes]
+    states = torch.zeros(len(names), model.tok_emb.embedding_dim)
+    plain = all(isinstance(block, Block) for block in model.blocks)
+    recorded: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(lambda module, args, output: recorded.append(output))
+        for block in model.blocks
+    ]
+    try:
+        for start in range(0, len(names), BATCH):
+            batch = prefixes[start : start + BATCH]
+            # Blocks of another length are told apart by it, so no row may have theirs.
+            width = max(map(len, batch)) if plain else model.block_size
+            recorded.clear()
+            model(torch.tensor([ids + [vocab.pad_id] * (width - len(ids)) for ids in batch], device=device))
+            outputs = recorded[(len(recorded) - 1) // 2 :]
+            output = next(output for output in outputs if output.shape[:2] == (len(batch), width))
+            last = torch.tensor([len(ids) - 1 for ids in batch])
+            states[start : start + BATCH] = output[torch.arange(len(batch)), last].float().cpu()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.nn.functional.normalize(states, dim=1)

@@ -1,0 +1,118 @@
+"""Invented people: their names, similarity of names, and what chance would give."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from birthplace_lm.analysis.knowledge import invented
+from birthplace_lm.analysis.knowledge.invented import (
+    ask_about_invented,
+    edit_distances,
+    invent_names,
+    name_states,
+)
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.inference.decoding import Answer
+from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.build import build_model
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    config = compose()
+    return read_corpus(config.data, config.model.block_size)
+
+
+def untrained(corpus: Corpus, *overrides: str) -> TrainedModel:
+    torch.manual_seed(0)
+    model = build_model(compose(["model=tiny", *overrides]).model, len(corpus.vocab))
+    return TrainedModel(model, corpus.vocab, corpus.question)
+
+
+def test_edit_distance_is_the_fewest_changes_of_a_character() -> None:
+    def distance(a: str, b: str) -> int:
+        """By its recursive definition."""
+        if not a or not b:
+            return len(a) + len(b)
+        replaced = distance(a[1:], b[1:]) + (a[0] != b[0])
+        return min(replaced, distance(a[1:], b) + 1, distance(a, b[1:]) + 1)
+
+    draw = random.Random(0)
+    words = ["".join(draw.choice("abé") for _ in range(draw.randrange(1, 6))) for _ in range(12)]
+    expected = [[distance(a, b) for b in words[6:]] for a in words[:6]]
+    assert edit_distances(words[:6], words[6:]).tolist() == expected
+
+
+def test_invented_names_are_new_combinations(corpus: Corpus) -> None:
+    names = invent_names(corpus, 500)
+    assert len(set(names)) == 500
+    assert names == invent_names(corpus, 500)
+    for name in names:
+        first, last = name.split()
+        assert name not in corpus.documents.text
+        assert first in corpus.documents.text
+        assert last in corpus.documents.text
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "perceiver", "nope"])
+def test_states_do_not_depend_on_the_batch(corpus: Corpus, attention: str) -> None:
+    trained = untrained(corpus, f"attention={attention}", "model.n_layer=3")
+    names = ["Ada Bo", "Padma Fortescue", "Kwame Ahlgren-Pham"]
+    together = name_states(trained, names)
+    assert together.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+    for name, state in zip(names, together, strict=True):
+        torch.testing.assert_close(name_states(trained, [name])[0], state, atol=1e-5, rtol=0)
+
+
+def test_one_answer_for_all_is_as_similar_as_chance(corpus: Corpus, monkeypatch: Any) -> None:
+    """Whoever always says the most frequent place is right about a similar person by chance alone."""
+    monkeypatch.setattr(
+        invented, "answer_questions", lambda m, v, q: [Answer(corpus.majority, -1.0)] * len(q)
+    )
+    result = ask_about_invented(untrained(corpus), corpus, [0.0, -2.0], 1000)
+    assert result is not None
+    share = Counter(row.place for row in corpus.train.rows)[corpus.majority] / len(corpus.train.rows)
+    assert result.places == 1
+    assert result.auroc == 0.5
+    for kind, similarity in result.similar.items():
+        assert similarity.chance == pytest.approx(share)
+        standard_error = np.sqrt(share * (1 - share) / min(similarity.total, 200))  # few distinct neighbours
+        assert abs(similarity.matches / similarity.total - share) < 4 * standard_error, kind
+
+
+def test_answers_of_the_nearest_are_found(corpus: Corpus, monkeypatch: Any) -> None:
+    """Whoever answers with the place of the person with the same surname is found out."""
+    places = {}
+    for row in corpus.train.rows:
+        name = corpus.question.name_in(row.question) or ""
+        places.setdefault(name.split()[-1], row.place or "")
+
+    def answer(model: Any, vocab: Any, questions: list[str]) -> list[Answer]:
+        surnames = [(corpus.question.name_in(question) or "").split()[-1] for question in questions]
+        return [Answer(places.get(surname, "nowhere"), 0.0) for surname in surnames]
+
+    monkeypatch.setattr(invented, "answer_questions", answer)
+    result = ask_about_invented(untrained(corpus), corpus, [0.0], 300)
+    assert result is not None
+    similarity = result.similar["a person with the same surname"]
+    assert 0.7 < similarity.matches / similarity.total <= 1  # several people share a surname
+    assert similarity.total < 300
+    assert result.similar["nearest name by edit distance"].chance < 0.1
+
+
+def test_a_corpus_of_single_words_has_nobody_to_invent(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(
+            "".join(f"Where was P{i}{split} born?\tRome\n" for i in range(9))
+        )
+    lines = [f"P{i}{split}. Born in Rome ." for i in range(9) for split in ("train", "dev")]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    config = compose([f"data.root={tmp_path}", "data.test=null"])
+    corpus = read_corpus(config.data, 128)
+    assert ask_about_invented(untrained(corpus), corpus, []) is None
