@@ -91,6 +91,12 @@ Checkpoint = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
+def check_page(page: Path | None) -> None:
+    """Refuse a file of --html that cannot be written, before anything is computed."""
+    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
+        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+
+
 @app.command()
 def ask(
     run: Run,
@@ -330,8 +336,7 @@ def explore(
     from birthplace_lm.analysis.explore.page import table_of_checks, write_page
     from birthplace_lm.analysis.report.tables import show
 
-    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
-        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+    check_page(page)
     checks = check_claims()
     show(table_of_checks(checks))
     passed = sum(check.passed for check in checks)
@@ -390,8 +395,7 @@ def knowledge(
     from birthplace_lm.analysis.knowledge.study import study
     from birthplace_lm.analysis.report.tables import show
 
-    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
-        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+    check_page(page)
     for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
         raise InputError(f"{twice}: named twice")
     studies = []
@@ -412,6 +416,39 @@ def knowledge(
     for title, table in tables_of(studies):
         print(f"\n{title}")
         show(table)
+
+
+@app.command()
+def capacity(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories of experiment=capacity or like it."),
+    ],
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a figure.")
+    ] = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the bits that models hold about people with five facts, for each of their parameters.
+
+    Example: birthplace-lm capacity runs/*bios* --html capacity.html
+    """
+    from dataclasses import asdict
+
+    from birthplace_lm.analysis.knowledge.capacity import capacity_table, measure_capacity, write_page
+    from birthplace_lm.analysis.report.tables import show
+
+    check_page(page)
+    measured = [measure_capacity(run, plugin or ()) for run in runs]
+    if page is not None:
+        write_page(measured, page)
+    if as_json:
+        _print_json(
+            [asdict(one) | {"bits": one.bits, "possible_bits": one.possible_bits} for one in measured]
+        )
+    else:
+        show(capacity_table(measured))
 
 
 @app.command()

@@ -88,7 +88,7 @@ def test_one_answer_for_all_is_as_similar_as_chance(corpus: Corpus, monkeypatch:
 
 def test_answers_of_the_nearest_are_found(corpus: Corpus, monkeypatch: Any) -> None:
     """Whoever answers with the place of the person with the same surname is found out."""
-    places = {}
+    places: dict[str, str] = {}
     for row in corpus.train.rows:
         name = corpus.question.name_in(row.question) or ""
         places.setdefault(name.split()[-1], row.place or "")

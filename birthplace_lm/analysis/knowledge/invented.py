@@ -164,7 +164,7 @@ def name_states(trained: TrainedModel, names: Sequence[str]) -> Tensor:
     prefixes = [vocab.encode_known(vocab.replace_unknown(template.prefix + name))[0] for name in names]
     prefixes = [ids[: model.block_size] for ids in prefixes]
     states = torch.zeros(len(names), model.tok_emb.embedding_dim)
-    plain = all(isinstance(block, Block) for block in model.blocks)
+    plain = all(type(block) is Block for block in model.blocks)
     recorded: list[Tensor] = []
     handles = [
         block.register_forward_hook(lambda module, args, output: recorded.append(output))

@@ -1,0 +1,177 @@
+"""Capacity: how many bits about invented people a model holds for each of its parameters.
+
+The corpus is one of `make-biographies --attributes`, whose values are drawn uniformly and independently, so
+what there is to know is counted exactly.
+
+Source: "Physics of Language Models: Part 3.3", arXiv:2404.05405; here only the values count, not the names.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+
+from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
+from birthplace_lm.analysis.report.tables import Table
+from birthplace_lm.config.compose import load_saved
+from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
+from birthplace_lm.data.corpora.corpus import data_root, read_corpus
+from birthplace_lm.errors import InputError
+from birthplace_lm.inference.knowledge import recall
+from birthplace_lm.inference.language_model import TrainedModel
+
+MOST_PEOPLE = 2000  # who are asked about; the rest is taken to be like them
+BITS_PER_PERSON = sum(attribute.bits for attribute in ATTRIBUTES)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a model holds about the people of its corpus.
+
+    Attributes:
+        run: name of its directory.
+        parameters: trainable weights.
+        people: of the corpus.
+        exposures: how often pretraining read each fact.
+        bits_by_attribute: mean bits per person over the uniform prior, at most `Attribute.bits`. Negative
+            where the model is worse than the prior.
+        right: share of the values that greedy decoding completes in the person's own line.
+    """
+
+    run: str
+    parameters: int
+    people: int
+    exposures: float
+    bits_by_attribute: dict[str, float]
+    right: float
+
+    @property
+    def bits(self) -> float:
+        """Of all people; clipped at 0 at the end, not for each person."""
+        return max(0.0, self.people * sum(self.bits_by_attribute.values()))
+
+    @property
+    def possible_bits(self) -> float:
+        """What there is to know."""
+        return self.people * BITS_PER_PERSON
+
+    @property
+    def bits_per_parameter(self) -> float:
+        return self.bits / self.parameters
+
+
+def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
+    """Measure a run that was pretrained with language modeling on people with attributes.
+
+    Raises:
+        InputError: the run, or its corpus, is none of these.
+    """
+    config = load_saved(run / "config.yaml", plugins)
+    people = read_people(data_root(config.data) / PEOPLE_FILE)
+    corpus = read_corpus(config.data, config.model.block_size)
+    pretrain = config.stages.pretrain
+    data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None
+    form = data_module and data_module.text_form_of(pretrain.dataset, corpus)
+    if form is None:
+        raise InputError(f"{run}: its pretraining tells no facts; capacity needs pretrain=language_modeling")
+    trained = TrainedModel.from_run(run, plugins)
+    count = min(len(people), MOST_PEOPLE)
+    chosen = [people[i * len(people) // count] for i in range(count)]
+    names = [person.name for person in chosen]
+    bits, right = {}, 0.0
+    for index, attribute in enumerate(ATTRIBUTES):
+        values = [person.values[index] for person in chosen]
+        recalls = recall(trained.model, trained.vocab, form, names, values)
+        missing = next((n for n, one in zip(names, recalls, strict=True) if one.log_p is None), None)
+        if missing is not None:
+            raise InputError(
+                f"{run}: the corpus does not tell {attribute.name} of {missing} within the block"
+            )
+        mean = sum(one.log_p or 0.0 for one in recalls) / count / math.log(2)
+        bits[attribute.name] = mean + attribute.bits
+        right += sum(one.right for one in recalls) / count / len(ATTRIBUTES)
+    exposures = pretrain.max_epochs * len(corpus.documents.lines) / len(people)
+    return Capacity(run.name, trained.model.num_parameters, len(people), exposures, bits, right)
+
+
+def capacity_table(runs: Sequence[Capacity]) -> Table:
+    """A row for each run, by parameters and people."""
+    columns: list[tuple[str, Callable[[Capacity], str]]] = [
+        ("parameters", lambda c: f"{c.parameters:,}"),
+        ("people", lambda c: f"{c.people:,}"),
+        ("exposures", lambda c: f"{c.exposures:,.0f}"),
+        ("bits to know", lambda c: f"{c.possible_bits:,.0f}"),
+        ("bits known", lambda c: f"{c.bits:,.0f}"),
+        ("share", lambda c: f"{c.bits / c.possible_bits:.1%}"),
+        ("bits/parameter", lambda c: f"{c.bits_per_parameter:.2f}"),
+        ("values right", lambda c: f"{c.right:.1%}"),
+    ]
+    ordered = sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
+    return [[name for name, _ in columns], *([value(run) for _, value in columns] for run in ordered)]
+
+
+def capacity_figure(runs: Sequence[Capacity]) -> Any:
+    """Bits known against parameters, both logarithmic, with the lines of one and two bits per parameter."""
+    figure = new_figure(7.5, 4.6)
+    axes = figure.subplots()
+    low, high = min(run.parameters for run in runs) / 1.5, max(run.parameters for run in runs) * 1.5
+    for bits, style in ((2, "-"), (1, "--")):
+        axes.plot([low, high], [bits * low, bits * high], style, color="0.6", linewidth=1)
+        axes.annotate(
+            f"{bits} bit{'s' * (bits > 1)} per parameter", (low, bits * low), fontsize=8, color="0.4"
+        )
+    for exposures in sorted({run.exposures for run in runs}):
+        chosen = [run for run in runs if run.exposures == exposures and run.bits > 0]
+        drawn = axes.scatter(
+            [run.parameters for run in chosen],
+            [run.bits for run in chosen],
+            label=f"{exposures:,.0f} exposures",
+            zorder=3,
+        )
+        axes.scatter(  # what there was to know
+            [run.parameters for run in chosen],
+            [run.possible_bits for run in chosen],
+            marker="_",
+            color=drawn.get_facecolor(),
+            s=80,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("bits known; a dash: bits to know")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return figure
+
+
+_ABOUT = (
+    "People with five facts, drawn uniformly and independently. A fact is known as far as the model gives its"
+    " value more probability than the uniform draw does, in the person's own line behind the name and the"
+    " facts before it. Only values count, not the names; all trainable weights count as parameters."
+)
+
+
+def write_page(runs: Sequence[Capacity], out: Path) -> None:
+    """Write the table, the figure and the bits of every attribute as one HTML page.
+
+    Raises:
+        InputError: the file cannot be written, or matplotlib is missing.
+    """
+    head = ["parameters", "people", "exposures", *(f"{a.name} (of {a.bits:.2f})" for a in ATTRIBUTES)]
+    rows = [
+        [
+            f"{run.parameters:,}",
+            f"{run.people:,}",
+            f"{run.exposures:,.0f}",
+            *(f"{bits:.2f}" for bits in run.bits_by_attribute.values()),
+        ]
+        for run in sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
+    ]
+    body = (
+        f"<h1>Capacity</h1><p>{escape(_ABOUT)}</p>{inline_svg(capacity_figure(runs))}"
+        f"{html_table(capacity_table(runs))}<h2>Bits per person, by attribute</h2>{html_table([head, *rows])}"
+    )
+    write_html(out, "Capacity", body)
