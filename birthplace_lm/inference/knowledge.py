@@ -126,7 +126,7 @@ class Bits:
         prior: -log2 q(place): what a model that knows every place has.
         extractable: log2 P(place | question) - log2 q(place); at most `prior`, 0 for the prior itself, and
             negative for a model that is worse than it.
-        stored: the same in the form of the text, see `recall`; None if pretraining has no such form.
+        stored: the same after pretraining, in the form of its text, see `recall`; None if it has none.
     """
 
     prior: float

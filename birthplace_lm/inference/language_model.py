@@ -44,7 +44,11 @@ class TrainedModel:
 
     @classmethod
     def from_run(
-        cls, path: str | Path, plugins: Collection[str] = (), checkpoint: str = LAST
+        cls,
+        path: str | Path,
+        plugins: Collection[str] = (),
+        checkpoint: str = LAST,
+        stage: str | None = None,
     ) -> "TrainedModel":
         """The model of the last stage of a run directory, or of an export.
 
@@ -52,6 +56,7 @@ class TrainedModel:
             path: of the directory.
             plugins: packages whose classes its configuration may name. They are imported.
             checkpoint: "last", or "best" for the best validation of a run with callbacks=best_checkpoint.
+            stage: another stage of a run directory; an export has one model.
 
         A run that only pretrains has a link to a pretraining that runs share. To move it to another machine,
         copy `pretrained/` as well, or move its export.
@@ -65,12 +70,14 @@ class TrainedModel:
             raise InputError(f"{run}: not a run directory or an export: it has no config.yaml")
         config = load_saved(run / "config.yaml", plugins)
         question = QuestionTemplate.parse(config.data.question)
-        *_, stage = (name for name, stage in config.stages.items() if stage.enabled)
+        *_, last = (name for name, settings in config.stages.items() if settings.enabled)
         exported = (run / WEIGHTS).is_file()
         if checkpoint not in (LAST, BEST) or (exported and checkpoint == BEST):
             valid = f"{LAST}; an export holds one" if exported else f"{LAST}, {BEST}"
             raise InputError(f"checkpoint={checkpoint}: unknown; valid: {valid}")
-        file, symbols, weights = _read_export(run) if exported else _read_checkpoint(run, stage, checkpoint)
+        file, symbols, weights = (
+            _read_export(run) if exported else _read_checkpoint(run, stage or last, checkpoint)
+        )
         vocab = CharVocab(symbols)
         with torch.device("meta"):  # a config.yaml with other sizes than the weights takes no memory
             check_state_dict(build_model(config.model, len(vocab)), weights, file)

@@ -52,8 +52,8 @@ class Person:
         name, gold, answer: of the person; the answer is the greedy one.
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
-        log_p_gold_text: the same where the text tells it, see `recall`; None if it does not.
-        recalled: share of the tellings in the text that greedy decoding completes; None without such a form.
+        log_p_gold_text: the same after pretraining, where the text tells it, see `recall`; or None.
+        recalled: share of the tellings that greedy decoding then completes; None if the text has none.
         entropy: of the exact distribution over the places of train and "something else", nats.
         margin: difference of the two largest probabilities of places.
         text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.
@@ -170,15 +170,23 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
         text_form = data_module.text_form_of(pretrain.dataset, corpus)
     hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
     name = hashed[1] if hashed else run.resolve().name
-    return study_model(name, trained, corpus, text_form)
+    pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if text_form else None
+    return study_model(name, trained, corpus, text_form, pretrained)
 
 
-def study_model(name: str, trained: TrainedModel, corpus: Corpus, text_form: TextForm | None) -> Knowledge:
+def study_model(
+    name: str,
+    trained: TrainedModel,
+    corpus: Corpus,
+    text_form: TextForm | None,
+    pretrained: TrainedModel | None = None,
+) -> Knowledge:
     """Measure a model on the dev questions of a corpus.
 
     Args:
         name: of the run.
         text_form: how the text of pretraining tells a place; None if it does not.
+        pretrained: the model after pretraining, which recalls the text; None: `trained`.
     """
     model, vocab, template = trained.model, trained.vocab, corpus.question
     rows = [row for row in corpus.dev.rows if row.place]
@@ -197,7 +205,8 @@ def study_model(name: str, trained: TrainedModel, corpus: Corpus, text_form: Tex
     log_p = answer_log_probabilities(model, vocab, question_prompts, places).double()
     seconds = time.perf_counter() - began
     gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
-    recalled = None if text_form is None else recall(model, vocab, text_form, names, golds)
+    reader = (pretrained or trained).model
+    recalled = None if text_form is None else recall(reader, vocab, text_form, names, golds)
     answer_told = None
     if isinstance(text_form, MaskedForm):  # a line up to the place tells more than the name does
         told = recall(model, vocab, text_form, names, [answer.text for answer in answers])
