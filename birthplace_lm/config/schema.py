@@ -98,6 +98,7 @@ class Stage:
     num_workers: int = bounded(0, 64, "processes that prepare batches; 0: the training process does", 0)
     dataset: Any = factory("the data module, which turns the corpus into sequences")
     schedule: Any = factory("the learning rate schedule")
+    optimizer: Any = factory("the optimizer of this stage; null: that of both stages", None)
 
 
 @dataclass

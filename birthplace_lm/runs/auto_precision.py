@@ -69,7 +69,8 @@ def resolve_auto_precision(config: DictConfig) -> tuple[DictConfig, list[str]]:
 
 def _with_precision(config: DictConfig, precision: str) -> DictConfig:
     plain: Any = OmegaConf.to_container(config)
-    for part in (plain["trainer"], plain["optimizer"]):  # Muon's own products follow the trainer
+    of_stages = [stage["optimizer"] or {} for stage in plain["stages"].values()]
+    for part in (plain["trainer"], plain["optimizer"], *of_stages):  # Muon's products follow the trainer
         if part.get("precision") == "auto":
             part["precision"] = precision
     resolved = DictConfig(plain)

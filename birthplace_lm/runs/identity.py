@@ -121,6 +121,8 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
     for name, stage in stages.items():
         stage.pop("num_workers")
         stage |= {key: value for key, value in overrides.items() if value is not None}
+        if stage["optimizer"] is None:
+            stage.pop("optimizer")
         if not stage["enabled"]:
             stages[name] = {"enabled": False}
     hashed["stages"] = stages

@@ -104,7 +104,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         data_sha256=corpus.sha256,
         model=plain["model"],
         dataset=stage["dataset"],
-        optimizer=plain["optimizer"],
+        optimizer=stage["optimizer"] or plain["optimizer"],
         schedule=stage["schedule"],
         callbacks=plain["callbacks"],
         logger=plain["logger"],
@@ -133,9 +133,10 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     total_steps = clock.steps_of(flags["max_epochs"], plan.max_steps)
     with errors_name(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
-    with errors_name("optimizer"):  # torch checks its own numbers
+    key = f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer"
+    with errors_name(key):  # torch checks its own numbers
         optimizer = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
-    checked_kind(optimizer, Optimizer, "optimizer")
+    checked_kind(optimizer, Optimizer, key)
     configured_callbacks(plan)
     check_installed(plan.logger)
     return replace(plan, trainer=flags, total_steps=total_steps)
@@ -275,7 +276,9 @@ def _check_extension(config: DictConfig, path: Path, content: Mapping[str, Any],
             settings["stages"][plan.name].pop(key, None)
         for key in EXTENDABLE_TRAINER:
             settings["trainer"].pop(key)
-        settings["optimizer"] = {k: v for k, v in settings["optimizer"].items() if not _is_number(v)}
+        for part in (settings, settings["stages"][plan.name]):
+            if "optimizer" in part:
+                part["optimizer"] = {k: v for k, v in part["optimizer"].items() if not _is_number(v)}
     if theirs != ours:
         raise InputError(
             f"extend_from={path}: belongs to a run with another {first_difference(theirs, ours)}; an"

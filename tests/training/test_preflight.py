@@ -57,3 +57,18 @@ def test_the_trainer_beats_the_stage(configure: Any) -> None:
 def test_a_number_out_of_range_names_its_key(configure: Any) -> None:
     with pytest.raises(InputError, match=r"stages\.pretrain\.dataset\.question_fraction=2: must be"):
         plans(configure, "stages.pretrain.dataset.question_fraction=2")
+
+
+def test_a_stage_may_have_an_optimizer_of_its_own(configure: Any) -> None:
+    usual = plans(configure)
+    chosen = plans(configure, "+optimizer@stages.finetune.optimizer=adamw")
+    assert [plan.optimizer["_target_"].rpartition(".")[2] for plan in usual] == ["muon", "muon"]
+    assert [plan.optimizer["_target_"].rpartition(".")[2] for plan in chosen] == ["muon", "adamw"]
+    assert chosen[0].directory == usual[0].directory  # they share a pretraining
+    assert chosen[1].directory != usual[1].directory
+    with pytest.raises(InputError, match=r"stages\.finetune\.optimizer: Invalid beta"):
+        plans(
+            configure,
+            "+optimizer@stages.finetune.optimizer=adamw",
+            "stages.finetune.optimizer.betas=[2,0.9]",
+        )
