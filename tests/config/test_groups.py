@@ -59,7 +59,11 @@ def composed(*overrides: str) -> DictConfig:
 
 def choice(file: str) -> list[str]:
     """The overrides that choose a file."""
-    special = {"finetune/after/none.yaml": ["pretrain=none"], "model/for_data/biographies.yaml": []}
+    special = {
+        "finetune/after/none.yaml": ["pretrain=none"],
+        "finetune/after/language_modeling.yaml": ["pretrain=language_modeling"],
+        "model/for_data/biographies.yaml": [],
+    }
     group, _, name = file.removesuffix(".yaml").partition("/")
     return special.get(file, [f"{group}={name}"])
 

@@ -1,0 +1,116 @@
+"""Capacity: identities that hold for any model, and a run measured through the program."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import run as run_pipeline
+
+from birthplace_lm.analysis.knowledge import capacity
+from birthplace_lm.analysis.knowledge.capacity import (
+    BITS_PER_PERSON,
+    Capacity,
+    capacity_table,
+    measure_capacity,
+)
+from birthplace_lm.cli import commands
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.attributes import ATTRIBUTES, Wording, write_attribute_biographies
+from birthplace_lm.errors import InputError
+from birthplace_lm.inference.knowledge import Recall
+
+SIZES = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=128"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_attribute_biographies(tmp_path / "people", 24, 0, Wording(short=True, biographies=2))
+    config = compose(
+        [
+            "experiment=capacity",
+            *SIZES,
+            f"data.root={tmp_path / 'people'}",
+            f"run_dir={tmp_path / 'run'}",
+            f"runs_root={tmp_path / 'runs'}",
+            "stages.pretrain.max_epochs=2",
+            "logger=csv",
+        ]
+    )
+    run_pipeline(config)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("log_p", "share"),
+    [
+        (lambda attribute: 0.0, 1.0),  # the oracle knows every bit
+        (lambda attribute: -math.log(attribute.values), 0.0),  # the prior none
+        (lambda attribute: -math.log(attribute.values) / 2, 0.5),
+        (lambda attribute: -2 * math.log(attribute.values), 0.0),  # worse than the prior: clipped at the end
+    ],
+)
+def test_identities(run: Path, monkeypatch: Any, log_p: Any, share: float) -> None:
+    attributes = iter(ATTRIBUTES)
+
+    def recall(model: Any, vocab: Any, form: Any, names: list[str], values: list[str]) -> list[Recall]:
+        attribute = next(attributes)
+        return [Recall(log_p(attribute), share) for _ in names]
+
+    monkeypatch.setattr(capacity, "recall", recall)
+    measured = measure_capacity(run)
+    assert measured.people == 24
+    assert measured.exposures == 4  # two epochs with two lines each
+    assert measured.possible_bits == pytest.approx(24 * BITS_PER_PERSON)
+    assert measured.bits == pytest.approx(share * measured.possible_bits, abs=1e-6)
+    assert measured.bits_per_parameter == pytest.approx(measured.bits / measured.parameters)
+    assert measured.right == pytest.approx(share)
+
+
+def test_what_there_is_to_know_about_a_person() -> None:
+    assert pytest.approx(math.log2(28 * 12 * 200 * 69 * 100 * 50 * 200)) == BITS_PER_PERSON
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["birthplace-lm", "capacity", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            commands.main()
+        return int(stopped.value.code or 0)
+
+    page = tmp_path / "page.html"
+    assert call(str(run), "--html", str(page), "--json") == 0
+    (content,) = json.loads(capsys.readouterr().out)
+    measured = measure_capacity(run)
+    assert content["bits"] == pytest.approx(measured.bits)
+    assert sum(content["bits_by_attribute"].values()) < 5  # two epochs teach next to nothing
+    assert page.read_text().count("<svg") == 1
+    assert call(str(run)) == 0
+    assert "bits/parameter" in capsys.readouterr().out
+    (tmp_path / "people" / "people.tsv").unlink()
+    assert call(str(run)) == 2
+    assert "people.tsv: cannot read" in capsys.readouterr().err
+
+
+def test_a_run_that_tells_no_facts(run: Path, tmp_path: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("LanguageModelingDataModule", "QuestionAnsweringDataModule"))
+    with pytest.raises(InputError):
+        measure_capacity(run)
+
+
+def test_rows_are_in_order() -> None:
+    bits = {attribute.name: 1.0 for attribute in ATTRIBUTES}
+    runs = [
+        Capacity("c", 2000, 10, 100, bits, 0.5),
+        Capacity("b", 1000, 20, 100, bits, 0.5),
+        Capacity("a", 1000, 10, 10, bits, 0.5),
+    ]
+    table = capacity_table(runs)
+    assert [row[:3] for row in table[1:]] == [
+        ["1,000", "10", "10"],
+        ["1,000", "20", "100"],
+        ["2,000", "10", "100"],
+    ]
+    assert [row[4] for row in table[1:]] == ["50", "100", "50"]
