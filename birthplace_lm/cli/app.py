@@ -25,7 +25,7 @@ from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, I
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.find import find_run
 from birthplace_lm.runs.identity import run_directory
-from birthplace_lm.runs.metrics import RunMetrics
+from birthplace_lm.runs.metrics import RunMetrics, Score
 from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training.distributed import cluster
 from birthplace_lm.training.distributed.cluster import Placement
@@ -144,6 +144,7 @@ def _main(arguments: Sequence[str]) -> int:
         from birthplace_lm.analysis.report.tables import show  # a single run does not pay for the import
 
         show(sweep.table(state.jobs, paths=not sys.stdout.isatty()))
+        _show(sweep.common_facts(state.jobs))
     return state.exit_code()
 
 
@@ -186,7 +187,10 @@ def _run(config: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
             log.info("%s", note)
         metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()), notes=notes)
-    _show(_summary(metrics, config))
+    if HydraConfig.get().mode == RunMode.RUN:
+        _show(_summary(metrics, config))
+    else:  # the table behind the last job has the rest
+        print(f"dev exact match  {_score(metrics.dev)}, in {directory.path}")
     return metrics.dev.exact_match
 
 
@@ -212,25 +216,26 @@ def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
 
 
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
-    dev, baseline = metrics.dev, metrics.baseline
     path = run_directory(config)
     root = config.runs_root if config.run_dir is None else path
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
         "pretraining": metrics.pretrain,
         **({} if metrics.extended_from is None else {"extended from": metrics.extended_from}),
-        "dev exact match": f"{dev.correct} of {dev.total}: {dev.exact_match:.1%}",
-        f"always {metrics.majority_answer!r}": (
-            f"{baseline.correct} of {baseline.total}: {baseline.exact_match:.1%}"
-        ),
+        "dev exact match": _score(metrics.dev),
+        f"always {metrics.majority_answer!r}": _score(metrics.baseline),
         "run directory": path,
         **({"curves": f"birthplace-lm tensorboard {root}"} if "tensorboard" in config.logger else {}),
-        **({"ask it": f'birthplace-lm ask {path} "NAME"'} if HydraConfig.get().mode == RunMode.RUN else {}),
+        "ask it": f'birthplace-lm ask {path} "NAME"',
     }
 
 
+def _score(score: Score) -> str:
+    return f"{score.correct} of {score.total}: {score.exact_match:.1%}"
+
+
 def _show(rows: dict[str, Any]) -> None:
-    width = max(len(name) for name in rows)
+    width = max(map(len, rows), default=0)
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -21,6 +22,8 @@ from birthplace_lm.runs import signals
 if TYPE_CHECKING:
     from birthplace_lm.inference.confidence import Threshold
     from birthplace_lm.inference.language_model import TrainedModel
+
+WIDE = 150  # columns of a terminal that shows every measurement of explore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -333,12 +336,13 @@ def explore(
     Example: birthplace-lm explore --html theory.html
     """
     from birthplace_lm.analysis.explore.attention_theory import check_claims
-    from birthplace_lm.analysis.explore.page import table_of_checks, write_page
+    from birthplace_lm.analysis.explore.page import narrow_table_of_checks, table_of_checks, write_page
     from birthplace_lm.analysis.report.tables import show
 
     check_page(page)
     checks = check_claims()
-    show(table_of_checks(checks))
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
+    show(narrow_table_of_checks(checks) if narrow else table_of_checks(checks))
     passed = sum(check.passed for check in checks)
     print(f"{passed} of {len(checks)} checks pass, each in {len(checks[0].measured)} dimensions")
     if page is not None:

@@ -180,6 +180,19 @@ def table(jobs: Sequence[Job], paths: bool = True) -> "Table":
     return rows
 
 
+def common_facts(jobs: Sequence[Job]) -> dict[str, str]:
+    """What is the same for all finished jobs: the baseline, and how to watch their curves."""
+    metrics = [m for job in jobs if (m := job.directory.metrics) is not None]
+    baselines = {(m.majority_answer, m.baseline.correct, m.baseline.total) for m in metrics}
+    roots = {job.directory.config.runs_root for job in jobs if "tensorboard" in job.directory.config.logger}
+    facts = {}
+    for answer, correct, total in baselines if len(baselines) == 1 else ():
+        facts[f"always {answer!r}"] = f"{correct} of {total}: {correct / total:.1%}"
+    if metrics and len(roots) == 1:
+        facts["curves"] = f"birthplace-lm tensorboard {roots.pop()}"
+    return facts
+
+
 def _name(path: Path, whole: bool) -> str:
     match = re.search(r"-[0-9a-f]{8}$", path.name)
     return str(path) if whole or match is None else f"*{match[0]}"

@@ -15,7 +15,7 @@ from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
-COLUMNS = 2  # maps side by side; TensorBoard shows a picture about 350 pixels wide
+COLUMNS = 2  # maps side by side
 CELL = 9  # pixels of one weight
 MIN_MAP_SIZE = 180  # pixels; a short text has larger cells
 HEADER, FOOTER, MARGIN, GAP = 62, 58, 26, 18  # pixels
@@ -44,18 +44,24 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
     return vocab.decode(ids), weights
 
 
-def attention_pictures(text: str, weights: Sequence[Tensor]) -> list[np.ndarray]:
-    """One picture per layer of what `attention_weights` returns for a question with its answer."""
+def attention_pictures(text: str, weights: Sequence[Tensor], columns: int = COLUMNS) -> list[np.ndarray]:
+    """One picture per layer of what `attention_weights` returns for a question with its answer.
+
+    Args:
+        columns: maps side by side.
+    """
     # The MASK after the question predicts the first character of the answer; the last predicts nothing.
     answer = slice(text.index(MASK) if text.count(MASK) == 2 else 0, len(text) - 1)
     shown = text.replace(MASK, "|")
     return [
-        attention_picture(layer, shown, answer, f"layer {number}: {shown}")
+        attention_picture(layer, shown, answer, f"layer {number}: {shown}", columns)
         for number, layer in enumerate(weights, start=1)
     ]
 
 
-def attention_picture(weights: Tensor, text: str, answer: slice, title: str) -> np.ndarray:
+def attention_picture(
+    weights: Tensor, text: str, answer: slice, title: str, columns: int = COLUMNS
+) -> np.ndarray:
     """Draw the attention maps of one layer as (height, width, 3) bytes: one map per head.
 
     Rows are queries and columns are keys, each with its character. The colour is the square root of the
@@ -68,11 +74,12 @@ def attention_picture(weights: Tensor, text: str, answer: slice, title: str) -> 
             columns.
         answer: the rows that predict the answer; they are marked.
         title: is written above.
+        columns: maps side by side.
     """
     heads, queries_shown, keys_shown = weights.shape
     cell = max(CELL, -(-MIN_MAP_SIZE // max(queries_shown, keys_shown)))
     tall, wide = cell * queries_shown, cell * keys_shown
-    columns = min(heads, COLUMNS)
+    columns = min(heads, columns)
     rows = -(-heads // columns)
     width, height = MARGIN + wide + GAP, MARGIN + HEAD_SIZE + tall + GAP  # of a map with its labels
     page_width = max(columns * width + MARGIN, MIN_PAGE_WIDTH)

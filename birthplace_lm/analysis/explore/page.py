@@ -71,6 +71,18 @@ def table_of_checks(checks: Sequence[Check], claim: str = "") -> Table:
     return table
 
 
+def narrow_table_of_checks(checks: Sequence[Check]) -> Table:
+    """As `table_of_checks`, with the one measurement that is furthest from the prediction."""
+    table = [["claim", "quantity", "n", "noise", "predicted", "measured", "pass"]]
+    for check in checks:
+        expected = check.prediction
+        noise = "" if expected.noise is None else f"{expected.noise:g}"
+        furthest = max(check.measured.values(), key=lambda value: abs(value - expected.value))
+        values = [f"{expected.value:.3g}", f"{furthest:.3g}", "yes" if check.passed else "NO"]
+        table.append([expected.claim, expected.quantity, str(expected.keys), noise, *values])
+    return table
+
+
 def write_page(checks: Sequence[Check], out: Path, seed: int = 0) -> None:
     """Write the page.
 

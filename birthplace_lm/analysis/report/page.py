@@ -28,8 +28,10 @@ td { vertical-align: top }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 14rem }
 @media (max-width: 700px) {
   thead { display: none }
-  table, tbody, tr, td { display: block }
-  tr { margin: .6rem 0; padding: .3rem 0; border: 1px solid var(--line); border-radius: 8px }
+  table, tbody, td { display: block }
+  tr { display: flex; flex-wrap: wrap; margin: .5rem 0; padding: .3rem 0; border: 1px solid var(--line);
+    border-radius: 8px }
+  td.long { flex-basis: 100% }
   td, td.long { border: 0; padding: .1rem .7rem; white-space: normal; overflow-wrap: anywhere; min-width: 0 }
   td:empty { display: none }
   td::before { content: attr(data-heading) ": "; opacity: .65 }

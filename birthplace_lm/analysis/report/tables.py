@@ -12,18 +12,29 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 Table = list[list[str]]  # the first row is the head
+MIN_ROOM = 20  # characters of a column that is broken into lines
 
 
 def show(table: Table) -> None:
-    """Print a table: as wide as the terminal, or for a pipe with every row on one line."""
+    """Print a table: as wide as the terminal, or for a pipe with every row on one line.
+
+    If only its widest column has to be broken into lines, no other is.
+    """
     if not sys.stdout.isatty():
         print(as_text(table), end="\n\n")
         return
     head, *rows = table
-    drawn = Grid(*(Column(name, overflow="fold") for name in head), box=box.SIMPLE_HEAD)
+    console = Console(highlight=False)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widest = widths.index(max(widths))
+    room = console.width - sum(widths) + max(widths) - 3 * len(widths)
+    columns = [
+        Column(name, overflow="fold", no_wrap=i != widest and room >= MIN_ROOM) for i, name in enumerate(head)
+    ]
+    drawn = Grid(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console(highlight=False).print(drawn)
+    console.print(drawn)
 
 
 def as_text(table: Table, rule: bool = False) -> str:

@@ -68,7 +68,8 @@ class AttentionMaps(L.Callback):
         read, weights = attention_weights(pl_module.model, pl_module.vocab, self._text)
         if weights is None:
             return
-        for layer, picture in enumerate(attention_pictures(read, weights), start=1):
+        # TensorBoard shrinks a picture to about 350 pixels: two maps side by side have no legible letters.
+        for layer, picture in enumerate(attention_pictures(read, weights, columns=1), start=1):
             tag = f"{self.stage}/attention/layer_{layer}"
             writer.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
 
