@@ -137,7 +137,7 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
     (content,) = json.loads(capsys.readouterr().out, parse_constant=not_json)
     assert content["exact_match"] == knowledge.exact_match
     assert call(str(finished)) == 0
-    assert "Bits about the place" in capsys.readouterr().out
+    assert "Bits about the answer" in capsys.readouterr().out
     assert call(str(finished), str(finished)) == 2
     assert "named twice" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from stage import quick, run
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import learning_curve
-from birthplace_lm.cli import commands
+from birthplace_lm.cli import tool_commands
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import atomic_files
 from birthplace_lm.runs.directory import RunDirectory, stage_directory
@@ -167,7 +167,7 @@ def test_without_any_lock_the_way_out_is_named(
 def test_an_export_is_loaded_without_posix(people: Path, tmp_path: Path) -> None:
     """What Windows lacks is taken away."""
     run(quick(people, tmp_path, f"run_dir={tmp_path / 'run'}", "pretrain=none"))
-    commands.export(tmp_path / "run", tmp_path / "model")
+    tool_commands.export(tmp_path / "run", tmp_path / "model")
     code = f"""
         import os, signal, sys
         import torch

@@ -17,14 +17,14 @@ EXAMPLES = 12  # wrong answers that the page shows
 def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
     """Every table with its title; a column for each run."""
     tables = [
-        ("Bits about the place, mean per person", bits_table(runs)),
+        ("Bits about the answer, mean per person", bits_table(runs)),
         ("Which confidence tells right answers from wrong ones: AUROC (95 % interval)", signal_table(runs)),
         ("Calibration and abstention", calibration_table(runs)),
         ("Where answers come from", origin_table(runs)),
         ("Exact match by group (95 % interval)", group_table(runs)),
     ]
     if any(run.invented is not None for run in runs):
-        tables.append(("Invented people: whose place is the answer? (95 % interval)", invented_table(runs)))
+        tables.append(("Invented people: whose answer do they get? (95 % interval)", invented_table(runs)))
     if len(runs) > 1 and len({tuple(p.name for p in run.people) for run in runs}) == 1:
         voted = agreement(runs)
         rows = [[run.run, _with_interval(voted[run.run])] for run in runs]
@@ -51,7 +51,7 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
         [
             ("people asked", lambda k: str(len(k.people))),
             ("exact match", lambda k: interval(sum(p.right for p in k.people), len(k.people))),
-            ("prior: -log2 q(place)", lambda k: f"{k.bits.prior:.2f}"),
+            ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
             ("recalled after pretraining, where the text tells it", recalled),
             ("stored: after pretraining, where the text tells it", lambda k: optional(k.bits.stored, ".2f")),
             ("extractable: in a question", lambda k: f"{k.bits.extractable:.2f}"),

@@ -1,0 +1,207 @@
+"""The commands that look at runs and models: reports, curves, theory, attention, knowledge, capacity."""
+
+import math
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, check_page, print_json
+from birthplace_lm.data.questions import normalise
+from birthplace_lm.errors import BirthplaceError, InputError
+
+WIDE = 150  # columns of a terminal that shows every measurement of explore
+
+app = typer.Typer()
+
+
+class Format(StrEnum):
+    """Format of a report."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page with tables and plots.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Save learning curves as .svg or .png.")] = None,
+    curves_csv: Annotated[Path | None, typer.Option(help="Write all points of the curves as CSV.")] = None,
+) -> None:
+    """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
+
+    Example: birthplace-lm report runs --html report.html
+    """
+    from birthplace_lm.analysis.report import summary
+    from birthplace_lm.analysis.report.collect import find_runs
+
+    runs = find_runs(folder)
+    if form is Format.csv:
+        print(summary.as_csv(runs), end="")
+    elif form is Format.json:
+        print(summary.as_json(runs), end="")
+    else:
+        print(summary.as_tables(runs, markdown=form is Format.markdown))
+    if page is not None:
+        from birthplace_lm.analysis.report.page import write_page
+
+        write_page(runs, folder, page)
+    if figure is not None:
+        from birthplace_lm.analysis.report.plots import save_learning_curves
+
+        save_learning_curves(runs, figure)
+    if curves_csv is not None:
+        from birthplace_lm.analysis.report.curves import write_curves
+
+        write_curves(runs, curves_csv)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def tensorboard(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
+) -> None:
+    """Watch runs in TensorBoard, named by what varies. Further options are TensorBoard's own.
+
+    Example: birthplace-lm tensorboard runs --port 6007
+    """
+    from birthplace_lm.analysis.tensorboard import serve
+
+    raise typer.Exit(serve(folder, context.args))
+
+
+@app.command()
+def explore(
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with derivations and figures.")
+    ] = None,
+) -> None:
+    """Check what attention can and cannot express: copying, averaging, noisy keys, one head and two.
+
+    Needs no trained model. The exit code is 1 if a claim fails.
+
+    Example: birthplace-lm explore --html theory.html
+    """
+    from birthplace_lm.analysis.explore.attention_theory import check_claims
+    from birthplace_lm.analysis.explore.page import narrow_table_of_checks, table_of_checks, write_page
+    from birthplace_lm.analysis.report.tables import show
+
+    check_page(page)
+    checks = check_claims()
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
+    show(narrow_table_of_checks(checks) if narrow else table_of_checks(checks))
+    passed = sum(check.passed for check in checks)
+    print(f"{passed} of {len(checks)} checks pass, each in {len(checks[0].measured)} dimensions")
+    if page is not None:
+        write_page(checks, page)
+    if passed < len(checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def attention(
+    run: Run,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A full name.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="A .png, or an .html page with a picture per layer.")
+    ] = Path("attention.png"),
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
+) -> None:
+    """Draw the attention weights of every layer and head while the model answers about a person.
+
+    Example: birthplace-lm attention runs/vanilla-... "Ada Lovelace" --out ada.html
+    """
+    from birthplace_lm.analysis.attention_page import write_attention
+    from birthplace_lm.inference.asking import warnings_about
+    from birthplace_lm.inference.language_model import TrainedModel
+
+    if out.suffix not in (".png", ".html") or not out.parent.is_dir() or out.is_dir():
+        raise InputError(f"--out {out}: must be a .png or .html file in an existing folder")
+    if not normalise(name):
+        raise InputError("NAME is empty; give a full name")
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    for warning in warnings_about(run, [name], plugin or ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    answer = write_attention(model, name, out)
+    print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%}); {out}")
+
+
+@app.command()
+def knowledge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories or exports.")],
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
+    ] = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what runs know: bits, confidence, and where their answers come from.
+
+    Scores every place of train for every dev question; about a minute for 500 of each on two cores.
+
+    Example: birthplace-lm knowledge runs/vanilla-... --html knowledge.html
+    """
+    from birthplace_lm.analysis.knowledge.page import tables_of, write_page
+    from birthplace_lm.analysis.knowledge.study import study
+    from birthplace_lm.analysis.report.tables import show
+
+    check_page(page)
+    for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
+        raise InputError(f"{twice}: named twice")
+    studies = []
+    for run in runs:
+        try:
+            studies.append(study(run, plugin or ()))
+        except BirthplaceError as error:
+            if len(runs) == 1:
+                raise
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not studies:
+        raise InputError("RUN: none of the runs can be measured")
+    if page is not None:
+        write_page(studies, page)
+    if as_json:
+        print_json([made.to_dict() for made in studies])
+        return
+    for title, table in tables_of(studies):
+        print(f"\n{title}")
+        show(table)
+
+
+@app.command()
+def capacity(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories of experiment=capacity or like it."),
+    ],
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a figure.")
+    ] = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the bits that models hold about people with five facts, for each of their parameters.
+
+    Example: birthplace-lm capacity runs/*bios* --html capacity.html
+    """
+    from dataclasses import asdict
+
+    from birthplace_lm.analysis.knowledge.capacity import capacity_table, measure_capacity, write_page
+    from birthplace_lm.analysis.report.tables import show
+
+    check_page(page)
+    measured = [measure_capacity(run, plugin or ()) for run in runs]
+    if page is not None:
+        write_page(measured, page)
+    if as_json:
+        print_json([asdict(one) | {"bits": one.bits, "possible_bits": one.possible_bits} for one in measured])
+    else:
+        show(capacity_table(measured))

@@ -1,0 +1,171 @@
+"""The commands that ask a trained model: `ask` and `predict`."""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, print_json
+from birthplace_lm.data.corpora.consistency import check_characters, check_form
+from birthplace_lm.data.corpora.qa_files import read_questions
+from birthplace_lm.data.questions import normalise
+from birthplace_lm.errors import InputError
+
+if TYPE_CHECKING:
+    from birthplace_lm.inference.confidence import Threshold
+    from birthplace_lm.inference.language_model import TrainedModel
+
+app = typer.Typer()
+
+
+@app.command()
+def ask(
+    run: Run,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Full names.")],
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5, max=0.999, metavar="PRECISION", help="Say 'I do not know' unless so many are right."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the question of the model about people; print the answers with their probabilities.
+
+    Where the corpus of the run is at hand, the three likeliest places of train follow. With --abstain 0.9 an
+    answer is given if its probability is one from which on, with 95 % confidence, at least 90 % of the
+    answers to held-out (or else dev) questions are right.
+
+    Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
+    """
+    from birthplace_lm.data.corpora.people import closest_people
+    from birthplace_lm.inference.asking import (
+        abstention_threshold,
+        corpus_of,
+        likeliest_places,
+        warnings_about,
+    )
+    from birthplace_lm.inference.language_model import TrainedModel
+
+    for name in names:
+        if len(name.encode()) < 256 and Path(name, "config.yaml").is_file():
+            raise InputError(f"{name}: a second run directory; ask one run at a time")
+        if not normalise(name):
+            raise InputError("NAME is empty; give a full name")
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    for warning in warnings_about(run, names, plugin or ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    for name in dict.fromkeys(names):
+        _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
+        if dropped:
+            print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
+    questions = [*map(model.question.about_typed, names)]
+    answers = model.answer_questions(questions)
+    corpus = corpus_of(run, plugin or ())
+    places = [[] for _ in names] if corpus is None else likeliest_places(model, corpus, questions)
+    least = -math.inf
+    unknown: set[str] = set()  # the threshold says nothing about people whom the corpus does not have
+    if abstain is not None:
+        if corpus is None:
+            raise InputError("--abstain: the corpus of the run is not there; it chooses the threshold")
+        threshold = abstention_threshold(model, corpus, abstain)
+        least = threshold.score
+        unknown = {name for name in names if closest_people(_name(model, name), corpus) is not None}
+        print(_about_threshold(threshold, abstain), file=sys.stderr)
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": name,
+                    "answer": None if answer.log_probability < least or name in unknown else answer.text,
+                    "log_probability": answer.log_probability,
+                    "places": dict(likeliest),
+                }
+                for name, answer, likeliest in zip(names, answers, places, strict=True)
+            ]
+        )
+        return
+    for name, answer, likeliest in zip(names, answers, places, strict=True):
+        if answer.log_probability < least or (abstain is not None and name in unknown):
+            print(f"{name}: I do not know")
+            continue
+        rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
+        others = ", ".join(f"{place} {_percent(p)}" for place, p in rest)
+        joint = (
+            "then" if rest is not likeliest else "written letter by letter; the likeliest train answers are"
+        )
+        print(
+            f"{name}: {answer.text} ({_percent(math.exp(answer.log_probability))})"
+            f"{f'; {joint} {others}' if others else ''}"
+        )
+
+
+def _about_threshold(threshold: "Threshold", precision: float) -> str:
+    if math.isinf(threshold.score):
+        return (
+            f"no answer is given: on {threshold.rows} questions that were not trained on, no probability is"
+            f" sure to reach {precision:.0%}"
+        )
+    return (
+        f"answers are given from a probability of {math.exp(threshold.score):.0%} on: of {threshold.rows}"
+        f" questions that were not trained on, {threshold.coverage:.0%} get one, and"
+        f" {threshold.precision:.1%} of these are right"
+    )
+
+
+def _percent(p: float) -> str:
+    return "<1%" if 0 < p < 0.005 else f"{p:.0%}"
+
+
+def _name(model: "TrainedModel", typed: str) -> str:
+    """The name in a typed name or question."""
+    return model.question.name_in(normalise(typed)) or normalise(typed)
+
+
+@app.command()
+def predict(
+    run: Run,
+    questions: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS.tsv", help="Lines of QUESTION, or QUESTION TAB ANSWER.")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", help="File to write; default: the terminal.")] = None,
+    plugin: Plugins = None,
+    checkpoint: Checkpoint = Which.last,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a file of questions, one prediction per line; score them if the file has the answers.
+
+    Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
+    """
+    from birthplace_lm.inference.language_model import TrainedModel
+    from birthplace_lm.inference.scores import score
+    from birthplace_lm.runs.atomic_files import atomic_write_text
+
+    file = read_questions(questions, "optional", "QUESTIONS")
+    rows = file.rows
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
+    model = TrainedModel.from_run(run, plugin or (), checkpoint)
+    misfits = check_form(file, model.question, model.vocab) + check_characters(file, model.vocab)
+    for warning in (*file.warnings, *misfits):
+        print(f"warning: {warning}", file=sys.stderr)
+    answers = model.answer_questions([row.question for row in rows])
+    text = "".join(answer.line + "\n" for answer in answers)
+    places = [row.place for row in rows]
+    scored = all(place is not None for place in places)
+    result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else None
+    if output is not None:
+        atomic_write_text(output, text)
+    if as_json:
+        print_json({**(result.to_dict() if result else {}), "predictions": text.splitlines()})
+        return
+    if output is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # as in a file
+        sys.stdout.write(text)
+    if result:
+        line = f"Correct: {result.correct} out of {result.total}: {100 * result.exact_match:.1f}%"
+        print(line, file=sys.stderr if output is None else sys.stdout)
