@@ -18,14 +18,14 @@ from birthplace_lm.models.sdpa import record_attention_weights
 COLUMNS = 2  # maps side by side
 CELL = 9  # pixels of one weight
 MIN_MAP_SIZE = 180  # pixels; a short text has larger cells
-HEADER, FOOTER, MARGIN, GAP = 62, 58, 26, 18  # pixels
+HEADER, FOOTER, MARGIN, GAP = 84, 80, 26, 18  # pixels
 TITLE_SIZE, HEAD_SIZE, DESCENT = 22, 18, 4  # of the text, in pixels
 BACKGROUND, TEXT_COLOR, MASKED, ANSWER_COLOR = (255, 255, 255), (40, 40, 40), (228, 228, 228), (225, 85, 0)
 # Points of the colormaps viridis and RdBu.
 _VIRIDIS = [(68, 1, 84), (67, 62, 133), (48, 104, 142), (33, 145, 140), (53, 183, 121), (144, 215, 67)]
 _VIRIDIS += [(253, 231, 37)]
 _BLUE_TO_RED = [(33, 102, 172), (103, 169, 207), (247, 247, 247), (239, 138, 98), (178, 24, 43)]
-MIN_PAGE_WIDTH = 640  # pixels, for the header and the scale
+MIN_PAGE_WIDTH = 400  # pixels, for the scale
 
 
 @torch.no_grad()
@@ -104,9 +104,10 @@ def attention_picture(
             page[first:last, left - 3 : left] = page[first:last, left + wide : left + wide + 8] = ANSWER_COLOR
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
-    _write(draw, (MARGIN, 4), title, TITLE_SIZE)
+    fits = (page_width - MARGIN) / _font(TITLE_SIZE).getlength(title)
+    _write(draw, (MARGIN, 4), title, min(TITLE_SIZE, int(TITLE_SIZE * fits)))
     _write(draw, (MARGIN, 32), "down: queries   across: keys", HEAD_SIZE)
-    _write(draw, (MARGIN + 250, 32), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
+    _write(draw, (MARGIN, 54), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
     for head, (top, left) in enumerate(corners):
         _write(draw, (left, top - MARGIN - HEAD_SIZE), f"head {head + 1}", HEAD_SIZE)
     _draw_scale(image, draw, scale, weights)
@@ -187,4 +188,4 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, scale: _Scale, we
     low, high = float(sums.min()), float(sums.max())
     if max(abs(low - 1), abs(high - 1)) > 0.01:
         text = f"rows sum to {low:.2f}" if high - low < 0.01 else f"rows sum to {low:.2f} ... {high:.2f}"
-        _write(draw, (left + width + 24, top - 2), text, HEAD_SIZE)
+        _write(draw, (MARGIN, top + height + 22), text, HEAD_SIZE)
