@@ -104,7 +104,7 @@ def attention_picture(
             page[first:last, left - 3 : left] = page[first:last, left + wide : left + wide + 8] = ANSWER_COLOR
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
-    fits = (page_width - MARGIN) / _font(TITLE_SIZE).getlength(title)
+    fits = (page_width - MARGIN) / max(1.0, _font(TITLE_SIZE).getlength(title))
     _write(draw, (MARGIN, 4), title, min(TITLE_SIZE, int(TITLE_SIZE * fits)))
     _write(draw, (MARGIN, 32), "down: queries   across: keys", HEAD_SIZE)
     _write(draw, (MARGIN, 54), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
