@@ -140,6 +140,9 @@ def knowledge(
     page: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
     ] = None,
+    pooled: Annotated[
+        bool, typer.Option("--pool", help="Count the runs as one, for the seeds of one setting.")
+    ] = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -150,7 +153,7 @@ def knowledge(
     Example: birthplace-lm knowledge runs/vanilla-... --html knowledge.html
     """
     from birthplace_lm.analysis.knowledge.page import tables_of, write_page
-    from birthplace_lm.analysis.knowledge.study import study
+    from birthplace_lm.analysis.knowledge.study import pool, study
     from birthplace_lm.analysis.report.tables import show
 
     check_page(page)
@@ -166,6 +169,8 @@ def knowledge(
             print(f"warning: left out: {error}", file=sys.stderr)
     if not studies:
         raise InputError("RUN: none of the runs can be measured")
+    if pooled:
+        studies = [pool(studies)]
     if page is not None:
         write_page(studies, page)
     if as_json:

@@ -40,12 +40,25 @@ def calibration_error(probabilities: Sequence[float], correct: Sequence[bool], b
 
 
 def bootstrap(
-    statistic: Statistic, scores: Sequence[float], correct: Sequence[bool], draws: int = 1000, seed: int = 0
+    statistic: Statistic,
+    scores: Sequence[float],
+    correct: Sequence[bool],
+    draws: int = 1000,
+    seed: int = 0,
+    answers_per_person: int = 1,
 ) -> tuple[float, float]:
-    """The 95 % interval of a statistic over people drawn with replacement."""
+    """The 95 % interval of a statistic over people drawn with replacement.
+
+    Args:
+        answers_per_person: a person is drawn with so many answers, which stand next to each other.
+    """
     values, right = np.asarray(scores, float), np.asarray(correct, bool)
     generator = np.random.default_rng(seed)
-    drawn = [generator.integers(len(values), size=len(values)) for _ in range(draws)]
+    people, together = len(values) // answers_per_person, np.arange(answers_per_person)
+    drawn = [
+        (generator.integers(people, size=people)[:, None] * answers_per_person + together).ravel()
+        for _ in range(draws)
+    ]
     results = [statistic(values[index].tolist(), right[index].tolist()) for index in drawn]
     low, high = np.nanpercentile(results, [2.5, 97.5]) if not np.all(np.isnan(results)) else (math.nan,) * 2
     return float(low), float(high)

@@ -13,12 +13,12 @@ from stage import run as run_pipeline
 
 from birthplace_lm.analysis.knowledge import origin
 from birthplace_lm.analysis.knowledge.page import tables_of, write_page
-from birthplace_lm.analysis.knowledge.study import Knowledge, agreement, study, study_model
+from birthplace_lm.analysis.knowledge.study import Knowledge, agreement, pool, study, study_model
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.text_form import MaskedForm, own_lines
-from birthplace_lm.errors import CheckpointError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 
@@ -70,12 +70,14 @@ def test_every_line_of_the_embedded_corpus_has_its_person(corpus: Corpus) -> Non
         assert origin.fact_position(row.place or "", lines[name]) is not None, row
 
 
-def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
+def untrained(corpus: Corpus) -> TrainedModel:
     torch.manual_seed(0)
-    model = TrainedModel(
-        build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
-    )
-    knowledge = study_model("untrained", model, corpus, MaskedForm(10))
+    model = build_model(compose(["model=tiny"]).model, len(corpus.vocab))
+    return TrainedModel(model, corpus.vocab, corpus.question)
+
+
+def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
+    knowledge = study_model("untrained", untrained(corpus), corpus, MaskedForm(10))
     assert knowledge.exact_match == 0
     assert knowledge.bits.extractable < 0  # much worse than the prior
     assert knowledge.bits.stored is not None
@@ -152,12 +154,33 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
 
 
 def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
-    torch.manual_seed(0)
-    model = TrainedModel(
-        build_model(compose(["model=tiny"]).model, len(corpus.vocab)), corpus.vocab, corpus.question
-    )
-    base = study_model("a", model, corpus, None)
+    base = study_model("a", untrained(corpus), corpus, None)
     people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
     one: Knowledge = replace(base, people=people)
     other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])
     assert agreement([one, other])["a"].auroc == 1.0
+
+
+def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
+    """The same run twice has no more information than once: only counts of answers double."""
+    base = study_model("a", untrained(corpus), corpus, MaskedForm(10))
+    half = [replace(p, answer=p.gold if i % 3 else p.answer) for i, p in enumerate(base.people)]
+    twice = pool([replace(base, people=half)] * 2)
+    once = pool([replace(base, people=half)])
+    assert len(twice.people) == 2 * len(once.people) == 280
+    assert (twice.asked, twice.exact_match) == (140, once.exact_match)
+    assert twice.bits == once.bits
+    assert {*twice.signals} - {*once.signals} == {"agreement with the other runs"}
+    for name, expected in once.signals.items():
+        signal = twice.signals[name]
+
+        assert (signal.auroc, signal.low, signal.high) == pytest.approx(
+            (expected.auroc, expected.low, expected.high)
+        )
+    assert twice.invented is not None
+    assert once.invented is not None
+    assert twice.invented.places == once.invented.places
+    with pytest.raises(InputError, match="different people"):
+        pool([base, replace(base, people=base.people[1:])])
+    with pytest.raises(InputError, match="different sizes"):
+        pool([base, replace(base, parameters=3)])

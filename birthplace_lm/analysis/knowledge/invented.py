@@ -103,6 +103,23 @@ def ask_about_invented(
     )
 
 
+def pool_invented(runs: Sequence[Invented]) -> Invented:
+    """The answers of several runs as those of one."""
+    similar = {}
+    for kind in runs[0].similar:
+        ones = [run.similar[kind] for run in runs]
+        total = sum(one.total for one in ones)
+        chance = sum(one.chance * one.total for one in ones) / max(1, total)
+        similar[kind] = Similarity(sum(one.matches for one in ones), total, chance)
+    return Invented(
+        names=[name for run in runs for name in run.names],
+        answers=[answer for run in runs for answer in run.answers],
+        places=sum(run.places for run in runs) / len(runs),
+        similar=similar,
+        auroc=sum(run.auroc for run in runs) / len(runs),
+    )
+
+
 def _similarity(
     chosen: NDArray[np.bool_], is_answer: NDArray[np.bool_], chance: Sequence[float]
 ) -> Similarity:

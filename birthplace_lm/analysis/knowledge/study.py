@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from birthplace_lm.analysis.knowledge import origin
-from birthplace_lm.analysis.knowledge.invented import Invented, ask_about_invented
+from birthplace_lm.analysis.knowledge.invented import Invented, ask_about_invented, pool_invented
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
@@ -129,6 +129,11 @@ class Knowledge:
     seconds: float
     places: int
     invented: Invented | None
+
+    @property
+    def asked(self) -> int:
+        """How many people."""
+        return len({person.name for person in self.people})
 
     @property
     def exact_match(self) -> float:
@@ -253,25 +258,30 @@ def _with_confidence(
     seconds: float,
     places: int,
     invented: Invented | None,
+    answers: int = 1,
 ) -> Knowledge:
+    """Args: answers: how many each person has, next to each other."""
     right = [person.right for person in people]
     surest = [person.log_p_answer for person in people]
     probabilities = [math.exp(score) for score in surest]
-    chosen = choose_threshold(surest[0::2], right[0::2], PRECISION)
-    answered = [r for score, r in zip(surest[1::2], right[1::2], strict=True) if score >= chosen.score]
+    halves: tuple[list[int], list[int]] = ([], [])  # by person
+    for i in range(len(people)):
+        halves[i // answers % 2].append(i)
+    chosen = choose_threshold([surest[i] for i in halves[0]], [right[i] for i in halves[0]], PRECISION)
+    answered = [right[i] for i in halves[1] if surest[i] >= chosen.score]
     return Knowledge(
         run=name,
         people=people,
         bits=bits,
         parameters=parameters,
-        signals=signals(people),
+        signals=signals(people, answers),
         brier=brier(probabilities, right),
         calibration=calibration_error(probabilities, right),
-        calibration_interval=bootstrap(calibration_error, probabilities, right),
+        calibration_interval=bootstrap(calibration_error, probabilities, right, answers_per_person=answers),
         threshold=chosen,
         abstention=(
             sum(answered) / len(answered) if answered else math.nan,
-            len(answered) / max(1, len(right[1::2])),
+            len(answered) / max(1, len(halves[1])),
         ),
         seconds=seconds,
         places=places,
@@ -279,8 +289,47 @@ def _with_confidence(
     )
 
 
-def signals(people: Sequence[Person]) -> dict[str, Signal]:
-    """Every confidence of single answers; higher means surer."""
+def pool(runs: Sequence[Knowledge]) -> Knowledge:
+    """Several runs about the same people as one: each answer counts, and intervals are over people.
+
+    Raises:
+        InputError: the runs are about other people, or have other sizes.
+    """
+    first = runs[0]
+    if any([p.name for p in run.people] != [p.name for p in first.people] for run in runs):
+        raise InputError("--pool: the runs are asked about different people")
+    if any(run.parameters != first.parameters for run in runs):
+        raise InputError("--pool: the runs have different sizes; pool seeds of one setting")
+    stored = [run.bits.stored for run in runs if run.bits.stored is not None]
+    invented = [run.invented for run in runs if run.invented is not None]
+    pooled = _with_confidence(
+        f"{len(runs)} runs",
+        [person for answers in zip(*(run.people for run in runs), strict=True) for person in answers],
+        Bits(
+            first.bits.prior,
+            sum(run.bits.extractable for run in runs) / len(runs),
+            sum(stored) / len(stored) if len(stored) == len(runs) else None,
+        ),
+        first.parameters,
+        sum(run.seconds for run in runs),
+        first.places,
+        pool_invented(invented) if len(invented) == len(runs) else None,
+        len(runs),
+    )
+    if len(runs) == 1:
+        return pooled
+    right = [person.right for person in pooled.people]
+    votes = [vote for answers in zip(*(_votes(run, runs) for run in runs), strict=True) for vote in answers]
+    signal = Signal(auroc(votes, right), *bootstrap(auroc, votes, right, answers_per_person=len(runs)))
+    return replace(pooled, signals=pooled.signals | {"agreement with the other runs": signal})
+
+
+def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
+    """Every confidence of single answers; higher means surer.
+
+    Args:
+        answers: how many each person has, next to each other.
+    """
     values: dict[str, list[float]] = {
         "log-probability of the answer": [p.log_p_answer for p in people],
         "the same per character": [p.log_p_answer / (len(p.answer) + 1) for p in people],
@@ -291,7 +340,9 @@ def signals(people: Sequence[Person]) -> dict[str, Signal]:
         values["log-probability in the other wording"] = [p.text_log_p_answer or 0.0 for p in people]
     right = [person.right for person in people]
     return {
-        name: Signal(auroc(scores, right), *bootstrap(auroc, _finite(scores), right))
+        name: Signal(
+            auroc(scores, right), *bootstrap(auroc, _finite(scores), right, answers_per_person=answers)
+        )
         for name, scores in values.items()
     }
 
@@ -300,14 +351,19 @@ def agreement(runs: Sequence[Knowledge]) -> dict[str, Signal]:
     """For each of several runs about the same people: how many of the others give the same answer."""
     signals_by_run = {}
     for knowledge in runs:
-        others = [[p.answer for p in other.people] for other in runs if other is not knowledge]
-        votes = [
-            float(sum(answers[i] == person.answer for answers in others))
-            for i, person in enumerate(knowledge.people)
-        ]
+        votes = _votes(knowledge, runs)
         right = [person.right for person in knowledge.people]
         signals_by_run[knowledge.run] = Signal(auroc(votes, right), *bootstrap(auroc, votes, right))
     return signals_by_run
+
+
+def _votes(knowledge: Knowledge, runs: Sequence[Knowledge]) -> list[float]:
+    """For each person, how many of the other runs give the same answer."""
+    others = [[p.answer for p in other.people] for other in runs if other is not knowledge]
+    return [
+        float(sum(answers[i] == person.answer for answers in others))
+        for i, person in enumerate(knowledge.people)
+    ]
 
 
 def interval(right: int, total: int) -> str:

@@ -27,7 +27,9 @@ class KnowledgeBits(L.Callback):
         writer = tensorboard_of(trainer)
         if writer is not None and trainer.global_step == 0:
             tags = [f"{self.stage}/bits/{name}" for name in ("extractable", "stored", "prior")]
-            writer.add_custom_scalars({self.stage: {"bits about the answer, per person": ["Multiline", tags]}})
+            writer.add_custom_scalars(
+                {self.stage: {"bits about the answer, per person": ["Multiline", tags]}}
+            )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._rows = []
