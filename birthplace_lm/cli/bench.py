@@ -26,8 +26,9 @@ from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs.auto_precision import measured_precision
+from birthplace_lm.runs.auto_precision import faster_library, measured_precision
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.microbatching import microbatched_loss_sum
@@ -55,12 +56,16 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
         arguments.append(f"trainer.precision={precision}")
         config = compose(arguments)
     corpus = read_corpus(config.data, config.model.block_size)
-    parts = [
-        _training(arguments, config, corpus, rounds, steps),
-        _answering(config, corpus, rounds),
-        _starting(config, corpus, rounds),
-    ]
-    return "\n\n".join(parts)
+    library = (
+        faster_library(config.model.n_embd) if config.float32_products == "auto" else config.float32_products
+    )
+    with float32_products(library):
+        parts = [
+            _training(arguments, config, corpus, rounds, steps),
+            _answering(config, corpus, rounds),
+            _starting(config, corpus, rounds),
+        ]
+    return "\n\n".join([f"Float32 products by {library}.", *parts])
 
 
 def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:

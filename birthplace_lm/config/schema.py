@@ -199,6 +199,11 @@ class Config:
         "32-true",
         "auto, or a value of trainer.precision",
     )
+    float32_products: str = one_of(
+        ("auto", "mkl", "onednn"),
+        "library that multiplies float32 matrices on a CPU; auto: oneDNN where it is faster and exact, which"
+        " is measured once; a run that continues keeps its own",
+    )
     runs_root: str = described("folder of the run directories", "runs", "path")
     run_dir: str | None = described(
         "folder of this run; null: named after the labels, the seed and a hash of what changes the result",

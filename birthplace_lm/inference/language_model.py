@@ -18,8 +18,10 @@ from birthplace_lm.inference.attention_maps import attention_weights
 from birthplace_lm.inference.decoding import Answer, answer_questions
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint as checkpoint_files
+from birthplace_lm.runs.auto_precision import faster_library
 from birthplace_lm.runs.directory import stage_directory
 from birthplace_lm.runs.metrics import METRICS_FILE
 
@@ -94,7 +96,8 @@ class TrainedModel:
     def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
         """Answers to complete questions, with their log-probabilities."""
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
-        return answer_questions(self.model, self.vocab, texts)
+        with float32_products(faster_library(self.model.tok_emb.embedding_dim)):
+            return answer_questions(self.model, self.vocab, texts)
 
     def attention(self, text: str) -> tuple[str, list[Tensor] | None]:
         """The attention weights of every head for a text; see `attention_maps.attention_weights`.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.dropout import dropout
+from birthplace_lm.models.float32_products import fused_attention
 from birthplace_lm.models.kv_cache import LayerKVCache
 
 
@@ -80,12 +81,12 @@ class ScaledDotProductAttention(nn.Module):
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             # The backward pass of the CPU kernel takes ten times as long in bfloat16 as in float32.
             with torch.autocast("cpu", enabled=False):
-                y = F.scaled_dot_product_attention(
-                    q.float(), k.float(), v.float(), mask, p, causal, scale=self.scale
-                )
+                y = fused_attention(q.float(), k.float(), v.float(), mask, causal, self.scale)
             return y.to(q.dtype)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
+        if q.device.type == "cpu":
+            return fused_attention(q, k, v, mask, causal, self.scale)
         return F.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=self.scale)
 
     def attention_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

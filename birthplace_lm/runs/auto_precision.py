@@ -1,4 +1,4 @@
-"""precision=auto: the precision in which this machine trains faster, measured once and cached.
+"""precision=auto and float32_products=auto: what trains faster on this machine, measured once and cached.
 
 A run that has begun keeps its precision: it is part of the run's identity. Imports torch only to measure.
 """
@@ -23,6 +23,7 @@ from birthplace_lm.errors import InputError
 from birthplace_lm.runs.identity import hashed_config, run_directory
 
 CHOICES = ("bf16-mixed", "32-true")
+MKL, ONEDNN, BFLOAT16 = "mkl", "onednn", "bfloat16"  # ways to multiply matrices
 MIN_SPEEDUP = 1.25  # of the products; what is not a product gains nothing, and bfloat16 has fewer digits
 CHARACTERS = 1024  # rows of the matrices, as many as a micro-batch of training has
 PROBE_CHARACTERS, HOPELESS = 16, 0.25  # bfloat16 that is emulated takes 25 times as long as float32
@@ -33,10 +34,17 @@ MAX_CACHE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class MatmulRates:
-    """FLOPs per second of the forward and backward products of a block's MLP, conversions included."""
+    """FLOPs per second of the forward and backward products of a block's MLP, conversions included.
+
+    Attributes:
+        float32: by MKL, torch's choice.
+        bfloat16: in mixed precision.
+        float32_onednn: by oneDNN; 1 where it cannot multiply in float32.
+    """
 
     float32: float
     bfloat16: float
+    float32_onednn: float = 1.0
 
     def __post_init__(self) -> None:
         if not all(isinstance(rate, float) and 0 < rate < math.inf for rate in asdict(self).values()):
@@ -45,7 +53,16 @@ class MatmulRates:
     @property
     def precision(self) -> str:
         """The precision to train in."""
-        return "bf16-mixed" if self.bfloat16 >= MIN_SPEEDUP * self.float32 else "32-true"
+        return "bf16-mixed" if self.bfloat16 >= MIN_SPEEDUP * self.best_float32 else "32-true"
+
+    @property
+    def best_float32(self) -> float:
+        return self.float32_onednn if self.library == ONEDNN else self.float32
+
+    @property
+    def library(self) -> str:
+        """What multiplies float32 matrices faster."""
+        return ONEDNN if self.float32_onednn >= MIN_SPEEDUP * self.float32 else MKL
 
 
 def resolve_auto_precision(config: DictConfig) -> tuple[DictConfig, list[str]]:
@@ -92,6 +109,13 @@ def measured_precision(accelerator: str, width: int) -> str:
     return _faster(accelerator, width)[0]
 
 
+def faster_library(width: int) -> str:
+    """What multiplies float32 matrices of this width faster on this machine: "mkl" or "onednn"."""
+    import torch  # takes seconds
+
+    return rates_of_machine(min(width, MAX_WIDTH), torch.get_num_threads()).library
+
+
 def _faster(accelerator: str, width: int) -> tuple[str, str]:
     """The faster precision, and the reason."""
     import torch  # takes seconds
@@ -106,7 +130,7 @@ def _faster(accelerator: str, width: int) -> tuple[str, str]:
     rates = rates_of_machine(min(width, MAX_WIDTH), threads)
     return rates.precision, (
         f"matrix products of this model run at {rates.bfloat16 / 1e9:.0f} GFLOP/s in bfloat16 and"
-        f" {rates.float32 / 1e9:.0f} in float32 ({threads} thread{'s' * (threads > 1)})"
+        f" {rates.best_float32 / 1e9:.0f} in float32 ({threads} thread{'s' * (threads > 1)})"
     )
 
 
@@ -164,9 +188,11 @@ def measure_rates(width: int) -> MatmulRates:
 
 
 def _measure(width: int, characters: int) -> MatmulRates:
-    """Rates of both precisions, which take turns, from the best pass: other work only slows one down."""
+    """Rates of all ways, which take turns, from the best pass: other work only slows one down."""
     import torch
     from torch import nn
+
+    from birthplace_lm.models.float32_products import float32_products, onednn_is_exact
 
     generator = torch.Generator().manual_seed(0)  # the run's random numbers stay as they are
     x = torch.rand(characters, width, generator=generator, requires_grad=True)
@@ -176,20 +202,22 @@ def _measure(width: int, characters: int) -> MatmulRates:
     for weight in mlp.parameters():
         nn.init.uniform_(weight, -0.1, 0.1, generator=generator)
 
-    def seconds(mixed: bool) -> float:
-        began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            y = mlp(x)
-        torch.autograd.grad(y, [x, *mlp.parameters()], torch.ones_like(y))
-        return time.perf_counter() - began
+    def seconds(way: str) -> float:
+        with float32_products(way):
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=way == BFLOAT16):
+                y = mlp(x)
+            torch.autograd.grad(y, [x, *mlp.parameters()], torch.ones_like(y))
+            return time.perf_counter() - began
 
-    for mixed in (False, True):  # the first pass prepares kernels
-        seconds(mixed)
-    best = {False: math.inf, True: math.inf}
+    best = dict.fromkeys((MKL, BFLOAT16, *([ONEDNN] if onednn_is_exact() else [])), math.inf)
+    for way in best:  # the first pass prepares kernels
+        seconds(way)
     began, rounds = time.perf_counter(), 0
     while rounds < MIN_ROUNDS or time.perf_counter() - began < SECONDS:
-        for mixed in best:
-            best[mixed] = min(best[mixed], seconds(mixed))
+        for way in best:
+            best[way] = min(best[way], seconds(way))
         rounds += 1
     flops = 3 * 2 * characters * 2 * 4 * width**2  # forward and two gradients, of two layers
-    return MatmulRates(flops / best[False], flops / best[True])
+    onednn = flops / best[ONEDNN] if ONEDNN in best else 1.0
+    return MatmulRates(flops / best[MKL], flops / best[BFLOAT16], onednn)

@@ -22,6 +22,7 @@ EXCLUDED_FROM_HASH = (
     "traceback",
     "stop_timeout_seconds",
     "checkpoint",
+    "float32_products",  # changes the last bits alone, as the devices do
     "precision",  # trainer.precision counts, which `auto` has been replaced in
     "labels",  # part of the folder's name
     "logger",

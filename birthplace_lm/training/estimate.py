@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.components import build_datamodule, probe_trainer
 from birthplace_lm.training.microbatching import microbatched_loss_sum
@@ -42,7 +43,7 @@ def estimate(plans: Sequence[StagePlan], corpus: Corpus) -> Estimate | None:
         trainer = probe_trainer(plan.trainer)
         if plan.processes > 1 or trainer.strategy.root_device.type != "cpu":
             return None
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), float32_products(plan.float32_products):
             durations = _measure(plan, corpus)
         saved = checkpoint.list_checkpoints(plan.directory)
         steps_left = plan.total_steps - ((checkpoint.parse_step(saved[0]) or 0) if saved else 0)

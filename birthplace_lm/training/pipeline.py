@@ -14,6 +14,7 @@ from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.inference.evaluate import evaluate
 from birthplace_lm.inference.weights import model_state_dict, weights_sha256
 from birthplace_lm.models.build import build_model, load_state_dict_checked
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.directory import RunDirectory, link_stage
@@ -119,7 +120,8 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_state_dict_checked(model, model_state_dict(last.content), last.path)
-    evaluation = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+    with float32_products(plan.float32_products):
+        evaluation = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     scores = evaluation.scores
     metrics = RunMetrics(
         **config.labels,

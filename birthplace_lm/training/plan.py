@@ -60,6 +60,7 @@ class StagePlan:
     max_steps: int
     total_steps: int
     processes: int
+    float32_products: str
     stop_timeout_seconds: float
     max_nonfinite_steps: int
     save_every_n_steps: int

@@ -19,8 +19,10 @@ from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict
+from birthplace_lm.models.float32_products import MKL
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.auto_precision import faster_library
 from birthplace_lm.runs.identity import (
     TRAINER_OVERRIDES,
     config_hash,
@@ -118,6 +120,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         max_steps=config.trainer.max_steps,
         total_steps=0,
         processes=trainer.num_devices * trainer.num_nodes,
+        float32_products=_library(config),
         stop_timeout_seconds=config.stop_timeout_seconds,
         max_nonfinite_steps=config.max_nonfinite_steps if config.on_nonfinite == "skip" else 0,
         save_every_n_steps=config.checkpoint.every_n_steps,
@@ -140,6 +143,14 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     configured_callbacks(plan)
     check_installed(plan.logger)
     return replace(plan, trainer=flags, total_steps=total_steps)
+
+
+def _library(config: DictConfig) -> str:
+    """What multiplies float32 matrices: measured where it matters."""
+    if config.float32_products != "auto":
+        return str(config.float32_products)
+    matters = config.trainer.precision == "32-true" and not torch.cuda.is_available()
+    return faster_library(config.model.n_embd) if matters else MKL
 
 
 def _check_share(plan: StagePlan) -> None:

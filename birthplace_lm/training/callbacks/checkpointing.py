@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes
 from birthplace_lm.errors import CheckpointError, Interrupted, NonFiniteError
+from birthplace_lm.models.float32_products import MKL, current_library
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed.dtensor import full_tensor
@@ -60,6 +61,7 @@ class CheckpointCallback(L.Callback):
                 f"{self.directory}: its checkpoint belongs to another configuration; take another run_dir"
             )
         old, new = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
+        old = {"float32_products": MKL, **old}  # of before there was a choice
         changes = [f"{key} was {old.get(key)} and is {new[key]}" for key in new if old.get(key) != new[key]]
         if changes and trainer.is_global_zero:
             other_masks = pl_module.model.drop.p > 0 and old.get("processes") != new["processes"]
@@ -148,6 +150,7 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
+        "float32_products": current_library(),
     }
 
 
