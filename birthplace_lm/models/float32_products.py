@@ -34,8 +34,19 @@ def onednn_is_exact() -> bool:
 @contextmanager
 def float32_products(library: str) -> Iterator[None]:
     """Multiply float32 matrices with this library, or with MKL where oneDNN would not be exact."""
-    with _setting("bf16" if library == ONEDNN and onednn_is_exact() else "none"):
+    with _setting(_precision(library)):
         yield
+
+
+def multiply_with(library: str) -> None:
+    """From now on the same, until the end of the surrounding `float32_products`."""
+    mkldnn: Any = torch.backends.mkldnn
+    if hasattr(mkldnn.matmul, "fp32_precision"):
+        mkldnn.matmul.fp32_precision = _precision(library)
+
+
+def _precision(library: str) -> str:
+    return "bf16" if library == ONEDNN and onednn_is_exact() else "none"
 
 
 def current_library() -> str:
@@ -50,7 +61,7 @@ def _setting(precision: str) -> Iterator[None]:
     mkldnn: Any = torch.backends.mkldnn
     matmul = mkldnn.matmul
     before = getattr(matmul, "fp32_precision", None)
-    if before is None or precision == before:
+    if before is None:  # a torch without the setting
         yield
         return
     matmul.fp32_precision = precision

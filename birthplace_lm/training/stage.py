@@ -13,7 +13,7 @@ from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import CheckpointError, InternalError
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, load_state_dict_checked
-from birthplace_lm.models.float32_products import MKL, float32_products
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
@@ -105,11 +105,7 @@ def train_stage(
         resume: a checkpoint to continue from; without one training starts from `plan.init_checkpoint`.
         init: the content of that, if it has been read.
     """
-    library = plan.float32_products
-    if resume is not None:  # keep what the stage began with, to the last bit
-        environment = LoadedCheckpoint.read(resume).metadata.get("environment", {})
-        library = environment.get("float32_products", MKL)
-    with float32_products(library):
+    with float32_products(plan.float32_products):
         _train(plan, corpus, resume, init)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from birthplace_lm.data.corpora.corpus import check_data_hashes
 from birthplace_lm.errors import CheckpointError, Interrupted, NonFiniteError
-from birthplace_lm.models.float32_products import MKL, current_library
+from birthplace_lm.models.float32_products import MKL, current_library, multiply_with
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs import signals
 from birthplace_lm.training.distributed.dtensor import full_tensor
@@ -60,8 +60,9 @@ class CheckpointCallback(L.Callback):
             raise CheckpointError(
                 f"{self.directory}: its checkpoint belongs to another configuration; take another run_dir"
             )
-        old, new = checkpoint["birthplace_lm"].get("environment", {}), _environment(trainer)
-        old = {"float32_products": MKL, **old}  # of before there was a choice
+        old = {"float32_products": MKL, **checkpoint["birthplace_lm"].get("environment", {})}
+        multiply_with(old["float32_products"])  # a stage keeps what it began with, to the last bit
+        new = _environment(trainer)
         changes = [f"{key} was {old.get(key)} and is {new[key]}" for key in new if old.get(key) != new[key]]
         if changes and trainer.is_global_zero:
             other_masks = pl_module.model.drop.p > 0 and old.get("processes") != new["processes"]
