@@ -26,7 +26,7 @@ from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
-from birthplace_lm.models.float32_products import float32_products
+from birthplace_lm.models.float32_products import MKL, ONEDNN, current_library, float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs.auto_precision import faster_library, measured_precision
 from birthplace_lm.training.allocator import disable_malloc_trim
@@ -77,6 +77,14 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
         "inside Lightning, with logs and data": lambda: _inside_lightning(config, corpus, steps),
         "dropout 0.1": BareLoop(dropped, corpus, batches),  # type: ignore[arg-type]
     }
+    if current_library() == ONEDNN:
+        loop = BareLoop(config, corpus, batches)
+
+        def by_mkl() -> float:
+            with float32_products(MKL):
+                return loop()
+
+        benchmarks["the bare loop with products by MKL"] = by_mkl
     other = "synthesizer" if config.labels.attention != "synthesizer" else "vanilla"
     benchmarks[other] = BareLoop(compose([*arguments, f"attention={other}"]), corpus, batches)
     if find_spec("transformers"):
