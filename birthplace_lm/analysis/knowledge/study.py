@@ -39,6 +39,8 @@ from birthplace_lm.inference.knowledge import (
     recall,
 )
 from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.models.float32_products import float32_products
+from birthplace_lm.runs.auto_precision import faster_library
 
 PRECISION = 0.9  # of the answers that are given with abstention
 GUESSABLE_RANK = 3  # as in LAMA-UHN: the gold place among so many likeliest ones for a part of the name
@@ -176,7 +178,8 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
     name = hashed[1] if hashed else run.resolve().name
     pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if text_form else None
-    return study_model(name, trained, corpus, text_form, pretrained)
+    with float32_products(faster_library(config.model.n_embd)):
+        return study_model(name, trained, corpus, text_form, pretrained)
 
 
 def study_model(
