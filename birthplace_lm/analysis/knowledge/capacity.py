@@ -116,13 +116,15 @@ def capacity_table(runs: Sequence[Capacity]) -> Table:
 def capacity_figure(runs: Sequence[Capacity]) -> Any:
     """Bits known against parameters, both logarithmic, with the lines of one and two bits per parameter."""
     figure = new_figure(7.5, 4.6)
+    from matplotlib.ticker import LogLocator, NullFormatter  # which an extra installs
+
     axes = figure.subplots()
     low, high = min(run.parameters for run in runs) / 1.5, max(run.parameters for run in runs) * 1.5
     for bits, style in ((2, "-"), (1, "--")):
         axes.plot([low, high], [bits * low, bits * high], style, color="0.6", linewidth=1)
-        axes.annotate(
-            f"{bits} bit{'s' * (bits > 1)} per parameter", (low, bits * low), fontsize=8, color="0.4"
-        )
+        label = f"{bits} bit{'s' * (bits > 1)} per parameter"
+        place = {"xytext": (0, -14), "textcoords": "offset points"}  # below the line
+        axes.annotate(label, (low, bits * low), fontsize=8, color="0.4", **place)
     for exposures in sorted({run.exposures for run in runs}):
         chosen = [run for run in runs if run.exposures == exposures and run.bits > 0]
         drawn = axes.scatter(
@@ -140,6 +142,10 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):  # plain numbers: the usual ones need mathematical text
+        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axis.set_major_formatter(lambda value, position: f"{value:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters")
     axes.set_ylabel("bits known; a dash: bits to know")
     axes.grid(alpha=0.3, which="both")
