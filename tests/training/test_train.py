@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def train(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
-        program = Program(arguments, Path(folder))
+        program = Program(arguments, Path(folder), os.environ)
         ended = program.wait(300)
         out, err = program.stdout.read_text(), program.stderr.read_text()
     assert ended == code, out + err
