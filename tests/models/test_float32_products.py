@@ -105,6 +105,10 @@ def test_a_stage_keeps_its_library(configure: Any, tmp_path: Path) -> None:
 
 
 @needs_onednn
+@pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="torch keeps to MKL without AVX-512",
+)
 def test_linear_layers_are_really_multiplied_by_onednn() -> None:
     """The profiler cannot tell; the last bits do, in one of several sizes."""
     torch.manual_seed(0)
