@@ -308,7 +308,8 @@ class LanguageModelingDataModule(BatchDataModule):
         documents, questions = self._encode_corpus(question_fraction)
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
-        self.text_form = self.text_form_of({"min_shift": low}, corpus)
+        # For curves, one line about each person: all of them would take longer than an epoch.
+        self.text_form = LineForm(own_lines(corpus.documents.training_lines), low, most=1)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [lines]

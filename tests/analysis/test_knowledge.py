@@ -168,7 +168,7 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     twice = pool([replace(base, people=half)] * 2)
     once = pool([replace(base, people=half)])
     assert len(twice.people) == 2 * len(once.people) == 280
-    assert (twice.asked, twice.exact_match) == (140, once.exact_match)
+    assert (twice.people_count, twice.exact_match) == (140, once.exact_match)
     assert twice.bits == once.bits
     assert {*twice.signals} - {*once.signals} == {"agreement with the other runs"}
     for name, expected in once.signals.items():

@@ -48,8 +48,8 @@ def test_every_key_of_every_option_is_on_the_page() -> None:
             _, _, name = key.rpartition(".")
             in_any_stage = re.sub(r"^stages\.(pretrain|finetune)", "stages.STAGE", key)
             of_all_stages = re.sub(r"^stages\.(pretrain|finetune)\.(optimizer\.)", r"\2", key)
-            known = {key, in_any_stage, of_all_stages} & on_page
-            assert name.startswith("_") or key == "inputs" or known, key
+            spellings = {key, in_any_stage, of_all_stages} & on_page
+            assert name.startswith("_") or key == "inputs" or spellings, key
 
 
 def test_every_key_stands_once_with_its_meaning() -> None:

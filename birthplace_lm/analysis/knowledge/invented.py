@@ -73,16 +73,16 @@ def ask_about_invented(
     questions = [vocab.replace_unknown(template.about(name)) for name in names]
     answers = answer_questions(model, vocab, questions)
     texts = [answer.text for answer in answers]
-    known = [name for name, _ in train]
+    train_names = [name for name, _ in train]
     places = [place for _, place in train]
     counts = Counter(places)
     chance = [counts[text] / len(train) for text in texts]
-    edit = edit_distances(names, known)
-    states = name_states(trained, names) @ name_states(trained, known).T
+    edit = edit_distances(names, train_names)
+    states = name_states(trained, names) @ name_states(trained, train_names).T
     first, last = ([name_parts(name)[end] for name in names] for end in (0, 1))
-    known_parts = [name_parts(name) or ["", ""] for name in known]
-    same_first = np.array([[part == other[0] for other in known_parts] for part in first])
-    same_last = np.array([[part == other[1] for other in known_parts] for part in last])
+    train_parts = [name_parts(name) or ["", ""] for name in train_names]
+    same_first = np.array([[part == other[0] for other in train_parts] for part in first])
+    same_last = np.array([[part == other[1] for other in train_parts] for part in last])
     is_answer = np.array([[place == text for place in places] for text in texts])
     close = states.numpy() >= states.amax(1, keepdim=True).numpy()
     similar = {

@@ -49,7 +49,7 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
     return _table(
         runs,
         [
-            ("people asked", lambda k: str(k.asked)),
+            ("people asked", lambda k: str(k.people_count)),
             ("exact match", lambda k: interval(sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
             ("recalled after pretraining, where the text tells it", recalled),
@@ -58,7 +58,7 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
             ("extraction gap", lambda k: optional(k.bits.gap, ".1%")),
             (
                 "extractable bits per 1,000 parameters, these people",
-                lambda k: f"{1000 * k.bits.extractable * k.asked / k.parameters:.3f}",
+                lambda k: f"{1000 * k.bits.extractable * k.people_count / k.parameters:.3f}",
             ),
         ],
     )

@@ -133,7 +133,7 @@ class Knowledge:
     invented: Invented | None
 
     @property
-    def asked(self) -> int:
+    def people_count(self) -> int:
         """How many people."""
         return len({person.name for person in self.people})
 
@@ -215,10 +215,10 @@ def study_model(
     gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
     reader = (pretrained or trained).model
     recalled = None if text_form is None else recall(reader, vocab, text_form, names, golds)
-    answer_told = None
+    answer_log_p = None
     if isinstance(text_form, MaskedForm):  # a line up to the place tells more than the name does
-        told = recall(model, vocab, text_form, names, [answer.text for answer in answers])
-        answer_told = [-math.inf if one.log_p is None else one.log_p for one in told]
+        recalls = recall(model, vocab, text_form, names, [answer.text for answer in answers])
+        answer_log_p = [-math.inf if one.log_p is None else one.log_p for one in recalls]
     guessable = _guessable(trained, corpus, names, golds, places)
     lines = own_lines(corpus.documents.training_lines)
     top = log_p.exp().topk(min(2, len(places)), 1).values
@@ -233,7 +233,7 @@ def study_model(
             recalled=None if recalled is None else recalled[i].right,
             entropy=_entropy(log_p[i]),
             margin=float(top[i, 0] - top[i, -1]),
-            text_log_p_answer=None if answer_told is None else answer_told[i],
+            text_log_p_answer=None if answer_log_p is None else answer_log_p[i],
             origin=origin.origin(answers[i].text, lines.get(names[i], []), prior.counts),
             lenient=origin.is_right_in_some_sense(answers[i].text, golds[i], lines.get(names[i], [])),
             position=origin.fact_position(golds[i], lines.get(names[i], [])),
