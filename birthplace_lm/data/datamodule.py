@@ -205,6 +205,7 @@ class BatchDataModule(L.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
+            multiprocessing_context=_clean_start() if num_workers and self._world_size > 1 else None,
             persistent_workers=num_workers > 0,
             # Otherwise an iterator would use the global random state, and a resumed run makes one more.
             generator=torch.Generator(),
@@ -352,6 +353,19 @@ def _shift(template: QuestionTemplate) -> int:
             f" be shifted by {MAX_SHIFT}; shorten it, or give stages.pretrain.dataset.min_shift and max_shift"
         )
     return characters
+
+
+def _clean_start() -> Any:
+    """Starts workers from a process without threads, where the system has such a start method.
+
+    A process of several has threads that communicate. A fork copies the locks that they hold at this moment,
+    and waits for them forever (pytorch/pytorch issue 130610).
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["birthplace_lm.data.batching"])  # torch takes seconds to import
+    return context
 
 
 def _check_shared_memory(num_workers: int) -> None:

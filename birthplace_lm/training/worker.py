@@ -4,8 +4,10 @@
 and the descriptor of an open file that an error is written to as JSON.
 """
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -19,6 +21,8 @@ from birthplace_lm.runs import signals
 
 def main(plan_json: str, resume: str, report: str) -> int:
     """Train; write an error into `report`, its traceback to stderr."""
+    faulthandler.enable()  # a crash leaves the stacks of all threads in log.txt
+    faulthandler.register(signal.SIGUSR2)  # the launcher asks for them before it kills
     signals.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR

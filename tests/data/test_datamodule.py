@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -16,6 +17,7 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from birthplace_lm.config.schema import Data
 from birthplace_lm.data.corpora.corpus import Corpus, embedded_corpus_dir, read_corpus
@@ -26,7 +28,8 @@ from birthplace_lm.data.datamodule import (
     SpanCorruptionDataModule,
 )
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
-from birthplace_lm.data.sequences import Batch
+from birthplace_lm.data.sequences import Batch, PieceTable
+from birthplace_lm.data.sources import LeftPadded
 from birthplace_lm.data.vocab import MASK, PAD
 from birthplace_lm.errors import InputError
 
@@ -284,6 +287,39 @@ def test_shared_memory_is_checked(corpus: Corpus, monkeypatch: pytest.MonkeyPatc
     pretraining(corpus, workers=0).train_dataloader()
     with pytest.raises(InputError, match=r"^num_workers=2: needs 2048 kB .* /dev/shm has 32 kB; enlarge it"):
         pretraining(corpus, workers=2).train_dataloader()
+
+
+LOCK = threading.Lock()
+
+
+class Locked(LeftPadded):
+    """Needs a lock that another thread may hold."""
+
+    def rows(self, generator: torch.Generator) -> PieceTable:
+        with LOCK:
+            return super().rows(generator)
+
+
+def test_workers_of_several_processes_inherit_no_locks(corpus: Corpus) -> None:
+    """Bug: a worker that was forked beside the threads of gloo waited forever, and all processes with it."""
+
+    def second_epoch(data: BatchDataModule) -> DataLoader[Any]:
+        in_process(data, rank=1, world_size=2)
+        loader = data.train_dataloader()
+        data.cursor.epoch = 1  # which the loader has not planned yet
+        return loader
+
+    data = pretraining(corpus, workers=1)
+    (source, *others) = data.train_sources
+    assert isinstance(source, LeftPadded)
+    locked = Locked(source.source, source.min_shift, source.max_shift, BLOCK)
+    data.train_sources = [locked, *others]
+    loader = second_epoch(data)
+    loader.timeout = 60
+    with LOCK:
+        batch = next(iter(loader))
+    wanted = next(iter(second_epoch(pretraining(corpus))))
+    assert same([batch], [wanted])
 
 
 KILLED_WITH_WORKERS = """

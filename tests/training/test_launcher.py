@@ -183,6 +183,8 @@ def test_a_process_that_hangs_is_killed_after_a_signal(
     assert ranks(run) == {}
     newest = checkpoint.latest_intact(run / "finetune")
     assert (newest is not None) == (when == "training")
+    if when == "training":  # the other one waited in a collective
+        assert "(most recent call first)" in (run / "log.txt").read_text()
 
 
 def saved(run: Path) -> bool:

@@ -25,6 +25,7 @@ from birthplace_lm.training.plan import StagePlan
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # for the others after the first has failed: most fail for the same reason
+STACK_SECONDS = 0.2  # to write stacks
 
 
 def fit_in_processes(plan: StagePlan, resume: Path | None) -> None:
@@ -47,6 +48,7 @@ def fit_in_processes(plan: StagePlan, resume: Path | None) -> None:
                 children.append(_start(plan, resume, rank, port, outputs[rank], reports[rank]))
             codes = _wait(children, plan.stop_timeout_seconds)
         finally:
+            _write_stacks(children)
             for child in children:
                 child.kill()
             for child in children:
@@ -116,6 +118,15 @@ def _wait(children: list[subprocess.Popen[str]], stop_timeout: float) -> list[in
             failed, deadline = True, min(deadline, time.monotonic() + GRACE_SECONDS)
         time.sleep(0.05)
     return codes
+
+
+def _write_stacks(children: list[subprocess.Popen[str]]) -> None:
+    """Let every process that has not ended say where it waits; see `worker.main`."""
+    running = [child for child in children if child.poll() is None]
+    for child in running:
+        child.send_signal(signal.SIGUSR2)
+    if running:
+        time.sleep(STACK_SECONDS)
 
 
 def _text(file: IO[bytes]) -> str:
