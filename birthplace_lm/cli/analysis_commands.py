@@ -152,8 +152,9 @@ def knowledge(
 
     Example: birthplace-lm knowledge runs/vanilla-... --html knowledge.html
     """
+    from birthplace_lm.analysis.knowledge.confidences import pool
     from birthplace_lm.analysis.knowledge.page import tables_of, write_page
-    from birthplace_lm.analysis.knowledge.study import pool, study
+    from birthplace_lm.analysis.knowledge.study import study
     from birthplace_lm.analysis.report.tables import show
 
     check_page(page)

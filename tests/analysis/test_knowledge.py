@@ -12,8 +12,10 @@ from program import curves
 from stage import run as run_pipeline
 
 from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.confidences import agreement, pool
 from birthplace_lm.analysis.knowledge.page import tables_of, write_page
-from birthplace_lm.analysis.knowledge.study import Knowledge, agreement, pool, study, study_model
+from birthplace_lm.analysis.knowledge.result import Knowledge
+from birthplace_lm.analysis.knowledge.study import study, study_model
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
@@ -114,6 +116,7 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
     assert drawn["pretrain"]["pretrain/bits/stored"][-1][1] > drawn["pretrain"]["pretrain/bits/stored"][0][1]
     for _, value in drawn["pretrain"]["pretrain/bits/prior"]:
         assert value == pytest.approx(knowledge.bits.prior, abs=1e-4)
+    assert len(knowledge.setting) == 64
     bits = knowledge.bits
     assert bits.stored is not None
     assert bits.stored > 0
@@ -158,7 +161,10 @@ def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
     people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
     one: Knowledge = replace(base, people=people)
     other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])
-    assert agreement([one, other])["a"].auroc == 1.0
+    third = replace(one, run="c", setting="another")
+    agreed = agreement([one, other, third])
+    assert {*agreed} == {"a", "b"}
+    assert agreed["a"].auroc == 1.0
 
 
 def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
@@ -170,7 +176,7 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     assert len(twice.people) == 2 * len(once.people) == 280
     assert (twice.people_count, twice.exact_match) == (140, once.exact_match)
     assert twice.bits == once.bits
-    assert {*twice.signals} - {*once.signals} == {"agreement with the other runs"}
+    assert {*twice.signals} - {*once.signals} == {"agreement with the other seeds"}
     for name, expected in once.signals.items():
         signal = twice.signals[name]
 
@@ -182,5 +188,5 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     assert twice.invented.places == once.invented.places
     with pytest.raises(InputError, match="different people"):
         pool([base, replace(base, people=base.people[1:])])
-    with pytest.raises(InputError, match="different sizes"):
-        pool([base, replace(base, parameters=3)])
+    with pytest.raises(InputError, match="differ in more than the seed"):
+        pool([base, replace(base, setting="another")])

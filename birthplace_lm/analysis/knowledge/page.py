@@ -6,8 +6,9 @@ from pathlib import Path
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.knowledge import origin
+from birthplace_lm.analysis.knowledge.confidences import PRECISION, agreement
 from birthplace_lm.analysis.knowledge.invented import Invented
-from birthplace_lm.analysis.knowledge.study import PRECISION, Knowledge, Person, Signal, agreement, interval
+from birthplace_lm.analysis.knowledge.result import Knowledge, Person, Signal, interval
 from birthplace_lm.analysis.report.tables import Table
 
 Groups = list[tuple[str, Callable[[Person], bool]]]
@@ -25,10 +26,9 @@ def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
     ]
     if any(run.invented is not None for run in runs):
         tables.append(("Invented people: whose answer do they get? (95 % interval)", invented_table(runs)))
-    if len(runs) > 1 and len({tuple(p.name for p in run.people) for run in runs}) == 1:
-        voted = agreement(runs)
-        rows = [[run.run, _with_interval(voted[run.run])] for run in runs]
-        tables.insert(2, ("Agreement of the other runs as confidence: AUROC", [["run", "AUROC"], *rows]))
+    if voted := agreement(runs):
+        rows = [[run, _with_interval(signal)] for run, signal in voted.items()]
+        tables.insert(2, ("Agreement of the other seeds as confidence: AUROC", [["run", "AUROC"], *rows]))
     return tables
 
 

@@ -1,0 +1,137 @@
+"""How sure a run is of its answers, alone and with its other seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from birthplace_lm.analysis.knowledge.invented import pool_invented
+from birthplace_lm.analysis.knowledge.result import Knowledge, Person, Signal
+from birthplace_lm.errors import InputError
+from birthplace_lm.inference.confidence import (
+    auroc,
+    bootstrap,
+    brier,
+    calibration_error,
+    choose_threshold,
+)
+from birthplace_lm.inference.knowledge import Bits
+
+PRECISION = 0.9  # of the answers that are given with abstention
+
+
+def with_confidence(people: list[Person], answers: int = 1, **measured: Any) -> Knowledge:
+    """Everything about a run, from its answers and all else that was measured.
+
+    Args:
+        answers: how many each person has, next to each other.
+        measured: the fields of `Knowledge` that say nothing of confidence.
+    """
+    right = [person.right for person in people]
+    surest = [person.log_p_answer for person in people]
+    probabilities = [math.exp(score) for score in surest]
+    halves: tuple[list[int], list[int]] = ([], [])  # by person
+    for i in range(len(people)):
+        halves[i // answers % 2].append(i)
+    chosen = choose_threshold([surest[i] for i in halves[0]], [right[i] for i in halves[0]], PRECISION)
+    answered = [right[i] for i in halves[1] if surest[i] >= chosen.score]
+    return Knowledge(
+        people=people,
+        signals=signals(people, answers),
+        brier=brier(probabilities, right),
+        calibration=calibration_error(probabilities, right),
+        calibration_interval=bootstrap(calibration_error, probabilities, right, answers_per_person=answers),
+        threshold=chosen,
+        abstention=(
+            sum(answered) / len(answered) if answered else math.nan,
+            len(answered) / max(1, len(halves[1])),
+        ),
+        **measured,
+    )
+
+
+def pool(runs: Sequence[Knowledge]) -> Knowledge:
+    """Several runs about the same people as one: each answer counts, and intervals are over people.
+
+    Raises:
+        InputError: the runs are about other people, or of other settings.
+    """
+    first = runs[0]
+    if any([p.name for p in run.people] != [p.name for p in first.people] for run in runs):
+        raise InputError("--pool: the runs are asked about different people")
+    if any(run.setting != first.setting for run in runs):
+        raise InputError("--pool: the runs differ in more than the seed; pool seeds of one setting")
+    stored = [run.bits.stored for run in runs if run.bits.stored is not None]
+    invented = [run.invented for run in runs if run.invented is not None]
+    pooled = with_confidence(
+        [person for answers in zip(*(run.people for run in runs), strict=True) for person in answers],
+        answers=len(runs),
+        run=f"{len(runs)} runs",
+        setting=first.setting,
+        bits=Bits(
+            first.bits.prior,
+            sum(run.bits.extractable for run in runs) / len(runs),
+            sum(stored) / len(stored) if len(stored) == len(runs) else None,
+        ),
+        parameters=first.parameters,
+        seconds=sum(run.seconds for run in runs),
+        places=first.places,
+        invented=pool_invented(invented) if len(invented) == len(runs) else None,
+    )
+    if len(runs) == 1:
+        return pooled
+    right = [person.right for person in pooled.people]
+    votes = [vote for answers in zip(*(_votes(run, runs) for run in runs), strict=True) for vote in answers]
+    signal = Signal(auroc(votes, right), *bootstrap(auroc, votes, right, answers_per_person=len(runs)))
+    return replace(pooled, signals=pooled.signals | {"agreement with the other seeds": signal})
+
+
+def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
+    """Every confidence of single answers; higher means surer.
+
+    Args:
+        answers: how many each person has, next to each other.
+    """
+    values: dict[str, list[float]] = {
+        "log-probability of the answer": [p.log_p_answer for p in people],
+        "the same per character": [p.log_p_answer / (len(p.answer) + 1) for p in people],
+        "exact entropy over all places (negative)": [-p.entropy for p in people],
+        "margin of the two likeliest places": [p.margin for p in people],
+    }
+    if all(p.text_log_p_answer is not None for p in people):
+        values["log-probability in the other wording"] = [p.text_log_p_answer or 0.0 for p in people]
+    right = [person.right for person in people]
+    return {
+        name: Signal(
+            auroc(scores, right), *bootstrap(auroc, _finite(scores), right, answers_per_person=answers)
+        )
+        for name, scores in values.items()
+    }
+
+
+def agreement(runs: Sequence[Knowledge]) -> dict[str, Signal]:
+    """For each run that has other seeds: how many of them give the same answer."""
+    signals_by_run = {}
+    for knowledge in runs:
+        seeds = [run for run in runs if run.setting == knowledge.setting]
+        if len(seeds) == 1:
+            continue
+        votes = _votes(knowledge, seeds)
+        right = [person.right for person in knowledge.people]
+        signals_by_run[knowledge.run] = Signal(auroc(votes, right), *bootstrap(auroc, votes, right))
+    return signals_by_run
+
+
+def _votes(knowledge: Knowledge, runs: Sequence[Knowledge]) -> list[float]:
+    """For each person, how many of the other runs give the same answer."""
+    others = [[p.answer for p in other.people] for other in runs if other is not knowledge]
+    return [
+        float(sum(answers[i] == person.answer for answers in others))
+        for i, person in enumerate(knowledge.people)
+    ]
+
+
+def _finite(scores: Sequence[float]) -> list[float]:
+    return np.nan_to_num(np.asarray(scores, float), neginf=-1e9).tolist()
