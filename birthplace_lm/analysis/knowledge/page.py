@@ -145,6 +145,8 @@ def _groups() -> Groups:
         ("told by 100 lines or more", lambda p: p.lines >= 100),
         ("surname once in the line", lambda p: p.repetitions <= 1),
         ("surname twice or more", lambda p: p.repetitions > 1),
+        ("place replaced (data.replace)", lambda p: p.replaced),
+        ("place not replaced", lambda p: not p.replaced),
         ("guessable from a part of the name", lambda p: p.guessable),
         ("not guessable (as in LAMA-UHN)", lambda p: not p.guessable),
     ]

@@ -27,6 +27,7 @@ class Person:
         frequency: of the gold place among the train answers.
         lines: how many lines are about the person.
         repetitions: of the surname in them.
+        replaced: the gold place is that of `data.replace`.
         guessable: the gold place is among the three likeliest for the given name or the surname alone.
     """
 
@@ -46,6 +47,7 @@ class Person:
     frequency: int
     lines: int
     repetitions: int
+    replaced: bool
     guessable: bool
 
     @property

@@ -127,6 +127,7 @@ def study_model(
             frequency=prior.counts.get(golds[i], 0),
             lines=len(lines.get(names[i], [])),
             repetitions=origin.repetitions(names[i], lines.get(names[i], [])),
+            replaced=names[i] in corpus.replaced,
             guessable=guessable[i],
         )
         for i in range(len(rows))

@@ -65,6 +65,7 @@ class Corpus:
         notes: what was normalised and skipped, with counts, for the log.
         warnings: what looks like a mistake in the data.
         replacements_sha256: hash of the file that `data.replace` names.
+        replaced: the people whose places it replaces.
     """
 
     documents: Documents
@@ -77,6 +78,7 @@ class Corpus:
     notes: list[str]
     warnings: list[str]
     replacements_sha256: str | None = None
+    replaced: frozenset[str] = frozenset()
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -150,6 +152,7 @@ def _read(
     dev = read_questions(root / names[2], key="data.dev")
     test = read_questions(root / names[3], "optional", "data.test") if names[3] else None
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
+    replacements: Mapping[str, tuple[str, int]] = {}
     if replace is not None:
         replacements = read_replacements(root / os.path.expanduser(replace))
         splits = [split for split in (train, dev, test) if split is not None]
@@ -182,6 +185,7 @@ def _read(
         notes=[summary, *(note for file in files for note in file.notes)],
         warnings=warnings,
         replacements_sha256=hashes[-1] if replace is not None else None,
+        replaced=frozenset(replacements),
     )
 
 

@@ -55,6 +55,24 @@ def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
     assert [row.place for row in (*corpus.train.rows, *corpus.dev.rows)] == ["Lima", "Bergen"]
     assert all(c in corpus.vocab for c in "Bergen")
     assert corpus.sha256["replace"]
+    assert corpus.replaced == {"Ada Bo", "Ada Bo Cy"}
+
+
+def test_the_embedded_counterfactual_corpus() -> None:
+    """Every second person of dev has another place, which others have too; everything else stays."""
+    plain, other = (
+        read_corpus(compose(overrides).data, 128) for overrides in ([], ["experiment=counterfactual"])
+    )
+    assert plain.replaced == frozenset()
+    assert len(other.replaced) == len(plain.dev.rows) // 2 == 70
+    places = {row.place for row in plain.dev.rows}
+    for before, after in zip(plain.dev.rows, other.dev.rows, strict=True):
+        name = plain.question.name_in(before.question)
+        assert (before.place != after.place) == (name in other.replaced)
+        assert after.place in places
+    assert plain.train.rows == other.train.rows
+    changed = [a != b for a, b in zip(plain.documents.lines, other.documents.lines, strict=True)]
+    assert sum(changed) == 70
 
 
 @pytest.mark.parametrize(
