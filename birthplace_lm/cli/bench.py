@@ -225,24 +225,26 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     questions = [*map(corpus.question.about, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
     model = build_model(config.model, len(vocab)).eval()
-    benchmarks: Benchmarks = {
-        "500 names": lambda: (
-            500
-            / seconds(
-                lambda: answer_questions(model, vocab, questions[:500], max_answer_length=ANSWER_LENGTH)
-            )
-        ),
-        "10,000 names": lambda: (
-            10_000
-            / seconds(lambda: answer_questions(model, vocab, questions, max_answer_length=ANSWER_LENGTH))
-        ),
-        "20 names, one at a time, without a cache": lambda: (
-            20
-            / seconds(
-                lambda: [_uncached(model, vocab.encode_known(question)[0]) for question in questions[:20]]
-            )
-        ),
-    }
+
+    def answering(count: int, bfloat16: bool = False) -> Callable[[], float]:
+        def rate() -> float:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                return count / seconds(
+                    lambda: answer_questions(model, vocab, questions[:count], max_answer_length=ANSWER_LENGTH)
+                )
+
+        return rate
+
+    benchmarks = {"500 names": answering(500), "10,000 names": answering(10_000)}
+    if measured_precision("cpu", config.model.n_embd) == "bf16-mixed":
+        benchmarks |= {
+            "500 names in bfloat16": answering(500, bfloat16=True),
+            "10,000 names in bfloat16": answering(10_000, bfloat16=True),
+        }
+    benchmarks["20 names, one at a time, without a cache"] = lambda: (
+        20
+        / seconds(lambda: [_uncached(model, vocab.encode_known(question)[0]) for question in questions[:20]])
+    )
     medians = {name: median(rates) for name, rates in interleave(benchmarks, rounds).items()}
     lines = [
         f"Answering, {ANSWER_LENGTH} characters a name",

@@ -27,6 +27,7 @@ from birthplace_lm.runs.metrics import METRICS_FILE
 
 WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an export, beside its config.yaml
 LAST, BEST = "last", "best"  # which checkpoint of a run
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 MOVE = "copy them too, or move the model with birthplace-lm export RUN OUT"
 
 
@@ -93,10 +94,17 @@ class TrainedModel:
             raise TypeError("names is a string; pass a list of names")
         return [answer.text for answer in self.answer_questions([*map(self.question.about_typed, names)])]
 
-    def answer_questions(self, questions: Sequence[str]) -> list[Answer]:
-        """Answers to complete questions, with their log-probabilities."""
+    def answer_questions(self, questions: Sequence[str], precision: str = FLOAT32) -> list[Answer]:
+        """Answers to complete questions, with their log-probabilities.
+
+        Args:
+            precision: "float32", or "bfloat16" for matrix products in it: faster where the processor has it.
+        """
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
-        with float32_products(faster_library(self.model.tok_emb.embedding_dim)):
+        autocast = torch.autocast(
+            self.model.tok_emb.weight.device.type, torch.bfloat16, enabled=precision == BFLOAT16
+        )
+        with float32_products(faster_library(self.model.tok_emb.embedding_dim)), autocast:
             return answer_questions(self.model, self.vocab, texts)
 
     def attention(self, text: str) -> tuple[str, list[Tensor] | None]:

@@ -74,6 +74,23 @@ class Block(nn.Module):
         return x + self.mlp(h if self.canon_mlp is None else self.canon_mlp(h, cache))
 
 
+class Head(nn.Linear):
+    """Logits (..., V) of states (..., C), without a bias.
+
+    In evaluation they are float32 under autocast, too: bfloat16 has three digits, and likely answers would
+    have equal logits.
+    """
+
+    def __init__(self, n_embd: int, vocab_size: int) -> None:
+        super().__init__(n_embd, vocab_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 class GPT(nn.Module):
     """Maps character ids to logits of the next character.
 
@@ -126,7 +143,7 @@ class GPT(nn.Module):
             for layer in range(n_layer)
         )
         self.ln_f = nn.LayerNorm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.head = Head(n_embd, vocab_size)
         self.apply(_initialize)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -211,6 +211,21 @@ def test_json_is_for_scripts(
     scored = json.loads(capsys.readouterr().out)
     assert scored["correct"] == json.loads((run / "metrics.json").read_text())["dev"]["correct"]
     assert len(scored["predictions"]) == scored["total"] == 8
+    assert scored["precision"] == "float32"
+    arguments = ["predict", str(run), str(people / "dev.tsv"), "--json", "--precision", "bfloat16"]
+    assert call(*arguments, monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
+
+
+def test_bfloat16_changes_the_last_digits_alone(run: Path) -> None:
+    model = birthplace_lm.load(run)
+    questions = [f"Where was {name} born?" for name in ("Ada Bee", "Cy Dee", "Eve Fo")]
+    exact, rounded = (
+        torch.tensor([answer.log_probability for answer in model.answer_questions(questions, precision)])
+        for precision in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.2)
 
 
 def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
