@@ -17,6 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 from run_files import write_run
 
+from birthplace_lm.analysis.report import plots
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import learning_curve
 from birthplace_lm.analysis.report.page import write_page
@@ -304,6 +305,23 @@ def test_a_narrow_terminal_has_one_line_for_each_run(tmp_path: Path, monkeypatch
     assert max(map(len, as_text(narrow).splitlines())) <= 20
     assert len(narrow) == len(table)
     assert len(narrow[0]) == len({*table[0]} - {*OPTIONAL_COLUMNS})
+
+
+def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the last setting hid the others in the part that they had in common."""
+    for number in range(3):
+        write_run(
+            tmp_path / f"run-0000000{number}", stages={"finetune": {"learning_rate": 1e-3 * (number + 1)}}
+        )
+    shared = [(1e6, 0.1), (2e6, 0.2)]
+    curves = {0: [*shared, (3e6, 0.3)], 1: [*shared, (3e6, 0.4)], 2: [(1e6, 0.0), (3e6, 0.1)]}
+    monkeypatch.setattr(plots, "learning_curve", lambda run, name: curves[int(run.path.name[-1])])
+    figure = plots.curves_figure(find_runs(tmp_path), "exact_match", "dev")
+    lines = [(line.get_color(), [*line.get_xdata()]) for line in figure.axes[0].lines]
+    assert lines.count((plots.SHARED, [1.0, 2.0])) == 2
+    own = [(color, x) for color, x in lines if color in plots.COLORS]
+    assert [x for _, x in own] == [[2.0, 3.0], [2.0, 3.0], [1.0, 3.0]]
+    assert len({color for color, _ in own}) == 3
 
 
 def test_a_smoothed_curve_is_a_weighted_mean_of_what_came_before() -> None:

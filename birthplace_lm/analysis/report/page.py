@@ -72,7 +72,9 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
         if seed_varies(runs):
             parts.append(_cards(table_of_seeds(runs)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
-        parts.append("<p>The loss is smoothed; the pale line behind it is the raw one.</p>")
+        parts.append(
+            "<p>The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
+        )
     parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False)))
     lines = (*notes(runs), naming_note(runs), *failures(runs))
     parts += [f"<p>{escape(line)}</p>" for line in lines]

@@ -24,6 +24,7 @@ ANSWER_CATEGORIES = {
     "not a train answer": "#b03a48",
     "an empty text": "#777777",
 }
+SHARED = "#999999"  # of a curve that several settings share
 # Ten colours that are told apart best; more settings than that take them from a continuous scale.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
 
@@ -92,24 +93,34 @@ def scores_figure(runs: Sequence[Run]) -> Any:
 def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
     """Learning curves; all seeds of a setting have one colour. A loss is smoothed, the raw one behind it.
 
+    What runs of several settings share, a pretraining, is grey.
+
     Raises:
         InputError: there is no run, or matplotlib is not installed.
     """
     if not runs:
         raise InputError("no run is finished; a curve needs one")
-    palette, labelled = colors(runs), set()
+    names, palette = labels(runs), colors(runs)
+    curves = {run: learning_curve(run, name) for run in runs}
     figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
-    for run, label in labels(runs).items():
-        curve = learning_curve(run, name)
-        style: dict[str, Any] = {"color": palette[label], "linewidth": 1.2}
+    labelled: set[str] = set()
+    for run, curve in curves.items():
+        others = [curves[other] for other in runs if names[other] != names[run]]
+        end = max((_end_of_shared(curve, other) for other in others), default=-1.0)
+        lines: list[tuple[Curve, dict[str, Any]]] = [(curve, {"marker": "." if len(curve) < 50 else ""})]
         if name == "loss":
-            axes.plot(*_columns(_thinned(curve)), **{**style, "linewidth": 0.6, "alpha": 0.25})
-            curve = smoothed(curve)
-        elif len(curve) < 50:
-            style["marker"] = "."
-        axes.plot(*_columns(_thinned(curve)), label=None if label in labelled else label, **style)
-        labelled.add(label)
+            lines = [(smoothed(curve), {}), (curve, {"linewidth": 0.6, "alpha": 0.25})]
+        for points, style in lines:
+            shared = [point for point in points if point[0] <= end]
+            own = [point for point in points if point[0] >= end]
+            for part, color, label in ((shared, SHARED, "shared"), (own, palette[names[run]], names[run])):
+                if part:
+                    legend = None if label in labelled else label
+                    axes.plot(
+                        *_columns(_thinned(part)), **{"linewidth": 1.2, **style}, color=color, label=legend
+                    )
+                    labelled.add(label)
     axes.set(xlabel="million characters read", ylabel=title)
     if name == "loss":
         _in_decades(axes)
@@ -119,6 +130,16 @@ def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
         axes.set_ylim(*_limits(axes.get_ylim()))
     axes.grid(alpha=0.3)
     return figure
+
+
+def _end_of_shared(curve: Curve, other: Curve) -> float:
+    """How far two curves have the same points, in characters; -1 if they begin apart."""
+    end = -1.0
+    for point, others in zip(curve, other, strict=False):
+        if point != others:
+            break
+        end = point[0]
+    return end
 
 
 def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> Any:
