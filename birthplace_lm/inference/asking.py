@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from birthplace_lm.config.compose import load_saved
-from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.people import closest_people
 from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.errors import BirthplaceError
@@ -14,6 +14,7 @@ from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.confidence import Threshold, choose_threshold
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.inference.run_corpus import corpus_of_run
 from birthplace_lm.runs.directory import RunDirectory
 
 
@@ -46,9 +47,7 @@ def corpus_of(run: Path, plugins: Collection[str] = ()) -> Corpus | None:
     """The corpus of a run; None if its files are not there, or no longer those that it was trained on."""
     config = load_saved(run / "config.yaml", plugins)
     with suppress(BirthplaceError):  # the files have moved, or the model comes from another machine
-        corpus = read_corpus(config.data, config.model.block_size)
-        if corpus.sha256.get("corpus") == config.inputs.get("corpus"):
-            return corpus
+        return corpus_of_run(run, config)
     return None
 
 

@@ -19,9 +19,13 @@ def auroc(scores: Sequence[float], correct: Sequence[bool]) -> float:
     >>> auroc([3, 2, 2, 1], [True, True, False, False])
     0.875
     """
-    values, right = np.asarray(scores, float), np.asarray(correct, bool)
-    wins = values[right][:, None] - values[~right][None]
-    return float(np.mean((wins > 0) + 0.5 * (wins == 0))) if wins.size else math.nan
+    right = np.asarray(correct, bool)
+    _, group, sizes = np.unique(np.asarray(scores, float), return_inverse=True, return_counts=True)
+    ranks = (sizes.cumsum() - (sizes - 1) / 2)[group]  # from 1; those of equal scores are their mean
+    n_right, n_wrong = int(right.sum()), int((~right).sum())
+    if n_right == 0 or n_wrong == 0:
+        return math.nan
+    return float((ranks[right].sum() - n_right * (n_right + 1) / 2) / (n_right * n_wrong))
 
 
 def brier(probabilities: Sequence[float], correct: Sequence[bool]) -> float:
@@ -30,9 +34,13 @@ def brier(probabilities: Sequence[float], correct: Sequence[bool]) -> float:
 
 
 def calibration_error(probabilities: Sequence[float], correct: Sequence[bool], bins: int = BINS) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over bins of equally many answers."""
+    """Expected calibration error: mean |accuracy - confidence| over bins of equally many answers.
+
+    Answers of equal probability are in no order: each counts with the mean of its group.
+    """
     order = np.argsort(np.asarray(probabilities, float), kind="stable")
-    p, right = np.asarray(probabilities, float)[order], np.asarray(correct, float)[order]
+    p = np.asarray(probabilities, float)[order]
+    right = _mean_of_equals(p, np.asarray(correct, float)[order])
     parts = [
         (a, b) for a, b in zip(np.array_split(p, bins), np.array_split(right, bins), strict=True) if len(a)
     ]
@@ -46,11 +54,14 @@ def bootstrap(
     draws: int = 1000,
     seed: int = 0,
     answers_per_person: int = 1,
+    biased: bool = False,
 ) -> tuple[float, float]:
     """The 95 % interval of a statistic over people drawn with replacement.
 
     Args:
         answers_per_person: a person is drawn with so many answers, which stand next to each other.
+        biased: drawing raises the statistic, as it does a calibration error. The interval is then mirrored at
+            the statistic of the data (basic bootstrap), and begins at 0 at the least.
     """
     values, right = np.asarray(scores, float), np.asarray(correct, bool)
     generator = np.random.default_rng(seed)
@@ -61,7 +72,17 @@ def bootstrap(
     ]
     results = [statistic(values[index].tolist(), right[index].tolist()) for index in drawn]
     low, high = np.nanpercentile(results, [2.5, 97.5]) if not np.all(np.isnan(results)) else (math.nan,) * 2
+    if biased:
+        middle = statistic(values.tolist(), right.tolist())
+        low, high = max(0.0, 2 * middle - high), max(0.0, 2 * middle - low)
     return float(low), float(high)
+
+
+def _mean_of_equals(values: Floats, outcomes: Floats) -> Floats:
+    """Each outcome replaced by the mean of those that have the same value."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    means: Floats = np.bincount(group, outcomes) / sizes
+    return means[group]
 
 
 def risk_coverage(scores: Sequence[float], correct: Sequence[bool]) -> Floats:
@@ -69,17 +90,14 @@ def risk_coverage(scores: Sequence[float], correct: Sequence[bool]) -> Floats:
 
     Answers of equal confidence are in no order: each of them counts with the mean of its group.
     """
-    values, wrong = np.asarray(scores, float), 1 - np.asarray(correct, float)
-    expected = np.empty(len(values))
-    for value in np.unique(values):
-        group = values == value
-        expected[group] = wrong[group].mean()
+    values = np.asarray(scores, float)
+    expected = _mean_of_equals(values, 1 - np.asarray(correct, float))
     order = np.argsort(-values, kind="stable")
     return np.cumsum(expected[order]) / np.arange(1, len(values) + 1)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share."""
+def wilson(right: float, total: float) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share. Of several answers a person, give both divided by their number."""
     if total == 0:
         return 0.0, 1.0
     share, z2 = right / total, Z * Z
@@ -104,7 +122,9 @@ class Threshold:
     rows: int
 
 
-def choose_threshold(scores: Sequence[float], correct: Sequence[bool], precision: float) -> Threshold:
+def choose_threshold(
+    scores: Sequence[float], correct: Sequence[bool], precision: float, answers_per_person: int = 1
+) -> Threshold:
     """The threshold of the largest coverage whose precision is reached with 95 % confidence.
 
     Reached means that the lower Wilson bound of the share of right answers is at least `precision`.
@@ -114,6 +134,7 @@ def choose_threshold(scores: Sequence[float], correct: Sequence[bool], precision
     for score in np.unique(values):
         answered = values >= score
         count, hits = int(answered.sum()), int(right[answered].sum())
-        if wilson(hits, count)[0] >= precision and count / len(values) > best.coverage:
+        people = count / answers_per_person
+        if wilson(hits / answers_per_person, people)[0] >= precision and count / len(values) > best.coverage:
             best = Threshold(float(score), hits / count, count / len(values), len(values))
     return best

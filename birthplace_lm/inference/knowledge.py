@@ -92,12 +92,14 @@ class Recall:
     """What a model recalls of one fact where the text tells it.
 
     Attributes:
-        log_p: log of the mean probability over the tellings, nats; None if the text does not have the fact.
+        log_p: log of the mean probability over the tellings, nats.
         right: share of the tellings that greedy decoding completes.
+
+    Both are None if the text does not tell the fact within the block.
     """
 
     log_p: float | None
-    right: float
+    right: float | None
 
 
 def recall(
@@ -108,10 +110,17 @@ def recall(
     With several tellings, the mean of their probabilities counts: a mixture is a predictor, so more wordings
     are no advantage by chance.
     """
-    tellings = [form.tellings(*fact, vocab) for fact in zip(names, answers, strict=True)]
+    tellings = [
+        [
+            one
+            for one in form.tellings(*fact, vocab)
+            if len(one.prompt) + len(one.target) <= model.block_size + 1
+        ]
+        for fact in zip(names, answers, strict=True)
+    ]
     log_p, greedy = score_tellings(model, [one for several in tellings for one in several], vocab.pad_id)
     sizes = [len(several) for several in tellings]
-    nothing = Recall(None, 0.0)
+    nothing = Recall(None, None)
     return [
         Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean())) if len(p) else nothing
         for p, g in zip(log_p.split(sizes), greedy.split(sizes), strict=True)

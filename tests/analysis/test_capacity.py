@@ -18,7 +18,7 @@ from birthplace_lm.analysis.knowledge.capacity import (
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, Wording, write_attribute_biographies
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.knowledge import Recall
 
 SIZES = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=128"]
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
             f"data.root={tmp_path / 'people'}",
             f"run_dir={tmp_path / 'run'}",
             f"runs_root={tmp_path / 'runs'}",
-            "stages.pretrain.max_epochs=2",
+            "trainer.max_epochs=2",
             "logger=csv",
         ]
     )
@@ -97,6 +97,16 @@ def test_a_run_that_tells_no_facts(run: Path, tmp_path: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("LanguageModelingDataModule", "QuestionAnsweringDataModule"))
     with pytest.raises(InputError):
+        measure_capacity(run)
+
+
+def test_people_that_are_not_those_of_training(run: Path, tmp_path: Path) -> None:
+    """Bug: they were measured as if the model had read about them."""
+    others = tmp_path / "others"
+    write_attribute_biographies(others, 24, 1, Wording(short=True, biographies=2))
+    for file in others.iterdir():
+        file.replace(tmp_path / "people" / file.name)
+    with pytest.raises(CheckpointError, match="have changed"):
         measure_capacity(run)
 
 

@@ -28,10 +28,11 @@ LINE = "Ada Bo. Ada Bo was born in Leeds, West Yorkshire, England, and moved to 
 
 
 def test_where_an_answer_comes_from() -> None:
-    assert origin.origin("Leeds", [LINE], {"Paris"}) == origin.RETRIEVED
-    assert origin.origin("Rom", [LINE], {"Paris"}) == origin.MADE_UP  # not a word of the line
-    assert origin.origin("Paris", [LINE], {"Paris"}) == origin.OTHER_PLACE
-    assert origin.origin("", [LINE], {"Paris"}) == origin.MADE_UP
+    assert origin.origin("Leeds", "Ada Bo", [LINE], {"Paris"}) == origin.RETRIEVED
+    assert origin.origin("Rom", "Ada Bo", [LINE], {"Paris"}) == origin.MADE_UP  # not a word of the line
+    assert origin.origin("Paris", "Ada Bo", [LINE], {"Paris"}) == origin.OTHER_PLACE
+    assert origin.origin("", "Ada Bo", [LINE], {"Paris"}) == origin.MADE_UP
+    assert origin.origin("Rome", "Ada Rome", ["Ada Rome. Born in Oslo ."], {"Rome"}) == origin.OTHER_PLACE
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,9 @@ def test_right_in_some_sense(answer: str, gold: str, expected: bool) -> None:
 
 
 def test_facts_about_a_line() -> None:
-    assert origin.fact_position("Rome", [LINE]) == LINE.index("Rome")
-    assert origin.fact_position("Rom", [LINE]) is None
+    assert origin.fact_position("Rome", "Ada Bo", [LINE]) == LINE.index("Rome")
+    assert origin.fact_position("Rom", "Ada Bo", [LINE]) is None
+    assert origin.fact_position("Rome", "Ada Romeo", ["Ada Romeo. Born in Rome ."]) == 19
     assert origin.repetitions("Ada Bo", [LINE]) == 2
     assert origin.name_parts("Ada Maria Bo") == ["Ada", "Bo"]
     assert origin.name_parts("Ada") == []
@@ -69,7 +71,7 @@ def test_every_line_of_the_embedded_corpus_has_its_person(corpus: Corpus) -> Non
     for row in corpus.dev.rows:
         name = corpus.question.name_in(row.question)
         assert name is not None
-        assert origin.fact_position(row.place or "", lines[name]) is not None, row
+        assert origin.fact_position(row.place or "", name, lines[name]) is not None, row
 
 
 def untrained(corpus: Corpus) -> TrainedModel:
@@ -146,6 +148,13 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
     assert call(str(finished), str(finished)) == 2
     assert "named twice" in capsys.readouterr().err
 
+    monkeypatch.setattr("sys.argv", ["birthplace-lm", "export", str(finished), str(tmp_path / "model")])
+    with pytest.raises(SystemExit):
+        commands.main()
+    exported = replace_root(tmp_path / "model", people)
+    assert exported.exact_match == knowledge.exact_match
+    assert exported.bits.stored is None  # the weights after pretraining stayed behind
+
     corpus_file = people / "corpus.txt"
     text = corpus_file.read_text()
     try:
@@ -154,6 +163,13 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
             study(finished)
     finally:
         corpus_file.write_text(text)
+
+
+def replace_root(export: Path, people: Path) -> Knowledge:
+    """Study an export whose data lies in a folder; it does not name one."""
+    config = export / "config.yaml"
+    config.write_text(config.read_text().replace("root: null", f"root: {people}"))
+    return study(export)
 
 
 def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
@@ -171,7 +187,7 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     """The same run twice has no more information than once: only counts of answers double."""
     base = study_model("a", untrained(corpus), corpus, MaskedForm(10))
     half = [replace(p, answer=p.gold if i % 3 else p.answer) for i, p in enumerate(base.people)]
-    twice = pool([replace(base, people=half)] * 2)
+    twice = pool([replace(base, people=half), replace(base, people=half)])
     once = pool([replace(base, people=half)])
     assert len(twice.people) == 2 * len(once.people) == 280
     assert (twice.people_count, twice.exact_match) == (140, once.exact_match)
@@ -183,6 +199,12 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
         assert (signal.auroc, signal.low, signal.high) == pytest.approx(
             (expected.auroc, expected.low, expected.high)
         )
+    agreed = twice.signals["agreement with the other seeds"]
+    assert agreed.auroc == 0.5  # all agree, whether right or wrong
+    assert twice.calibration_interval == pytest.approx(once.calibration_interval)
+    assert twice.threshold.score == once.threshold.score
+    exact = dict(tables_of([twice]))["Bits about the answer, mean per person"][2]
+    assert exact[1:] == dict(tables_of([once]))["Bits about the answer, mean per person"][2][1:]
     assert twice.invented is not None
     assert once.invented is not None
     assert twice.invented.places == once.invented.places

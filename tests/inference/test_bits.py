@@ -110,7 +110,12 @@ def test_several_lines_about_a_person_are_one_mixture(model: GPT) -> None:
     single = [recall(model, VOCAB, LineForm({"Ada Bo": [line]}), ["Ada Bo"], ["Rome"])[0] for line in lines]
     mean = sum(math.exp(one.log_p or 0.0) for one in single) / 2
     assert both.log_p == pytest.approx(math.log(mean), abs=1e-5)
-    assert (nothing.log_p, nothing.right) == (None, 0)
+    assert (nothing.log_p, nothing.right) == (None, None)
+    far = f"Ada Bo. {'so ' * model.block_size}Rome ."
+    beyond = LineForm({"Ada Bo": [far, lines[0]], "Cy": [far]})
+    near, unread = recall(model, VOCAB, beyond, ["Ada Bo", "Cy"], ["Rome", "Rome"])
+    assert near == single[0]  # a line beyond the block is none
+    assert (unread.log_p, unread.right) == (None, None)
     (masked,) = recall(model, VOCAB, MaskedForm(2), ["Ada Bo"], ["Rome"])
     prompt = [VOCAB.pad_id] * 2 + VOCAB.encode("Ada Bo. ") + [VOCAB.mask_id] * 2
     assert masked.log_p == pytest.approx(log_probabilities(model, VOCAB, [prompt], ["Rome"]).item(), abs=1e-5)

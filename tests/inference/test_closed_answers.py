@@ -34,8 +34,11 @@ def prompt(question: str) -> list[int]:
 
 def one_by_one(model: GPT, ids: list[int], answer: str) -> float:
     target = [*VOCAB.encode(answer), VOCAB.mask_id]
-    if len(ids) + len(target) > model.block_size:
-        return -math.inf
+    return one(model, ids, target) if len(ids) + len(target) <= model.block_size else -math.inf
+
+
+def one(model: GPT, ids: list[int], target: list[int]) -> float:
+    """log P(target | ids)."""
     with torch.no_grad():
         log_p = model(torch.tensor([ids + target[:-1]]))[0, len(ids) - 1 :].log_softmax(-1)
     return sum(log_p[i, symbol].item() for i, symbol in enumerate(target))
@@ -53,31 +56,32 @@ def test_equals_scoring_one_by_one(attention: str) -> None:
 
 def test_the_greedy_answer_has_the_probability_that_decoding_gives_it() -> None:
     model = network("model.block_size=32")
+    bias = 0.7 * torch.nn.functional.one_hot(torch.tensor(VOCAB.mask_id), len(VOCAB))  # so that answers end
+    model.head.register_forward_hook(lambda module, args, logits: logits + bias)
     questions = ["Where was Ada born?", "Where was Bo born?"]
     for question, answer in zip(
         questions, answer_questions(model, VOCAB, questions, max_answer_length=4), strict=True
     ):
-        if len(answer.text) < 4:
-            (score,) = answer_log_probabilities(model, VOCAB, [prompt(question)], [answer.text])[0].tolist()
-            assert score == pytest.approx(answer.log_probability, abs=1e-5)
+        assert 0 < len(answer.text) < 4
+        (score,) = answer_log_probabilities(model, VOCAB, [prompt(question)], [answer.text])[0].tolist()
+        assert score == pytest.approx(answer.log_probability, abs=1e-5)
 
 
-def test_all_texts_of_a_length_sum_to_one() -> None:
-    """With an alphabet of two letters: P(ends within 3 characters) + P(longer) = 1."""
+def test_all_texts_up_to_a_length_and_all_longer_ones_sum_to_one() -> None:
+    """With three symbols: P(ends within 2 symbols) + P(none of the first 3 symbols is MASK) = 1."""
     vocab = CharVocab.from_text("ab")
+    torch.manual_seed(0)
     model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
-    texts = ["", *"ab", "aa", "ab", "ba", "bb"]
+    others = [i for i in range(len(vocab)) if i != vocab.mask_id]
     ids = [vocab.mask_id]
-    shorter = answer_log_probabilities(model, vocab, [ids], [t for t in texts if t])[0].exp().sum()
-    with torch.no_grad():
-        first = model(torch.tensor([ids]))[0, -1].softmax(-1)
-        expected = torch.zeros(())
-        for t in texts[1:]:
-            symbols = [*vocab.encode(t), vocab.mask_id]
-            rows = model(torch.tensor([ids + symbols[:-1]]))[0].softmax(-1)
-            expected += math.prod(rows[i, s].item() for i, s in enumerate(symbols))
-    torch.testing.assert_close(shorter, expected, atol=1e-6, rtol=1e-5)
-    assert first.sum().item() == pytest.approx(1, abs=1e-5)
+    texts = [(), *((i,) for i in others), *((i, j) for i in others for j in others)]
+    ends = sum(math.exp(one(model, ids, [*text, vocab.mask_id])) for text in texts)
+    longer = sum(math.exp(one(model, ids, [*text, k])) for text in texts if len(text) == 2 for k in others)
+    assert ends + longer == pytest.approx(1, abs=1e-5)
+    words = ["a", "b", "aa", "ab", "ba", "bb"]
+    scores = answer_log_probabilities(model, vocab, [ids], words)[0].tolist()
+    expected = [one(model, ids, [*vocab.encode(word), vocab.mask_id]) for word in words]
+    assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_does_not_fit_or_is_unknown_has_probability_zero() -> None:

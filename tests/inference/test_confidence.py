@@ -50,6 +50,36 @@ def test_calibration_of_a_calibrated_and_of_an_overconfident_model() -> None:
     assert error == pytest.approx(0.5 * 0.25 + 0.5 * 0.15)
 
 
+def test_calibration_does_not_depend_on_the_order_of_ties() -> None:
+    """Bug: 0.5 or 0, by the order of the rows."""
+    orders = ([True, True, False, False], [True, False, True, False])
+    assert [calibration_error([0.5] * 4, right, bins=2) for right in orders] == [0.0, 0.0]
+
+
+def test_the_interval_of_a_calibrated_model_covers_zero() -> None:
+    """Bug: drawing with replacement raises the error, so no interval did, and a quarter began above it."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(40):
+        p = generator.beta(8, 1, 300)
+        right = (generator.random(300) < p).tolist()
+        low, high = bootstrap(calibration_error, p.tolist(), right, draws=100, biased=True)
+        covered += low == 0 < high
+    assert covered >= 34
+    overconfident = (generator.random(300) < 0.5).tolist()
+    assert bootstrap(calibration_error, [0.9] * 300, overconfident, draws=100, biased=True)[0] > 0.3
+
+
+def test_three_equal_answers_of_a_person_are_one() -> None:
+    scores, right = [3.0] * 30 + [1.0] * 10, [True] * 30 + [False] * 10
+    once = choose_threshold(scores, right, 0.8)
+    thrice = choose_threshold(np.repeat(scores, 3).tolist(), np.repeat(right, 3).tolist(), 0.8, 3)
+    assert (thrice.score, thrice.precision, thrice.coverage) == (once.score, once.precision, once.coverage)
+    surer = choose_threshold(np.repeat(scores, 3).tolist(), np.repeat(right, 3).tolist(), 0.9)
+    assert math.isinf(choose_threshold(scores, right, 0.9).score)
+    assert not math.isinf(surer.score)  # as if they were 90 people
+
+
 def test_risk_and_coverage_do_not_depend_on_the_order_of_ties() -> None:
     assert risk_coverage([3, 2, 1], [True, False, True]).tolist() == pytest.approx([0, 1 / 2, 1 / 3])
     one = risk_coverage([2, 1, 1, 1], [True, False, True, True])

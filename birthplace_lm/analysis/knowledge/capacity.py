@@ -18,10 +18,11 @@ from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
-from birthplace_lm.data.corpora.corpus import data_root, read_corpus
+from birthplace_lm.data.corpora.corpus import data_root
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.knowledge import recall
 from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.inference.run_corpus import corpus_of_run
 
 MOST_PEOPLE = 2000  # who are asked about; the rest is taken to be like them
 BITS_PER_PERSON = sum(attribute.bits for attribute in ATTRIBUTES)
@@ -67,11 +68,12 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
     """Measure a run that was pretrained with language modeling on people with attributes.
 
     Raises:
+        CheckpointError: the files of the corpus have changed since.
         InputError: the run, or its corpus, is none of these.
     """
     config = load_saved(run / "config.yaml", plugins)
     people = read_people(data_root(config.data) / PEOPLE_FILE)
-    corpus = read_corpus(config.data, config.model.block_size)
+    corpus = corpus_of_run(run, config)
     pretrain = config.stages.pretrain
     data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None
     form = data_module and data_module.text_form_of(pretrain.dataset, corpus)
@@ -92,8 +94,9 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
             )
         mean = sum(one.log_p or 0.0 for one in recalls) / count / math.log(2)
         bits[attribute.name] = mean + attribute.bits
-        right += sum(one.right for one in recalls) / count / len(ATTRIBUTES)
-    exposures = pretrain.max_epochs * len(corpus.documents.lines) / len(people)
+        right += sum(one.right or 0.0 for one in recalls) / count / len(ATTRIBUTES)
+    epochs = config.trainer.max_epochs or pretrain.max_epochs
+    exposures = epochs * len(corpus.documents.lines) / len(people)
     return Capacity(run.name, trained.model.num_parameters, len(people), exposures, bits, right)
 
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from birthplace_lm.analysis.knowledge.invented import pool_invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person, Signal
 from birthplace_lm.errors import InputError
@@ -35,14 +33,19 @@ def with_confidence(people: list[Person], answers: int = 1, **measured: Any) -> 
     halves: tuple[list[int], list[int]] = ([], [])  # by person
     for i in range(len(people)):
         halves[i // answers % 2].append(i)
-    chosen = choose_threshold([surest[i] for i in halves[0]], [right[i] for i in halves[0]], PRECISION)
+    chosen = choose_threshold(
+        [surest[i] for i in halves[0]], [right[i] for i in halves[0]], PRECISION, answers
+    )
     answered = [right[i] for i in halves[1] if surest[i] >= chosen.score]
     return Knowledge(
         people=people,
+        answers_per_person=answers,
         signals=signals(people, answers),
         brier=brier(probabilities, right),
         calibration=calibration_error(probabilities, right),
-        calibration_interval=bootstrap(calibration_error, probabilities, right, answers_per_person=answers),
+        calibration_interval=bootstrap(
+            calibration_error, probabilities, right, answers_per_person=answers, biased=True
+        ),
         threshold=chosen,
         abstention=(
             sum(answered) / len(answered) if answered else math.nan,
@@ -104,9 +107,7 @@ def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
         values["log-probability in the other wording"] = [p.text_log_p_answer or 0.0 for p in people]
     right = [person.right for person in people]
     return {
-        name: Signal(
-            auroc(scores, right), *bootstrap(auroc, _finite(scores), right, answers_per_person=answers)
-        )
+        name: Signal(auroc(scores, right), *bootstrap(auroc, scores, right, answers_per_person=answers))
         for name, scores in values.items()
     }
 
@@ -131,7 +132,3 @@ def _votes(knowledge: Knowledge, runs: Sequence[Knowledge]) -> list[float]:
         float(sum(answers[i] == person.answer for answers in others))
         for i, person in enumerate(knowledge.people)
     ]
-
-
-def _finite(scores: Sequence[float]) -> list[float]:
-    return np.nan_to_num(np.asarray(scores, float), neginf=-1e9).tolist()

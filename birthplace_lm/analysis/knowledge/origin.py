@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 RETRIEVED, OTHER_PLACE, MADE_UP = "in the person's own line", "another place of train", "made up"
 
 
-def origin(answer: str, lines: Sequence[str], places: Collection[str]) -> str:
-    """Where an answer comes from: RETRIEVED if the person's own line has it as whole words."""
-    if any(_mentions(line, answer) for line in lines):
+def origin(answer: str, name: str, lines: Sequence[str], places: Collection[str]) -> str:
+    """Where an answer comes from: RETRIEVED if the person's own line has it behind the name."""
+    if fact_position(answer, name, lines) is not None:
         return RETRIEVED
     return OTHER_PLACE if answer in places else MADE_UP
 
@@ -29,10 +29,12 @@ def is_right_in_some_sense(answer: str, gold: str, lines: Sequence[str]) -> bool
     return False
 
 
-def fact_position(gold: str, lines: Sequence[str]) -> int | None:
-    """Where the gold place first stands in the person's own line, in characters; None if it does not."""
-    positions = [line.find(gold) for line in lines if _mentions(line, gold)]
-    return min(positions) if positions else None
+def fact_position(place: str, name: str, lines: Sequence[str]) -> int | None:
+    """Where a place first stands behind the name in the person's own line, as whole words, in characters."""
+    if not place:
+        return None
+    pattern = re.compile(rf"(?<!\w){re.escape(place)}(?!\w)")
+    return min((match.start() for line in lines if (match := pattern.search(line, len(name)))), default=None)
 
 
 def name_parts(name: str) -> list[str]:
@@ -45,7 +47,3 @@ def repetitions(name: str, lines: Sequence[str]) -> int:
     """How often the last word of the name stands in the person's own lines."""
     surname = name.split()[-1] if name.split() else name
     return sum(len(re.findall(rf"(?<!\w){re.escape(surname)}(?!\w)", line)) for line in lines)
-
-
-def _mentions(line: str, place: str) -> bool:
-    return bool(place) and re.search(rf"(?<!\w){re.escape(place)}(?!\w)", line) is not None

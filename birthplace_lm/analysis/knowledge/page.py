@@ -50,7 +50,7 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
         runs,
         [
             ("people asked", lambda k: str(k.people_count)),
-            ("exact match", lambda k: interval(sum(p.right for p in k.people), len(k.people))),
+            ("exact match", lambda k: _share(k, sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
             ("recalled after pretraining, where the text tells it", recalled),
             ("stored: after pretraining, where the text tells it", lambda k: optional(k.bits.stored, ".2f")),
@@ -75,6 +75,10 @@ def signal_table(runs: Sequence[Knowledge]) -> Table:
         return value
 
     return _table(runs, [(name, cell(name)) for name in names])
+
+
+def _share(run: Knowledge, right: int, total: int) -> str:
+    return interval(right, total, run.answers_per_person)
 
 
 def _with_interval(signal: Signal | None) -> str:
@@ -118,10 +122,10 @@ def origin_table(runs: Sequence[Knowledge]) -> Table:
         def value(run: Knowledge, kind: str = kind) -> str:
             chosen = [p for p in run.people if p.origin == kind]
             right = sum(p.right for p in chosen)
-            return f"{len(chosen) / len(run.people):.1%}; right: {interval(right, len(chosen))}"
+            return f"{len(chosen) / len(run.people):.1%}; right: {_share(run, right, len(chosen))}"
 
         rows.append((kind, value))
-    rows.append(("right in some sense", lambda k: interval(sum(p.lenient for p in k.people), len(k.people))))
+    rows.append(("right in some sense", lambda k: _share(k, sum(p.lenient for p in k.people), len(k.people))))
     return _table(runs, rows)
 
 
@@ -159,7 +163,7 @@ def group_table(runs: Sequence[Knowledge]) -> Table:
 
         def value(run: Knowledge, belongs: Callable[[Person], bool] = belongs) -> str:
             chosen = [p for p in run.people if belongs(p)]
-            return f"{interval(sum(p.right for p in chosen), len(chosen))}, n = {len(chosen)}"
+            return f"{_share(run, sum(p.right for p in chosen), len(chosen))}, n = {len(chosen)}"
 
         if len({belongs(p) for run in runs for p in run.people}) == 2:  # else it says nothing
             rows.append((name, value))
@@ -172,12 +176,12 @@ def invented_table(runs: Sequence[Knowledge]) -> Table:
     def optional(value: Callable[[Invented], str]) -> Callable[[Knowledge], str]:
         return lambda run: "-" if run.invented is None else value(run.invented)
 
-    def similar(kind: str) -> Callable[[Invented], str]:
-        def value(invented: Invented) -> str:
-            one = invented.similar[kind]
-            if one.total == 0:
+    def similar(kind: str) -> Callable[[Knowledge], str]:
+        def value(run: Knowledge) -> str:
+            if run.invented is None or run.invented.similar[kind].total == 0:
                 return "-"
-            return f"{interval(round(one.matches), one.total)}; chance {one.chance:.1%}"
+            one = run.invented.similar[kind]
+            return f"{_share(run, round(one.matches), one.total)}; chance {one.chance:.1%}"
 
         return value
 
@@ -187,7 +191,7 @@ def invented_table(runs: Sequence[Knowledge]) -> Table:
         [
             ("people", optional(lambda invented: str(len(invented.names)))),
             ("answered with a place of train", optional(lambda invented: f"{invented.places:.1%}")),
-            *((f"that of the {kind}".replace("the a ", "a "), optional(similar(kind))) for kind in kinds),
+            *((f"that of the {kind}".replace("the a ", "a "), similar(kind)) for kind in kinds),
             (
                 "AUROC of the probability, dev people against invented",
                 optional(lambda invented: f"{invented.auroc:.2f}"),

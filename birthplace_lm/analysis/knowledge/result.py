@@ -71,7 +71,8 @@ class Knowledge:
     Attributes:
         run: the hash in the name of its directory, or that name.
         setting: a hash of what determines the run, but for the seed.
-        people: one entry for each dev question.
+        people: one entry for each dev question, or one for each run next to each other.
+        answers_per_person: how many runs these are.
         bits: mean bits per person.
         parameters: trainable weights.
         signals: by the name of the confidence.
@@ -86,6 +87,7 @@ class Knowledge:
     run: str
     setting: str
     people: list[Person]
+    answers_per_person: int
     bits: Bits
     parameters: int
     signals: dict[str, Signal]
@@ -118,9 +120,9 @@ class Knowledge:
         return asdict(self) | {"exact_match": self.exact_match}
 
 
-def interval(right: int, total: int) -> str:
-    """A share in percent with its 95 % Wilson interval."""
+def interval(right: int, total: int, answers_per_person: int = 1) -> str:
+    """A share of answers in percent with the 95 % Wilson interval over people."""
     if total == 0:
         return "-"
-    low, high = wilson(right, total)
+    low, high = wilson(right / answers_per_person, total / answers_per_person)
     return f"{right / total:.1%} ({low:.0%} to {high:.0%})"

@@ -16,9 +16,9 @@ from birthplace_lm.analysis.knowledge.confidences import with_confidence
 from birthplace_lm.analysis.knowledge.invented import ask_about_invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person
 from birthplace_lm.config.compose import load_saved
-from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.errors import InputError
 from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.decoding import answer_questions, question_prompt
 from birthplace_lm.inference.knowledge import (
@@ -28,7 +28,8 @@ from birthplace_lm.inference.knowledge import (
     log_probabilities,
     recall,
 )
-from birthplace_lm.inference.language_model import TrainedModel
+from birthplace_lm.inference.language_model import WEIGHTS, TrainedModel
+from birthplace_lm.inference.run_corpus import corpus_of_run
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs.auto_precision import faster_library
 from birthplace_lm.runs.identity import config_hash, hashed_config
@@ -48,15 +49,11 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
         InputError: the run, or its corpus, cannot be read.
     """
     config = load_saved(run / "config.yaml", plugins)
-    corpus = read_corpus(config.data, config.model.block_size)
-    if any(corpus.sha256.get(key) != value for key, value in config.inputs.items() if key in corpus.sha256):
-        raise CheckpointError(
-            f"{run}: the files of its corpus have changed; restore them, or name another run"
-        )
+    corpus = corpus_of_run(run, config)
     trained = TrainedModel.from_run(run, plugins)
     pretrain = config.stages.pretrain
     text_form = None
-    if pretrain.enabled:
+    if pretrain.enabled and not (run / WEIGHTS).is_file():  # an export lacks the weights after pretraining
         data_module: Any = get_class(pretrain.dataset._target_)
         text_form = data_module.text_form_of(pretrain.dataset, corpus)
     hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
@@ -121,9 +118,9 @@ def study_model(
             entropy=_entropy(log_p[i]),
             margin=float(top[i, 0] - top[i, -1]),
             text_log_p_answer=None if answer_log_p is None else answer_log_p[i],
-            origin=origin.origin(answers[i].text, lines.get(names[i], []), prior.counts),
+            origin=origin.origin(answers[i].text, names[i], lines.get(names[i], []), prior.counts),
             lenient=origin.is_right_in_some_sense(answers[i].text, golds[i], lines.get(names[i], [])),
-            position=origin.fact_position(golds[i], lines.get(names[i], [])),
+            position=origin.fact_position(golds[i], names[i], lines.get(names[i], [])),
             frequency=prior.counts.get(golds[i], 0),
             lines=len(lines.get(names[i], [])),
             repetitions=origin.repetitions(names[i], lines.get(names[i], [])),

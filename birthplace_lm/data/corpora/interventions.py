@@ -68,24 +68,25 @@ def replace_places(
 ) -> tuple[Documents, list[Questions]]:
     """A counterfactual corpus: the lines and the answers of some people name other places.
 
+    The name in front of a line, and wherever else it stands in full, stays.
+
     Raises:
-        InputError: a name has no question with an answer, or its line does not have that answer.
+        InputError: a name has no question with an answer, or several answers, or its line does not have it.
     """
-    golds = {
-        template.name_in(row.question) or row.question: row.place
-        for questions in files
-        for row in questions.rows
-        if row.place
-    }
+    golds: dict[str, str] = {}
+    for row in (row for questions in files for row in questions.rows):
+        name = template.name_in(row.question) or row.question
+        if name in replacements and row.place and golds.setdefault(name, row.place) != row.place:
+            number = replacements[name][1]
+            raise InputError(f"{path}:{number}: {name} has two answers, {golds[name]} and {row.place}")
     lines = [*documents.lines]
     changed: set[str] = set()
     for i, line in enumerate(documents.training_lines):
-        name = owner(line, replacements)
-        if name is not None and name in golds:
-            pattern = rf"(?<!\w){re.escape(golds[name])}(?!\w)"
-            place = replacements[name][0].replace("\\", r"\\")
-            lines[i], count = re.subn(pattern, place, line)
-            changed |= {name} if count else set()
+        person = owner(line, replacements)
+        if person is not None and person in golds:
+            parts = _around_place(line[len(person) :], person, golds[person])
+            lines[i] = person + replacements[person][0].join(parts)
+            changed |= {person} if len(parts) > 1 else set()
     for name, (_, number) in replacements.items():
         if name not in golds:
             raise InputError(f"{path}:{number}: no question with an answer is about {name}")
@@ -98,6 +99,16 @@ def replace_places(
         notes=[*documents.notes, f"{documents.path}: places of {len(changed)} people replaced"],
     )
     return edited, [_with_answers(questions, template, replacements) for questions in files]
+
+
+def _around_place(text: str, name: str, place: str) -> list[str]:
+    """The text split at a place, as whole words that are no part of the full name."""
+    ends, parts = 0, []
+    for match in re.finditer(rf"(?<!\w)(?:{re.escape(name)}|{re.escape(place)})(?!\w)", text):
+        if match[0] == place:
+            parts.append(text[ends : match.start()])
+            ends = match.end()
+    return [*parts, text[ends:]]
 
 
 def owner(line: str, names: Collection[str]) -> str | None:

@@ -13,7 +13,7 @@ committed files are compared byte for byte.
 
 import filecmp
 from bisect import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -186,7 +186,7 @@ def make_biographies(people: int = 420, seed: int = 0, exposures: Sequence[int] 
 
     Returns:
         File name -> text. Without repetitions line i of `corpus.txt` is about row i of train, dev and test
-        put end to end.
+        put end to end. `counterfactual.tsv` has other places of half of dev, for `data.replace`.
 
     Raises:
         InputError: `people` or a number of exposures is out of range.
@@ -208,7 +208,18 @@ def make_biographies(people: int = 420, seed: int = 0, exposures: Sequence[int] 
         repeated = (row.line for i, row in enumerate(rows) for _ in range(exposures[i % len(exposures)]))
         files["corpus.txt"] += "".join(f"{line}\n" for line in repeated)
         files[f"{split}.tsv"] = "".join(f"Where was {row.name} born?\t{row.place}\n" for row in rows)
+        if split == "dev":
+            files["counterfactual.tsv"] = "".join(f"{name}\t{place}\n" for name, place in _other_places(rows))
     return files
+
+
+def _other_places(rows: Sequence[Person]) -> Iterator[tuple[str, str]]:
+    """Every second person with the place of the next one who has another."""
+    for i in range(0, len(rows), 2):
+        places = (row.place for row in (*rows[i:], *rows[:i]))
+        other = next((place for place in places if place != rows[i].place), None)
+        if other is not None:
+            yield rows[i].name, other
 
 
 def write_biographies(

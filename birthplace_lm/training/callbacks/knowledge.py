@@ -61,7 +61,7 @@ class KnowledgeBits(L.Callback):
         bits = {"prior": sum(map(prior.bits, places))}
         for name, values in log_p.items():
             bits[name] = bits_about(prior, places, values) * len(places)
-        totals = torch.tensor([*bits.values(), len(places)], dtype=torch.float64, device=pl_module.device)
+        totals = torch.tensor([*bits.values(), len(places)], device=pl_module.device)
         *sums, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         curves = {f"{self.stage}/bits/{name}": total / count for name, total in zip(bits, sums, strict=True)}
         for logger in trainer.loggers:

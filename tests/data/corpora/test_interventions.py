@@ -75,6 +75,26 @@ def test_the_embedded_counterfactual_corpus() -> None:
     assert sum(changed) == 70
 
 
+def test_a_name_that_has_the_place_stays(folder: Path) -> None:
+    """Bug: the line lost its person."""
+    (folder / "corpus.txt").write_text("Ada Rome. Ada Rome was born in Rome .\n")
+    (folder / "train.tsv").write_text("Where was Ada Rome born?\tRome\n")
+    (folder / "dev.tsv").write_text("Where was Ada Rome born?\tRome\n")
+    (folder / "other.tsv").write_text("Ada Rome\tLima\n")
+    corpus = corpus_of(folder, "data.replace=other.tsv", "data.test=null")
+    assert corpus.documents.lines == ["Ada Rome. Ada Rome was born in Lima ."]
+    (folder / "corpus.txt").write_text("Ada Rome. Ada Rome was there .\n")
+    with pytest.raises(InputError, match="the line of Ada Rome does not have Rome"):
+        corpus_of(folder, "data.replace=other.tsv", "data.test=null")
+
+
+def test_a_name_with_two_answers_is_not_replaced(folder: Path) -> None:
+    (folder / "dev.tsv").write_text("Where was Ada Bo born?\tOslo\n")
+    (folder / "other.tsv").write_text("Ada Bo\tLima\n")
+    with pytest.raises(InputError, match=r"other\.tsv:1: Ada Bo has two answers, Rome and Oslo"):
+        corpus_of(folder, "data.replace=other.tsv")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
