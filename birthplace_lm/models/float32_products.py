@@ -6,6 +6,7 @@ float32 all the same; `onednn_is_exact` finds out. torch's fused attention multi
 is twelve times slower with oneDNN, so `fused_attention` always uses MKL.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# oneDNN compiles code for every shape, and batches have ever new ones. It keeps 1,024 pieces of it, half a gigabyte;
+# the layers and micro-batches of a step share a few. Read at the first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 MKL, ONEDNN = "mkl", "onednn"
 SIZE, TOLERANCE = 256, 1e-5  # of a product that shows its precision; one in bfloat16 has errors of 1e-3
