@@ -47,8 +47,11 @@ def positions(folder: Path, since: int) -> dict[int, Any]:
     }
 
 
-def test_another_number_of_processes_continues(people: Path, tmp_path: Path) -> None:
+def test_another_number_of_processes_continues(
+    people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One, then two, then one; 7 rows a step are 4 and 3 in two processes. FSDP2: `test_several_hosts`."""
+    caplog.set_level("DEBUG", "birthplace_lm")  # the stacks, should the processes hang
     alone = configuration(people, tmp_path)
     whole = tmp_path / "whole"
     fit(alone, "pretrain", whole)

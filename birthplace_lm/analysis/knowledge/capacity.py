@@ -126,8 +126,8 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
     for bits, style in ((2, "-"), (1, "--")):
         axes.plot([low, high], [bits * low, bits * high], style, color="0.6", linewidth=1)
         label = f"{bits} bit{'s' * (bits > 1)} per parameter"
-        place = {"xytext": (0, -14), "textcoords": "offset points"}  # below the line
-        axes.annotate(label, (low, bits * low), fontsize=8, color="0.4", **place)
+        place = {"xytext": (-4, 2), "textcoords": "offset points", "ha": "right"}  # above its right end
+        axes.annotate(label, (high, bits * high), fontsize=8, color="0.4", **place)
     for exposures in sorted({run.exposures for run in runs}):
         chosen = [run for run in runs if run.exposures == exposures and run.bits > 0]
         drawn = axes.scatter(
