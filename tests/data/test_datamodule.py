@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -17,6 +16,7 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
+from locked_source import LOCK, Locked
 from torch.utils.data import DataLoader
 
 from birthplace_lm.config.schema import Data
@@ -28,7 +28,7 @@ from birthplace_lm.data.datamodule import (
     SpanCorruptionDataModule,
 )
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
-from birthplace_lm.data.sequences import Batch, PieceTable
+from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.sources import LeftPadded
 from birthplace_lm.data.vocab import MASK, PAD
 from birthplace_lm.errors import InputError
@@ -287,17 +287,6 @@ def test_shared_memory_is_checked(corpus: Corpus, monkeypatch: pytest.MonkeyPatc
     pretraining(corpus, workers=0).train_dataloader()
     with pytest.raises(InputError, match=r"^num_workers=2: needs 2048 kB .* /dev/shm has 32 kB; enlarge it"):
         pretraining(corpus, workers=2).train_dataloader()
-
-
-LOCK = threading.Lock()
-
-
-class Locked(LeftPadded):
-    """Needs a lock that another thread may hold."""
-
-    def rows(self, generator: torch.Generator) -> PieceTable:
-        with LOCK:
-            return super().rows(generator)
 
 
 def test_workers_of_several_processes_inherit_no_locks(corpus: Corpus) -> None:
