@@ -30,6 +30,8 @@ PROBE_CHARACTERS, HOPELESS = 16, 0.25  # bfloat16 that is emulated takes 25 time
 MAX_WIDTH = 1024  # a wider model is measured with this width: time and memory grow with its square
 SECONDS, MIN_ROUNDS = 0.1, 3  # of a measurement
 MAX_CACHE_BYTES = 1 << 16
+BUSY_LOAD = 0.25  # of the processors: other work then slows down one way of multiplying more than another
+BUSY_SECONDS = 600.0  # for which rates that were measured so count
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,26 @@ def rates_of_machine(width: int, threads: int) -> MatmulRates:
         file = cache_file(key)
         if file.is_file():  # a FIFO would block
             with file.open("rb") as opened:
-                return MatmulRates(**json.loads(opened.read(MAX_CACHE_BYTES))["flops_per_second"])
+                content = json.loads(opened.read(MAX_CACHE_BYTES))
+            cached = MatmulRates(**content["flops_per_second"])
+            if not content.get("busy") or time.time() - file.stat().st_mtime < BUSY_SECONDS:
+                return cached
+    busy = _is_busy()
     rates = measure_rates(width)
     with suppress(OSError, RuntimeError):
         file = cache_file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_file() or not file.exists():  # a file that is written in part is a damaged one
-            file.write_text(json.dumps({**key, "flops_per_second": asdict(rates)}, indent=2) + "\n")
+            content = {**key, "busy": busy, "flops_per_second": asdict(rates)}
+            file.write_text(json.dumps(content, indent=2) + "\n")
     return rates
+
+
+def _is_busy() -> bool:
+    """Whether the processors have had other work in the last minute."""
+    with suppress(OSError, AttributeError):  # Windows cannot tell
+        return os.getloadavg()[0] > BUSY_LOAD * (os.cpu_count() or 1)
+    return False
 
 
 def cache_file(key: Mapping[str, Any]) -> Path:

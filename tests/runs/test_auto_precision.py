@@ -37,6 +37,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Measur
     def be(rates: MatmulRates | None) -> mock.Mock:
         measure = mock.Mock(return_value=rates, side_effect=AssertionError if rates is None else None)
         monkeypatch.setattr(auto_precision, "measure_rates", measure)
+        monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache of {rates}"))
         auto_precision.rates_of_machine.cache_clear()
         return measure
@@ -182,6 +183,25 @@ def test_a_damaged_cache_is_measured_again(measured: Measured, content: bytes) -
     assert auto_precision.rates_of_machine(32, 1) == FAST_BFLOAT16
     assert measure.call_count == 2
     assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_rates_of_a_busy_machine_do_not_last(measured: Measured, monkeypatch: Any, busy: bool) -> None:
+    """Bug: bfloat16 looked slower than float32 beside other work, from then on."""
+
+    def rates_later(seconds: float) -> MatmulRates:
+        auto_precision.rates_of_machine.cache_clear()
+        now = time.time() + seconds
+        with mock.patch("time.time", return_value=now):
+            return auto_precision.rates_of_machine(32, 1)
+
+    measure = measured(SLOW_BFLOAT16)
+    monkeypatch.setattr("os.getloadavg", lambda: (2.0 if busy else 0.1, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert rates_later(0) == rates_later(60) == SLOW_BFLOAT16
+    assert measure.call_count == 1
+    measure.return_value = FAST_BFLOAT16
+    assert rates_later(3600) == (FAST_BFLOAT16 if busy else SLOW_BFLOAT16)
 
 
 @pytest.mark.parametrize("obstacle", ["file", "fifo", "folder", "relative", "no home", "read-only"])
