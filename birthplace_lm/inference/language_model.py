@@ -99,7 +99,12 @@ class TrainedModel:
 
         Args:
             precision: "float32", or "bfloat16" for matrix products in it: faster where the processor has it.
+
+        Raises:
+            ValueError: `precision` is another.
         """
+        if precision not in (FLOAT32, BFLOAT16):
+            raise ValueError(f"precision={precision}: must be {FLOAT32} or {BFLOAT16}")
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
         autocast = torch.autocast(
             self.model.tok_emb.weight.device.type, torch.bfloat16, enabled=precision == BFLOAT16

@@ -226,6 +226,8 @@ def test_bfloat16_changes_the_last_digits_alone(run: Path) -> None:
     )
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.2)
+    with pytest.raises(ValueError, match="precision=bf16: must be float32 or bfloat16"):
+        model.answer_questions(questions, "bf16")
 
 
 def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
