@@ -122,17 +122,43 @@ def _faster(accelerator: str, width: int) -> tuple[str, str]:
     """The faster precision, and the reason."""
     import torch  # takes seconds
 
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    device = _device(accelerator)
+    if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = f"the GPU {'multiplies' if native else 'does not multiply'} bfloat16 natively"
         return ("bf16-mixed" if native else "32-true"), reason
-    if accelerator != "cpu" and torch.backends.mps.is_available():
+    if device == "mps":
         return "32-true", "nothing is measured on accelerator=mps"
     threads = torch.get_num_threads()
     rates = rates_of_machine(min(width, MAX_WIDTH), threads)
     return rates.precision, (
         f"matrix products of this model run at {rates.bfloat16 / 1e9:.0f} GFLOP/s in bfloat16 and"
         f" {rates.best_float32 / 1e9:.0f} in float32 ({threads} thread{'s' * (threads > 1)})"
+    )
+
+
+def _device(accelerator: str) -> str:
+    """What trains with this `trainer.accelerator` on this machine: "cuda", "mps" or "cpu"."""
+    import torch  # takes seconds
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator != "cpu" and torch.backends.mps.is_available() else "cpu"
+
+
+def slow_precision_warning(config: DictConfig) -> str | None:
+    """A warning if the precision is bfloat16 on a CPU that is faster in float32, as one that emulates it."""
+    import torch  # takes seconds
+
+    trainer = config.trainer
+    if not trainer.precision.startswith("bf16") or _device(trainer.accelerator) != "cpu":
+        return None
+    rates = rates_of_machine(min(config.model.n_embd, MAX_WIDTH), torch.get_num_threads())
+    if rates.bfloat16 >= rates.best_float32:
+        return None
+    return (
+        f"trainer.precision={trainer.precision}: float32 matrix products run"
+        f" {rates.best_float32 / rates.bfloat16:.1f} times as fast here; precision=32-true starts another run"
     )
 
 

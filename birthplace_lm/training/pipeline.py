@@ -16,6 +16,7 @@ from birthplace_lm.inference.weights import model_state_dict, weights_sha256
 from birthplace_lm.models.build import build_model, load_state_dict_checked
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import signals
+from birthplace_lm.runs.auto_precision import slow_precision_warning
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.directory import RunDirectory, link_stage
 from birthplace_lm.runs.identity import run_directory
@@ -49,6 +50,8 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
         try:
             for note in notes:
                 log.info("%s", note)
+            if (warning := slow_precision_warning(config)) is not None:
+                log.warning("%s", warning)
             metrics = _run(config, corpus, plans, directory)
             metrics.write(directory.path / METRICS_FILE)
         except Exception as error:

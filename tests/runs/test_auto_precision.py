@@ -99,13 +99,13 @@ def test_a_run_that_has_begun_keeps_its_precision(
     measured(None)
     config, notes = resolved(tiny, *settings)
     assert run_directory(config) == path
+    measured(SLOW_BFLOAT16)
     result = train(config, notes)
     assert "precision=auto: bf16-mixed, with which this run began" in (path / "log.txt").read_text()
     saved = checkpoint.load(checkpoint.list_checkpoints(path / "finetune")[0])["birthplace_lm"]
     assert saved["environment"]["precision"] == "bf16-mixed"
     assert load_saved(path / "config.yaml").trainer.precision == "bf16-mixed"
     assert result["stages"]["evaluate"]["precision"] == "float32"
-    measured(SLOW_BFLOAT16)
     other, _ = resolved(tiny, *settings, "seed=1")  # another run is measured anew
     assert other.trainer.precision == "32-true"
 
@@ -129,6 +129,33 @@ def test_in_a_named_directory_too_and_only_if_it_began_with_auto(
         check_run_dir(tmp_path / "run", config)
     path.write_text("}")
     assert resolved(tiny, *named, "precision=auto")[0] == config
+
+
+@pytest.mark.parametrize(
+    ("rates", "precision", "times"),
+    [(SLOW_BFLOAT16, "bf16-mixed", "2.0"), (FAST_BFLOAT16, "bf16-mixed", None), (None, "32-true", None)],
+    ids=["emulated", "native", "float32"],
+)
+def test_a_precision_that_this_processor_emulates_is_warned_of(
+    tiny: list[str],
+    measured: Measured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rates: MatmulRates | None,
+    precision: str,
+    times: str | None,
+) -> None:
+    """With AVX2 alone bfloat16 products take up to 40 times as long: a run of hours would take days."""
+    measured(rates)
+    settings = ("pretrain=none", f"precision={precision}", "float32_products=mkl")
+    config, notes = resolved(tiny, *settings, f"run_dir={tmp_path / 'run'}")
+    monkeypatch.setattr(pipeline, "evaluate", mock.Mock(side_effect=Interrupted(15, "during the evaluation")))
+    with pytest.raises(Interrupted):
+        train(config, notes)
+    log = (tmp_path / "run/log.txt").read_text()
+    warning = f"WARNING trainer.precision={precision}: float32 matrix products run {times} times as fast here"
+    assert (warning in log) == (times is not None)
+    assert ("times as fast" in log) == (times is not None)
 
 
 def test_rates_are_cached_for_the_machine_and_the_threads(
