@@ -18,7 +18,7 @@ from birthplace_lm.inference.attention_maps import attention_weights
 from birthplace_lm.inference.decoding import Answer, answer_questions
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
-from birthplace_lm.models.float32_products import float32_products
+from birthplace_lm.models.float32_products import MKL, float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs.auto_precision import faster_library
@@ -106,10 +106,10 @@ class TrainedModel:
         if precision not in (FLOAT32, BFLOAT16):
             raise ValueError(f"precision={precision}: must be {FLOAT32} or {BFLOAT16}")
         texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
-        autocast = torch.autocast(
-            self.model.tok_emb.weight.device.type, torch.bfloat16, enabled=precision == BFLOAT16
-        )
-        with float32_products(faster_library(self.model.tok_emb.embedding_dim)), autocast:
+        device = self.model.tok_emb.weight.device.type
+        library = faster_library(self.model.tok_emb.embedding_dim) if device == "cpu" else MKL
+        autocast = torch.autocast(device, torch.bfloat16, enabled=precision == BFLOAT16)
+        with float32_products(library), autocast:
             return answer_questions(self.model, self.vocab, texts)
 
     def attention(self, text: str) -> tuple[str, list[Tensor] | None]:
