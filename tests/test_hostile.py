@@ -263,7 +263,7 @@ TARGETS = [
     "birthplace_lm.training.callbacks.checkpointing.VerifiedCheckpointIO",
     "birthplace_lm.training.distributed.launcher.fit_in_processes",
     "birthplace_lm.cli.commands.main",
-    "birthplace_lm.analysis.report.page.save_learning_curves",
+    "birthplace_lm.analysis.report.page.curves_figure",
     "birthplace_lm.runs.directory.RunDirectory",
     "birthplace_lm.models.gpt.GPT",
     "birthplace_lm.models.attention",

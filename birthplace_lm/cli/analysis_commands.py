@@ -32,7 +32,13 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
     form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
     page: Annotated[Path | None, typer.Option("--html", help="Write a page with tables and plots.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Save learning curves as .svg or .png.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Save learning curves, or another figure, as .svg or .png.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Numeric setting on the figure's x axis, such as model.n_layer."),
+    ] = None,
     curves_csv: Annotated[Path | None, typer.Option(help="Write all points of the curves as CSV.")] = None,
 ) -> None:
     """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
@@ -42,6 +48,8 @@ def report(
     from birthplace_lm.analysis.report import summary
     from birthplace_lm.analysis.report.collect import find_runs
 
+    if against is not None and figure is None:
+        raise InputError("--against needs --figure FILE")
     runs = find_runs(folder)
     if form is Format.csv:
         print(summary.as_csv(runs), end="")
@@ -54,9 +62,9 @@ def report(
 
         write_page(runs, folder, page)
     if figure is not None:
-        from birthplace_lm.analysis.report.plots import save_learning_curves
+        from birthplace_lm.analysis.report.plots import save_figure
 
-        save_learning_curves(runs, figure)
+        save_figure(runs, figure, against)
     if curves_csv is not None:
         from birthplace_lm.analysis.report.curves import write_curves
 

@@ -19,7 +19,7 @@ from run_files import write_run
 
 from birthplace_lm.analysis.report import plots
 from birthplace_lm.analysis.report.collect import find_runs
-from birthplace_lm.analysis.report.curves import learning_curve
+from birthplace_lm.analysis.report.curves import characters_until_half, learning_curve
 from birthplace_lm.analysis.report.page import write_page
 from birthplace_lm.analysis.report.plots import smoothed
 from birthplace_lm.analysis.report.settings import labels
@@ -322,6 +322,58 @@ def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyP
     own = [(color, x) for color, x in lines if color in plots.COLORS]
     assert [x for _, x in own] == [[2.0, 3.0], [2.0, 3.0], [1.0, 3.0]]
     assert len({color for color, _ in own}) == 3
+
+
+def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
+    """A line through the means over seeds; a setting with one value of it, and text, have none."""
+    correct = {
+        ("rope", 1): (70, 84),
+        ("rope", 2): (98, 98),
+        ("rope", 4): (126, 140),
+        ("vanilla", 2): (112, 112),
+    }
+    for (attention, layers), scores in correct.items():
+        for seed, right in enumerate(scores):
+            write_run(
+                tmp_path / f"{attention}{layers}-{seed}",
+                correct=right,
+                seed=seed,
+                labels={"attention": attention, "pretrain": "none", "data": "biographies"},
+                model={"n_layer": layers},
+            )
+    runs = find_runs(tmp_path)
+    (setting,) = plots.numeric_settings(runs)
+    assert setting.names == ("n_layer",)
+    (axes,) = plots.setting_figure(runs, setting).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert {*lines} >= {"rope", "majority answer"}
+    assert "vanilla" not in lines
+    assert [*lines["rope"].get_xdata()] == [1, 2, 4]
+    assert [*lines["rope"].get_ydata()] == pytest.approx([0.55, 0.7, 0.95])
+    dots = [y for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert sorted(dots) == pytest.approx([0.5, 0.6, 0.7, 0.7, 0.9, 1.0])
+    for name in ("n_layer", "model.n_layer"):
+        out = tmp_path / f"{name}.svg"
+        plots.save_figure(runs, out, name)
+        assert "n_layer" in out.read_text()
+    with pytest.raises(InputError, match="--against attention: no numeric setting"):
+        plots.save_figure(runs, tmp_path / "figure.svg", "attention")
+
+
+def test_characters_until_half_of_the_answers_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        write_run(tmp_path / f"run-0000000{number}", seed=number)
+    curves = {0: [(1e6, 0.1), (2.5e6, 0.5), (3e6, 0.4)], 1: [(1e6, 0.49)]}
+    monkeypatch.setattr(
+        "birthplace_lm.analysis.report.curves.learning_curve", lambda run: curves[int(run.path.name[-1])]
+    )
+    runs = find_runs(tmp_path)
+    reached = {run: characters_until_half(run) for run in runs}
+    assert sorted(reached.values(), key=str) == [2_500_000, None]
+    head, *rows = table_of_runs(runs, learned_after=reached)
+    assert {row[head.index("seed")]: row[head.index("until 50%")] for row in rows} == {"0": "2.50", "1": ""}
 
 
 def test_a_smoothed_curve_is_a_weighted_mean_of_what_came_before() -> None:

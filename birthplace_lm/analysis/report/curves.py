@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def learning_curve(run: Run, name: str = "exact_match") -> Curve:
         for _, events in _stages(run)
         for event in _points(events, f"by_characters/{name}")
     ]
+
+
+def characters_until_half(run: Run) -> int | None:
+    """The characters read before the first validation with half of the answers right; None if none has."""
+    return next((int(read) for read, share in learning_curve(run) if share >= 0.5), None)
 
 
 def write_curves(runs: Sequence[Run], out: Path) -> None:
@@ -61,6 +67,7 @@ def write_curves(runs: Sequence[Run], out: Path) -> None:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
 
 
+@lru_cache(maxsize=512)  # a page reads the curves of a run several times
 def _stages(run: Run) -> list[tuple[str, EventAccumulator]]:
     """The stages that took a step, with their events."""
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # otherwise a line for every resume

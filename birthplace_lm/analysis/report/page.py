@@ -11,7 +11,15 @@ from pathlib import Path
 
 from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
 from birthplace_lm.analysis.report.collect import Run
-from birthplace_lm.analysis.report.plots import answers_figure, colors, curves_figure, scores_figure
+from birthplace_lm.analysis.report.curves import characters_until_half
+from birthplace_lm.analysis.report.plots import (
+    answers_figure,
+    colors,
+    curves_figure,
+    numeric_settings,
+    scores_figure,
+    setting_figure,
+)
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import failures, naming_note, notes, table_of_runs, table_of_seeds
 from birthplace_lm.analysis.report.tables import Table
@@ -62,20 +70,23 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     title = f"Runs of {root.resolve().name}"
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in _origin())]
     if done:
-        dots = inline_svg(scores_figure(done))
+        figures = [scores_figure(done), *(setting_figure(done, it) for it in numeric_settings(done))]
         curves = (
             ("exact_match", "exact match on dev"),
             ("loss", "training loss, nats per character"),
         )
         pictures = "".join(inline_svg(curves_figure(done, *curve)) for curve in curves)
-        parts.append(f'<h2>Exact match</h2><div class="plots">{dots}</div>')
+        parts.append(f'<h2>Exact match</h2><div class="plots">{"".join(map(inline_svg, figures))}</div>')
         if seed_varies(runs):
             parts.append(_cards(table_of_seeds(runs)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append(
             "<p>The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
         )
-    parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False)))
+    learned_after = {run: characters_until_half(run) for run in done}
+    parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False, learned_after=learned_after)))
+    if done:
+        parts.append("<p>until 50%: million characters until a validation has half of the answers right.</p>")
     lines = (*notes(runs), naming_note(runs), *failures(runs))
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     if done:

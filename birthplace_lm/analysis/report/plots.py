@@ -9,14 +9,22 @@ from typing import Any
 from birthplace_lm.analysis.html_page import new_figure
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import Curve, learning_curve
-from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_settings
-from birthplace_lm.analysis.report.summary import group_by_settings
+from birthplace_lm.analysis.report.settings import (
+    Setting,
+    labels,
+    seed_varies,
+    shown_settings,
+    varying_settings,
+)
+from birthplace_lm.analysis.report.summary import group_by_settings, mean_exact_match, pooled_score
 from birthplace_lm.errors import InputError
 
 WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
 LEGEND_LINE = 0.17  # inches
 SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
+MIN_VALUES = 3  # of a numeric setting that has a figure of its own on the page
+LOG_RATIO = 20  # between the largest and the least value of a logarithmic axis
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
     "a wrong train answer": "#e0a030",
@@ -31,7 +39,10 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#44
 
 def colors(runs: Sequence[Run]) -> dict[str, str]:
     """A colour for each label, the best run's first."""
-    names = [*dict.fromkeys(labels(runs).values())]
+    return _palette([*dict.fromkeys(labels(runs).values())])
+
+
+def _palette(names: Sequence[str]) -> dict[str, str]:
     if len(names) <= len(COLORS):
         return dict(zip(names, COLORS, strict=False))
     from matplotlib import colormaps
@@ -41,16 +52,22 @@ def colors(runs: Sequence[Run]) -> dict[str, str]:
     return {name: to_hex(scale(0.05 + 0.9 * i / (len(names) - 1))) for i, name in enumerate(names)}
 
 
-def save_learning_curves(runs: Sequence[Run], out: Path) -> None:
-    """Write the learning curves of the finished runs against their majority baseline, as an SVG or PNG file.
+def save_figure(runs: Sequence[Run], out: Path, against: str | None = None) -> None:
+    """Write exact match of the finished runs and their majority baseline as an SVG or PNG file.
+
+    Args:
+        against: a numeric setting, or its short name; None for the characters read.
 
     Raises:
-        InputError: matplotlib is not installed, no run is finished, or the file cannot be written.
+        InputError: matplotlib is not installed, no run is finished, no two runs differ in `against` alone, or
+            the file cannot be written.
     """
     finished = [run for run in runs if run.dev]
-    figure = curves_figure(finished, "exact_match", "exact match on dev")
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(colors(finished)))
-    figure.legend(loc="outside lower left", fontsize=8)
+    if against is None:
+        figure = curves_figure(finished, "exact_match", "exact match on dev")
+        _add_legend(figure)
+    else:
+        figure = setting_figure(finished, _numeric_setting(finished, against))
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:
@@ -130,6 +147,82 @@ def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
         axes.set_ylim(*_limits(axes.get_ylim()))
     axes.grid(alpha=0.3)
     return figure
+
+
+def numeric_settings(runs: Sequence[Run]) -> list[Setting]:
+    """The settings whose values are numbers, at least MIN_VALUES different ones, and that have a figure."""
+    return [
+        setting
+        for setting in varying_settings(runs)
+        if len({run.config.get(setting.keys[0]) for run in runs}) >= MIN_VALUES and _lines(runs, setting)
+    ]
+
+
+def _numeric_setting(runs: Sequence[Run], name: str) -> Setting:
+    choices = [setting for setting in varying_settings(runs) if _lines(runs, setting)]
+    for setting in choices:
+        if name in (*setting.keys, *setting.names):
+            return setting
+    available = ", ".join(setting.names[0] for setting in choices) or "none"
+    raise InputError(f"--against {name}: no numeric setting in which runs differ; there are: {available}")
+
+
+def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
+    """The finished runs that differ in a numeric setting and the seed alone, by their label without it.
+
+    Runs of one value only have no line. Empty if a value is not a number.
+    """
+    key = setting.keys[0]
+    finished = [run for run in runs if run.dev]
+    if not all(isinstance(run.config.get(key), int | float) for run in finished):
+        return {}
+    others = [other for other in shown_settings(finished) if other.keys != setting.keys]
+    lines: dict[str, list[Run]] = {}
+    for run in finished:
+        label = ", ".join(filter(None, (other.label(run) for other in others)))
+        lines.setdefault(label or "exact match", []).append(run)
+    return {label: line for label, line in lines.items() if len({run.config[key] for run in line}) > 1}
+
+
+def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
+    """Exact match against a numeric setting: a dot for each run, and a line for each choice of the others.
+
+    The line goes through the means over seeds, with the interval of all their answers.
+    """
+    key = setting.keys[0]
+    lines = _lines(runs, setting)
+    palette = _palette([*lines])
+    figure = new_figure(WIDTH, 3.6)
+    axes = figure.subplots()
+    for label, line in lines.items():
+        by_value: dict[float, list[Run]] = {}
+        for run in sorted(line, key=lambda run: run.config[key]):
+            by_value.setdefault(run.config[key], []).append(run)
+        style: dict[str, Any] = {"color": palette[label], "linewidth": 1.2}
+        axes.plot([*by_value], [mean_exact_match(seeds) for seeds in by_value.values()], label=label, **style)
+        for value, seeds in by_value.items():
+            axes.plot([value, value], pooled_score(seeds).interval, alpha=0.4, **style)
+            shares = [run.dev.exact_match for run in seeds if run.dev]
+            axes.plot([value] * len(shares), shares, "o", color=palette[label], markersize=4)
+    values = sorted({run.config[key] for line in lines.values() for run in line})
+    if values[0] > 0 and values[-1] >= LOG_RATIO * values[0]:
+        axes.set_xscale("log")
+    elif all(isinstance(value, int) for value in values):
+        axes.set_xticks(values)
+    _draw_majority(axes.axhline, runs)
+    axes.set(xlabel=setting.heading, ylabel="exact match on dev")
+    _in_percent(axes.yaxis)
+    axes.set_ylim(*_limits(axes.get_ylim()))
+    axes.grid(alpha=0.3)
+    _add_legend(figure)
+    return figure
+
+
+def _add_legend(figure: Any) -> None:
+    """Add a legend below the axes, for which the figure grows."""
+    entries = len(figure.axes[0].get_legend_handles_labels()[1])
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * entries)
+    figure.legend(loc="outside lower left", fontsize=8)
 
 
 def _end_of_shared(curve: Curve, other: Curve) -> float:

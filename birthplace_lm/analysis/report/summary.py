@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -54,11 +54,14 @@ def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
     return "\n\n".join([*texts, "\n".join(lines)])
 
 
-def table_of_runs(runs: Sequence[Run], paths: bool = True) -> Table:
+def table_of_runs(
+    runs: Sequence[Run], paths: bool = True, learned_after: Mapping[Run, int | None] | None = None
+) -> Table:
     """One row per run, with the settings that vary.
 
     Args:
         paths: name each run by its path; otherwise by the end of its directory's name.
+        learned_after: for a further column, of some runs `curves.characters_until_half`.
     """
     settings = shown_settings(runs)
     finished = [run.metrics for run in runs if run.metrics]
@@ -84,6 +87,9 @@ def table_of_runs(runs: Sequence[Run], paths: bool = True) -> Table:
         columns["seed"] = [run.display("seed") for run in runs]
     for name, cell in cells.items():
         columns[name] = [cell(run.metrics) if run.metrics else "" for run in runs]
+        if name == "million characters" and learned_after is not None:
+            reached = [learned_after.get(run) for run in runs]
+            columns["until 50%"] = ["" if count is None else f"{count / 1e6:.2f}" for count in reached]
     if any(run.state != "done" for run in runs):
         columns["state"] = [
             run.state if run.has_error or not run.reason else f"{run.state}, {run.reason}" for run in runs
@@ -110,7 +116,18 @@ def group_by_settings(runs: Iterable[Run], settings: Sequence[Setting]) -> dict[
     for run in runs:
         if run.metrics:
             groups.setdefault(tuple(run.value(setting.keys[0]) for setting in settings), []).append(run)
-    return dict(sorted(groups.items(), key=lambda group: fmean(_shares(group[1])), reverse=True))
+    return dict(sorted(groups.items(), key=lambda group: mean_exact_match(group[1]), reverse=True))
+
+
+def mean_exact_match(runs: Sequence[Run]) -> float:
+    """The mean over finished runs of their exact match on dev."""
+    return fmean(_shares(runs))
+
+
+def pooled_score(runs: Sequence[Run]) -> Score:
+    """The dev answers of finished runs, counted together."""
+    scores = [run.dev for run in runs if run.dev]
+    return Score(sum(score.correct for score in scores), sum(score.total for score in scores))
 
 
 def _shares(runs: Sequence[Run]) -> list[float]:
@@ -123,12 +140,15 @@ def table_of_seeds(runs: Sequence[Run]) -> Table:
     columns = ["seeds", "dev mean", "deviation", "95 % interval", "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(runs, settings).values():
-        scores = [run.dev for run in seeds if run.dev]
-        shares = _shares(seeds)
-        total = Score(sum(score.correct for score in scores), sum(score.total for score in scores))
+        shares, total = _shares(seeds), pooled_score(seeds)
         spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
         majority = {f"{run.metrics.baseline.exact_match:.1%}" for run in seeds if run.metrics}
-        numbers = [f"{fmean(shares):.1%}", spread, _interval(total), f"{total.correct}/{total.total}"]
+        numbers = [
+            f"{mean_exact_match(seeds):.1%}",
+            spread,
+            _interval(total),
+            f"{total.correct}/{total.total}",
+        ]
         values = [seeds[0].display(setting.keys[0]) for setting in settings]
         table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
     if len({row[-1] for row in table[1:]}) < 2:
