@@ -32,7 +32,7 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
         raise CheckpointError(
             "the attention of this model does not provide its weights; see docs/attention.md"
         )
-    pictures = attention_pictures(read, weights)
+    pictures = attention_pictures(model.model, read, weights)
     if out.suffix == ".html":
         images = "".join(
             f'<img alt="layer {layer}" src="{_data_uri(picture)}">'
@@ -52,7 +52,7 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
 
 _ABOUT = (
     "A row is the character that looks, a column the character that it looks at. The rows with an orange mark"
-    " predict the answer. | stands for MASK."
+    " predict the answer. | stands for MASK. Digits number latent vectors."
 )
 
 

@@ -13,16 +13,25 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from birthplace_lm.cli.bench import ANSWER_LENGTH, BareLoop, interleave, seconds, training_batches
+from birthplace_lm.cli.bench import (
+    ANSWER_LENGTH,
+    BareLoop,
+    interleave,
+    seconds,
+    training_batches,
+    with_measured_choices,
+)
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.decoding import answer_questions
+from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.training.allocator import disable_malloc_trim
 
 BASELINE = "vanilla"
+COUNTED_LENGTH = 64  # characters of the rows whose operations are counted
 CANON = "+canon"  # after the name of a variant: with the convolutions
 
 
@@ -36,8 +45,9 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
         steps: optimizer steps of one measurement.
 
     Raises:
-        InputError: there is no such variant.
+        InputError: there is no such variant, or this system does not tell the memory of a process.
     """
+    _resident("VmRSS")
     disable_malloc_trim()
     variants = options()["attention"]
     chosen = [*variants, BASELINE + CANON] if names == "all" else names.split(",")
@@ -45,22 +55,24 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
         if name.removesuffix(CANON) not in variants:
             raise InputError(f"--attention {name}: no such variant; they are {', '.join(variants)}, all")
     chosen = list(dict.fromkeys([BASELINE, *chosen]))
-    common = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    common = with_measured_choices(overrides)
     arguments = {name: [*common, *_overrides_of(name)] for name in chosen}
     config = compose(arguments[BASELINE])
     corpus = read_corpus(config.data, config.model.block_size)
     batches = training_batches(config, corpus, steps)
     loops = {name: BareLoop(compose(own), corpus, batches) for name, own in arguments.items()}
     answers = {name: partial(_names_per_second, loop.model, corpus) for name, loop in loops.items()}
-    training, answering = interleave(loops, rounds), interleave(answers, rounds)
     parameters = {name: loop.model.num_parameters for name, loop in loops.items()}
-    flops = {name: _flops_per_character(loop.model) / 1e6 for name, loop in loops.items()}
+    length = min(COUNTED_LENGTH, config.model.block_size)
+    flops = {name: _flops_per_character(loop.model, length) / 1e6 for name, loop in loops.items()}
+    with float32_products(config.float32_products):
+        training, answering = interleave(loops, rounds), interleave(answers, rounds)
     memory = {name: _peak_memory(own) / 1e6 for name, own in arguments.items()}
 
     lines = [
-        f"Batches of {config.stages.pretrain.batch_size} rows, {config.trainer.precision},"
-        f" {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps; in brackets: relative to"
-        f" {BASELINE}",
+        f"Batches of {config.stages.pretrain.batch_size} rows, {config.trainer.precision}, float32 products"
+        f" by {config.float32_products}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps;"
+        f" operations of rows of {length} characters; in brackets: relative to {BASELINE}",
         "",
         "| attention | parameters | MFLOP/character | training, characters/s | answering, names/s | MB |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -98,7 +110,7 @@ def _names_per_second(model: GPT, corpus: Corpus) -> float:
     return len(questions) / elapsed
 
 
-def _flops_per_character(model: GPT, length: int = 64) -> float:
+def _flops_per_character(model: GPT, length: int) -> float:
     """Operations of the matrix products of one training step, per character, of rows of `length`.
 
     All pairs of positions count, also those that the mask hides; elementwise functions do not.
@@ -110,7 +122,11 @@ def _flops_per_character(model: GPT, length: int = 64) -> float:
 
 
 def _peak_memory(arguments: Sequence[str]) -> int:
-    """Bytes that a few training steps add at their peak to the memory of a process of its own."""
+    """Bytes that a few training steps add at their peak to the memory of a process of its own.
+
+    Raises:
+        InputError: the process ended without a result, as one that the system kills for its memory.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train_briefly, args=(list(arguments), sender))
@@ -118,6 +134,12 @@ def _peak_memory(arguments: Sequence[str]) -> int:
     sender.close()
     try:
         return int(receiver.recv())
+    except EOFError:
+        process.join()
+        raise InputError(
+            f"--attention: the process that measures the memory of {' '.join(arguments)} ended with code"
+            f" {process.exitcode}"
+        ) from None
     finally:
         process.join()
 
@@ -127,13 +149,20 @@ def _train_briefly(arguments: list[str], sender: Connection) -> None:
     corpus = read_corpus(config.data, config.model.block_size)
     batches = training_batches(config, corpus, 3)
     before = _resident("VmRSS")
-    BareLoop(config, corpus, batches)()
+    with float32_products(config.float32_products):
+        BareLoop(config, corpus, batches)()
     sender.send(_resident("VmHWM") - before)
 
 
 def _resident(field: str) -> int:
-    """A number of bytes from /proc: VmRSS now, VmHWM at the peak."""
-    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    """A number of bytes from /proc: VmRSS now, VmHWM at the peak.
+
+    Raises:
+        InputError: the system has no /proc.
+    """
+    status = Path("/proc/self/status")
+    content = status.read_text() if status.is_file() else ""
+    match = re.search(rf"^{field}:\s+(\d+) kB", content, re.MULTILINE)
     if match is None:
         raise InputError("--attention: this system does not tell the memory of a process; needs Linux")
     return int(match[1]) * 1024

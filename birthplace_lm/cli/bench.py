@@ -49,16 +49,10 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
         steps: optimizer steps of one measurement.
     """
     disable_malloc_trim()
-    arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    arguments = with_measured_choices(overrides)
     config = compose(arguments)
-    if config.trainer.precision == "auto":
-        precision = measured_precision(config.trainer.accelerator, config.model.n_embd)
-        arguments.append(f"trainer.precision={precision}")
-        config = compose(arguments)
     corpus = read_corpus(config.data, config.model.block_size)
-    library = (
-        faster_library(config.model.n_embd) if config.float32_products == "auto" else config.float32_products
-    )
+    library = config.float32_products
     with float32_products(library):
         parts = [
             _training(arguments, config, corpus, rounds, steps),
@@ -66,6 +60,21 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
             _starting(config, corpus, rounds),
         ]
     return "\n\n".join([f"Float32 products by {library}.", *parts])
+
+
+def with_measured_choices(overrides: Sequence[str]) -> list[str]:
+    """Overrides of the model of 3 million parameters with a precision and a library for float32 products.
+
+    Where they are "auto", what is faster on this machine replaces it.
+    """
+    arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
+    config = compose(arguments)
+    if config.trainer.precision == "auto":
+        precision = measured_precision(config.trainer.accelerator, config.model.n_embd)
+        arguments.append(f"trainer.precision={precision}")
+    if config.float32_products == "auto":
+        arguments.append(f"float32_products={faster_library(config.model.n_embd)}")
+    return arguments
 
 
 def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:

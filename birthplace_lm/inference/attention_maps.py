@@ -17,7 +17,7 @@ from birthplace_lm.models.sdpa import record_attention_weights
 
 COLUMNS = 2  # maps side by side
 CELL = 9  # pixels of one weight
-MIN_MAP_SIZE = 180  # pixels; a short text has larger cells
+MIN_MAP_SIZE, MAX_CELL = 180, 20  # pixels; a short text has larger cells, up to those whose labels fit
 HEADER, FOOTER, MARGIN, GAP = 84, 80, 26, 18  # pixels
 TITLE_SIZE, HEAD_SIZE, DESCENT = 22, 18, 4  # of the text, in pixels
 BACKGROUND, TEXT_COLOR, MASKED, ANSWER_COLOR = (255, 255, 255), (40, 40, 40), (228, 228, 228), (225, 85, 0)
@@ -44,7 +44,9 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
     return vocab.decode(ids), weights
 
 
-def attention_pictures(text: str, weights: Sequence[Tensor], columns: int = COLUMNS) -> list[np.ndarray]:
+def attention_pictures(
+    model: GPT, text: str, weights: Sequence[Tensor], columns: int = COLUMNS
+) -> list[np.ndarray]:
     """One picture per layer of what `attention_weights` returns for a question with its answer.
 
     Args:
@@ -54,19 +56,33 @@ def attention_pictures(text: str, weights: Sequence[Tensor], columns: int = COLU
     answer = slice(text.index(MASK) if text.count(MASK) == 2 else 0, len(text) - 1)
     shown = text.replace(MASK, "|")
     return [
-        attention_picture(layer, shown, answer, f"layer {number}: {shown}", columns)
-        for number, layer in enumerate(weights, start=1)
+        attention_picture(
+            layer,
+            shown,
+            answer,
+            f"layer {number}: {shown}",
+            columns,
+            latent_queries=bool(block.latent_queries),
+            latent_keys=bool(block.latent_keys),
+        )
+        for number, (layer, block) in enumerate(zip(weights, model.blocks, strict=True), start=1)
     ]
 
 
 def attention_picture(
-    weights: Tensor, text: str, answer: slice, title: str, columns: int = COLUMNS
+    weights: Tensor,
+    text: str,
+    answer: slice,
+    title: str,
+    columns: int = COLUMNS,
+    latent_queries: bool = False,
+    latent_keys: bool = False,
 ) -> np.ndarray:
     """Draw the attention maps of one layer as (height, width, 3) bytes: one map per head.
 
     Rows are queries and columns are keys, each with its character. The colour is the square root of the
     weight, from 0 (dark) to 1 (yellow), or from -1 (blue) to 1 (red) if there are negative weights or some
-    beyond 1; masked positions are grey. Below the maps stands what the rows sum to, if it is not 1.
+    beyond 1; keys after the query are grey. Below the maps stands what the rows sum to, if it is not 1.
 
     Args:
         weights: (heads, T, S).
@@ -75,9 +91,11 @@ def attention_picture(
         answer: the rows that predict the answer; they are marked.
         title: is written above.
         columns: maps side by side.
+        latent_queries, latent_keys: rows or columns are latent vectors: the last digit of their number
+            stands beside them, and as queries they predict nothing.
     """
     heads, queries_shown, keys_shown = weights.shape
-    cell = max(CELL, -(-MIN_MAP_SIZE // max(queries_shown, keys_shown)))
+    cell = min(MAX_CELL, max(CELL, -(-MIN_MAP_SIZE // max(queries_shown, keys_shown))))
     tall, wide = cell * queries_shown, cell * keys_shown
     columns = min(heads, columns)
     rows = -(-heads // columns)
@@ -92,9 +110,9 @@ def attention_picture(
         for row in range(rows)
         for column in range(columns)
     ][:heads]
-    marked = range(queries_shown)[answer]
-    keys, _ = _characters(text[:keys_shown], cell, marked)
-    _, queries = _characters(text[:queries_shown], cell, marked)
+    marked = range(0) if latent_queries else range(queries_shown)[answer]
+    keys, _ = _characters(_digits(keys_shown) if latent_keys else text[:keys_shown], cell, marked)
+    _, queries = _characters(_digits(queries_shown) if latent_queries else text[:queries_shown], cell, marked)
     for head, (top, left) in enumerate(corners):
         page[top : top + tall, left : left + wide] = colors[head].repeat(cell, 0).repeat(cell, 1)
         page[top - len(keys) : top, left : left + wide] = keys
@@ -106,12 +124,18 @@ def attention_picture(
     draw = ImageDraw.Draw(image)
     fits = (page_width - MARGIN) / max(1.0, _font(TITLE_SIZE).getlength(title))
     _write(draw, (MARGIN, 4), title, min(TITLE_SIZE, int(TITLE_SIZE * fits)))
-    _write(draw, (MARGIN, 32), "down: queries   across: keys", HEAD_SIZE)
-    _write(draw, (MARGIN, 54), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
+    axes = f"down: {'latent ' * latent_queries}queries   across: {'latent ' * latent_keys}keys"
+    _write(draw, (MARGIN, 32), axes, HEAD_SIZE)
+    if marked:
+        _write(draw, (MARGIN, 54), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
     for head, (top, left) in enumerate(corners):
         _write(draw, (left, top - MARGIN - HEAD_SIZE), f"head {head + 1}", HEAD_SIZE)
     _draw_scale(image, draw, scale, weights)
     return np.asarray(image)
+
+
+def _digits(count: int) -> str:
+    return "".join(str(number % 10) for number in range(count))
 
 
 @cache

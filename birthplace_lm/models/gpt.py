@@ -26,7 +26,13 @@ class Block(nn.Module):
         dropout: of the MLP's result.
         layer, n_layer: number of this block, from 0, and of all; for blocks that are not all alike.
         canon: short causal convolutions before the attention and before the MLP.
+
+    Attributes:
+        latent_queries, latent_keys: whether the attention's queries and keys are latent vectors instead of
+            characters.
     """
+
+    latent_queries = latent_keys = False
 
     def __init__(
         self,

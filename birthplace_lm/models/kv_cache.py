@@ -31,6 +31,8 @@ class LayerKVCache:
             buffer = values.new_zeros(batch, heads, self.size, width)
         elif buffer.shape[2] < self.size:
             buffer = F.pad(buffer, (0, 0, 0, self.size - buffer.shape[2]))
+        elif buffer.stride(0) == 0:  # by `expand_batch`: all rows are the same memory
+            buffer = buffer.clone()
         self.buffers[name] = buffer
         rows = torch.arange(batch, device=values.device)[:, None]
         buffer[rows, :, self.positions] = values.transpose(1, 2).to(buffer.dtype)
@@ -49,16 +51,23 @@ class KVCache:
         self.size = size
         self.layers = [LayerKVCache(size) for _ in range(n_layer)]
         self.positions = torch.empty(0, 0, dtype=torch.long)
-        self._length = 0  # reached by `advance`
+        self._length: int | None = 0  # reached by `advance`
 
     def advance(self, length: int, device: torch.device) -> None:
-        """Place the next `length` characters of all rows right after those placed so far."""
+        """Place the next `length` characters of all rows right after those placed so far.
+
+        Raises:
+            ValueError: `set_positions` came before, after which rows may stand at different positions.
+        """
+        if self._length is None:
+            raise ValueError("advance() after set_positions(): give the positions of each row")
         start, self._length = self._length, self._length + length
         positions = torch.arange(start, self._length, device=device)[None]
         self._place(positions, self._length, contiguous=True)
 
     def set_positions(self, positions: Tensor, seen: int) -> None:
         """Place the next characters of each row at (B, T) positions, each below `seen`."""
+        self._length = None
         self._place(positions, seen, contiguous=False)
 
     def _place(self, positions: Tensor, seen: int, contiguous: bool) -> None:

@@ -8,10 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from birthplace_lm.cli import attention_costs
+from birthplace_lm.cli import bench as bench_module
 from birthplace_lm.cli.bench import bench, flops_per_character
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.float32_products import current_library
 
 
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
@@ -57,12 +59,42 @@ def test_a_table_of_the_costs_of_attention(people: Path, monkeypatch: pytest.Mon
         attention_costs.attention_costs("vanila", [], rounds=1, steps=8)
 
 
+def test_costs_in_the_precision_and_with_the_library_that_are_faster_here(
+    people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: precision=auto failed, and the costs were measured with torch's default library."""
+    libraries = []
+    monkeypatch.setattr(attention_costs, "_peak_memory", lambda arguments: 50_000_000)
+    monkeypatch.setattr(bench_module, "measured_precision", lambda *_: "32-true")
+    monkeypatch.setattr(bench_module, "faster_library", lambda _: "onednn")
+
+    def names_per_second(*_: object) -> float:
+        libraries.append(current_library())
+        return 1.0
+
+    monkeypatch.setattr(attention_costs, "_names_per_second", names_per_second)
+    overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8", "precision=auto"]
+    overrides += ["model.block_size=48"]  # shorter than the rows whose operations are counted
+    table = attention_costs.attention_costs("vanilla", overrides, rounds=1, steps=2)
+    assert "32-true, float32 products by onednn" in table
+    assert "operations of rows of 48 characters" in table
+    assert libraries == ["onednn"]
+
+
+def test_a_measurement_of_memory_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="measures the memory of model=nosuch ended with code 1"):
+        attention_costs._peak_memory(["model=nosuch"])
+    monkeypatch.setattr(attention_costs, "Path", lambda _: Path("/nowhere"))  # a system without /proc
+    with pytest.raises(InputError, match="needs Linux"):
+        attention_costs.attention_costs("all", [], rounds=1, steps=8)
+
+
 def test_operations_are_counted_with_a_known_model() -> None:
     sizes = compose(["model=tiny", "attention=vanilla"]).model
     model = build_model(sizes, vocab_size=50)
     weights = 2 * (4 * 32 * 32 + 8 * 32 * 32) + 50 * 32  # of linear layers
     pairs = 2 * 2 * 64 * 32  # layers, products, keys, channels
-    assert attention_costs._flops_per_character(model) == pytest.approx(6 * (weights + pairs), rel=0.01)
+    assert attention_costs._flops_per_character(model, 64) == pytest.approx(6 * (weights + pairs), rel=0.01)
 
 
 @pytest.mark.torture

@@ -9,13 +9,18 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import options
 from birthplace_lm.data.vocab import MASK, CharVocab
+from birthplace_lm.inference import attention_maps
 from birthplace_lm.inference.attention_maps import (
     ANSWER_COLOR,
     CELL,
     FOOTER,
+    HEADER,
+    MARGIN,
     MASKED,
     attention_picture,
+    attention_pictures,
     attention_weights,
 )
 from birthplace_lm.models.build import build_model
@@ -129,6 +134,62 @@ def test_picture_shows_each_character_beside_its_row_and_above_its_column() -> N
     assert column
     assert row
     assert column | row == changed
+
+
+def scale_of(page: np.ndarray) -> np.ndarray:
+    """The colours of the bar below the maps, from the lowest weight to the highest."""
+    return page[-FOOTER + 10, 4 * MARGIN : 4 * MARGIN + 240]
+
+
+@pytest.mark.parametrize(
+    ("weights", "low", "zero", "rows_sum_to"),
+    [
+        ([[1.0, 0.0], [0.5, 0.5]], (68, 1, 84), (68, 1, 84), ""),
+        ([[1.2, 0.0], [0.6, 0.6]], (33, 102, 172), (247, 247, 247), "1.20"),
+        ([[0.4, 0.0], [0.9, -0.5]], (33, 102, 172), (247, 247, 247), "0.40"),
+        ([[0.3, 0.0], [0.4, 0.5]], (68, 1, 84), (68, 1, 84), "0.30 ... 0.90"),
+    ],
+    ids=["softmax", "beyond one", "negative", "below one"],
+)
+def test_the_scale_says_what_weights_are_and_what_rows_sum_to(
+    weights: list[list[float]],
+    low: tuple[int, ...],
+    zero: tuple[int, ...],
+    rows_sum_to: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(attention_maps, "_write", lambda draw, at, text, *style: written.append(text))
+    page = attention_picture(torch.tensor([weights]), "ab", slice(0), "")
+    assert tuple(scale_of(page)[0]) == low
+    assert (page == zero).all(-1).any()
+    assert [text for text in written if "rows sum to" in text] == [f"rows sum to {rows_sum_to}"] * bool(
+        rows_sum_to
+    )
+    cells = page[:-FOOTER].reshape(-1, 3)
+    blue, red = (cells == (33, 102, 172)).all(-1), cells[:, 0] > cells[:, 2] + 40
+    assert blue.any() == (min(map(min, weights)) <= -1)
+    if low == (33, 102, 172):  # positive weights are red, negative ones blue
+        assert red.any()
+        bluish = (cells[:, 2] > cells[:, 0].astype(int) + 20).any()
+        assert bluish == (min(map(min, weights)) < 0)
+
+
+@pytest.mark.parametrize("name", options()["attention"])
+def test_every_variant_is_drawn(name: str, vocab: CharVocab) -> None:
+    """A picture of every layer; the perceiver's latents are numbered, and do not answer."""
+    torch.manual_seed(0)
+    sizes = compose([f"attention={name}", "model=tiny", "model.n_layer=3", "model.n_head=4"]).model
+    model = build_model(sizes, len(vocab)).eval()
+    read, weights = attention_weights(model, vocab, TEXT)
+    assert weights is not None
+    for layer in weights:
+        assert layer.shape[1:] == (len(TEXT), len(TEXT))
+        assert torch.isfinite(layer).all()
+        assert layer.triu(1).abs().max() == 0
+    pictures = attention_pictures(model, read, weights)
+    marked = [(picture[HEADER:] == ANSWER_COLOR).all(-1).any() for picture in pictures]
+    assert marked == [name != "perceiver", name != "perceiver", True]
 
 
 def test_a_run_leaves_maps_of_every_validation(configure: Any, tmp_path: Path) -> None:

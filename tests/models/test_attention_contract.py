@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 @cache
 def composed(name: str, dropout: float = 0.0) -> DictConfig:
     attention, _, canon = name.partition("+")
-    overrides = [f"attention={attention}", "model=tiny", f"model.dropout={dropout}"]
+    overrides = [f"attention={attention}", "model=tiny", "model.n_head=4", f"model.dropout={dropout}"]
     return compose([*overrides, f"model.canon={canon == 'canon'}"])
 
 
@@ -74,7 +74,7 @@ def decoded(model: GPT, ids: Tensor, prefill: list[int], pieces: list[int]) -> T
 
 def test_every_length_up_to_the_block_keeps_its_shape(name: str) -> None:
     factory = instantiate(composed(name).model.attention)
-    layer = factory(n_embd=32, n_head=2, block_size=BLOCK, dropout=0.0).eval()
+    layer = factory(n_embd=32, n_head=4, block_size=BLOCK, dropout=0.0).eval()
     model = built(name)
     with torch.no_grad():
         for length in range(1, BLOCK + 1):

@@ -45,7 +45,7 @@ class Loss(nn.Module):
 def trained(name: str, how: str, rank: int, processes: int) -> list[Tensor]:
     """Loss of every step, then the weights, of training on each process's share of the rows."""
     torch.manual_seed(0)
-    model = build_model(compose([*overrides_of(name), "model=tiny"]).model, SYMBOLS)
+    model = build_model(compose([*overrides_of(name), "model=tiny", "model.n_head=4"]).model, SYMBOLS)
     rows = torch.randint(2, SYMBOLS, (8, 40))
     rows[:3, :5] = 0  # PADs in front, as in pretraining
     batch = {"inputs": rows[rank::processes, :-1], "targets": rows[rank::processes, 1:]}

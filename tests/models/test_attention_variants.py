@@ -87,7 +87,7 @@ def mixture(a: Any, h: int, t: int, s: int, x: Tensor) -> Tensor:
 def factorized(a: Any, h: int, t: int, s: int, x: Tensor) -> Tensor:
     hidden = part(a.w1, h, x[t]).clamp(min=0)
     rows, columns = hidden @ a.rows[h] + a.row_bias[h, 0], hidden @ a.columns[h] + a.column_bias[h, 0]
-    return rows[s // 16] * columns[s % 16]
+    return rows[s // 4] * columns[s % 4]
 
 
 def part(linear: Any, head: int, x: Tensor) -> Tensor:
@@ -133,6 +133,7 @@ SCORES: dict[str, Callable[[Any, int, int, int, Tensor], Tensor]] = {
     ),
 }
 OVERRIDES = {
+    "synthesizer_factorized_dense": ["model.attention.rows=4", "model.attention.columns=4"],
     "sliding_window": ["model.attention.window=3"],
     "perceiver_ar": ["model.attention.window=3"],
 }
@@ -189,6 +190,18 @@ def test_differential_agrees_with_its_formula() -> None:
     assert (recorded[0] < 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_linear_attention_of_negative_queries_and_keys_is_finite(dtype: torch.dtype) -> None:
+    """Bug: elu(x) + 1 was 0 from x = -6 on in bfloat16, and the weights 0 / 0."""
+    a = layer_of("linear")
+    q, k, v = (torch.full((1, 1, 3, 4), number, dtype=dtype) for number in (-9.0, -5.0, 2.0))
+    q.requires_grad_()
+    y = a.attend(q, k, v)
+    torch.testing.assert_close(y, v)
+    (gradient,) = torch.autograd.grad(y.sum(), q)
+    assert torch.isfinite(gradient).all()
+
+
 def test_gates_of_whole_heads() -> None:
     a, x = layer_of("gated", "model.attention.per_head=true"), torch.randn(1, LENGTH, WIDTH).double()
     with torch.no_grad():
@@ -205,11 +218,29 @@ def test_gates_of_whole_heads() -> None:
 @torch.no_grad()
 def test_only_distances_count(name: str) -> None:
     """The same text five positions later, with nothing before it, gives the same result."""
-    a, x = layer_of(name), torch.randn(2, LENGTH, WIDTH).double()
+    a, x = layer_of(name, *OVERRIDES.get(name, [])), torch.randn(2, LENGTH, WIDTH).double()
     cache = KVCache(1, BLOCK)
     cache.set_positions(torch.arange(5, 5 + LENGTH)[None].expand(2, -1), 5 + LENGTH)
     cache.layers[0].mask = cache.layers[0].mask & (torch.arange(5 + LENGTH) >= 5)
     torch.testing.assert_close(a(x, cache.layers[0]), a(x))
+
+
+@pytest.mark.parametrize("name", ["rope", "nope", "alibi", "vanilla"])
+@torch.no_grad()
+def test_only_distances_count_in_the_whole_model(name: str) -> None:
+    """The same, of the logits; PADs in front of the text are read as any symbol, and change them."""
+    torch.manual_seed(0)
+    model = build_model(compose([f"attention={name}", "model=tiny"]).model, 30).double().eval()
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    ids = torch.randint(2, 30, (2, LENGTH))
+    cache = KVCache(model.n_layer, 5 + LENGTH)
+    cache.set_positions(torch.arange(5, 5 + LENGTH)[None].expand(2, -1), 5 + LENGTH)
+    for layer in cache.layers:
+        layer.mask = layer.mask & (torch.arange(5 + LENGTH) >= 5)
+    assert torch.allclose(model(ids, cache), model(ids)) == (name != "vanilla")
+    padded = model(F.pad(ids, (5, 0), value=0))[:, 5:]
+    assert not torch.allclose(padded, model(ids), atol=0.1)
 
 
 @torch.no_grad()
@@ -231,7 +262,7 @@ def test_rotation_keeps_lengths_and_depends_on_the_base() -> None:
 
 
 def test_a_factorized_dense_synthesizer_tells_all_positions_apart() -> None:
-    a = layer_of("synthesizer_factorized_dense")
+    a = layer_of("synthesizer_factorized_dense", *OVERRIDES["synthesizer_factorized_dense"])
     a.attend.register_forward_pre_hook(lambda module, args: scores.append(args[0]))
     scores: list[Tensor] = []
     a(torch.randn(1, BLOCK, WIDTH).double())

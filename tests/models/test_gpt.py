@@ -163,3 +163,21 @@ def test_dropout_is_where_the_course_has_it(name: str) -> None:
     layer.resid_drop = nn.Identity()  # what is left is on the attention weights
     assert not torch.allclose(layer(x), layer(x))
     assert torch.equal(layer.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("by_positions", [False, True])
+def test_rows_of_an_expanded_cache_are_their_own(by_positions: bool) -> None:
+    """Bug: all rows wrote into the memory of the first."""
+    cache = KVCache(1, 3)
+    if by_positions:
+        cache.set_positions(torch.arange(2)[None], 2)
+    else:
+        cache.advance(2, torch.device("cpu"))
+    (layer,) = cache.layers
+    layer.update("key", torch.ones(1, 1, 2, 1))
+    cache.expand_batch(2)
+    cache.set_positions(torch.full((2, 1), 2), 3)
+    stored = layer.update("key", torch.tensor([5.0, 7.0]).view(2, 1, 1, 1))
+    assert stored[:, 0, :, 0].tolist() == [[1, 1, 5], [1, 1, 7]]
+    with pytest.raises(ValueError, match=r"advance\(\) after set_positions\(\)"):
+        cache.advance(1, torch.device("cpu"))

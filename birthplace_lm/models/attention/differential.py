@@ -48,7 +48,7 @@ class DifferentialAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
-        first, second, third, fourth = self.lambdas.float()
+        first, second, third, fourth = self.lambdas.to(torch.promote_types(self.lambdas.dtype, torch.float32))
         factor = (first @ second).exp() - (third @ fourth).exp() + self.lambda_0
         y = self.attend(q, k, v, mask, factor)
         y = self.norm(y.to(self.norm.weight.dtype)) * (1 - self.lambda_0)

@@ -11,6 +11,8 @@ from birthplace_lm.models.dropout import dropout
 class LinearAttention(VanillaAttention):
     """sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s) over s <= t, with phi(x) = elu(x) + 1.
 
+    Computed as relu(x) + exp(min(x, 0)): in bfloat16 elu(x) + 1 is 0 for x below -6, and 0 / 0 follows.
+
     The sum over earlier positions could be kept as a state of D x D numbers for each head. At the lengths of
     this task, 128 at most, the products of all pairs are cheaper, and give the weights that are drawn.
 
@@ -37,6 +39,10 @@ class _LinearProduct(nn.Module):
         """(B, H, T, S); each row sums to 1."""
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        products = ((F.elu(q) + 1) @ (F.elu(k) + 1).mT).masked_fill(~mask, 0)
+        products = (_feature_map(q) @ _feature_map(k).mT).masked_fill(~mask, 0)
         products = products.to(torch.promote_types(products.dtype, torch.float32))
         return products / products.sum(-1, keepdim=True)
+
+
+def _feature_map(x: Tensor) -> Tensor:
+    return F.relu(x) + x.clamp(max=0).exp()

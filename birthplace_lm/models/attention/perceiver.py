@@ -19,9 +19,11 @@ class CrossAttention(VanillaAttention):
         queries: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        q, k, v = self.project(x)
-        if queries is not None:
-            q = split_heads(self.query(queries), self.depth)
+        source = x if queries is None else queries
+        q, k, v = (
+            split_heads(linear(inputs), self.depth)
+            for linear, inputs in ((self.query, source), (self.key, x), (self.value, x))
+        )
         return self.output(self.attend_to(q, k, v, cache, mask))
 
 
@@ -59,6 +61,7 @@ class PerceiverBlock(Block):
             raise ValueError(f"n_layer={n_layer}, block.latents={latents}: must be 2 or more, and 1 or more")
         self.latents = latents
         self.is_last = layer == n_layer - 1
+        self.latent_queries, self.latent_keys = not self.is_last, layer > 0
         self.basis = nn.Parameter(torch.empty(latents, n_embd)) if layer == 0 else None
         if self.basis is not None:
             nn.init.xavier_uniform_(self.basis)

@@ -69,7 +69,8 @@ class AttentionMaps(L.Callback):
         if weights is None:
             return
         # TensorBoard shrinks a picture to about 350 pixels: two maps side by side have no legible letters.
-        for layer, picture in enumerate(attention_pictures(read, weights, columns=1), start=1):
+        pictures = attention_pictures(pl_module.model, read, weights, columns=1)
+        for layer, picture in enumerate(pictures, start=1):
             tag = f"{self.stage}/attention/layer_{layer}"
             writer.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
 
