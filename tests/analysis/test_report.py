@@ -330,6 +330,8 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
         ("rope", 1): (70, 84),
         ("rope", 2): (98, 98),
         ("rope", 4): (126, 140),
+        ("nope", 1): (14, 14),
+        ("nope", 2): (28, 28),
         ("vanilla", 2): (112, 112),
     }
     for (attention, layers), scores in correct.items():
@@ -339,19 +341,18 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
                 correct=right,
                 seed=seed,
                 labels={"attention": attention, "pretrain": "none", "data": "biographies"},
-                model={"n_layer": layers},
+                model={"n_layer": layers, "n_embd": 96 if attention == "vanilla" else 128},
             )
     runs = find_runs(tmp_path)
     (setting,) = plots.numeric_settings(runs)
     assert setting.names == ("n_layer",)
     (axes,) = plots.setting_figure(runs, setting).axes
     lines = {str(line.get_label()): line for line in axes.lines}
-    assert {*lines} >= {"rope", "majority answer"}
-    assert "vanilla" not in lines
+    assert {name for name in lines if name[0] != "_"} == {"rope", "nope", "majority answer"}
     assert [*lines["rope"].get_xdata()] == [1, 2, 4]
     assert [*lines["rope"].get_ydata()] == pytest.approx([0.55, 0.7, 0.95])
     dots = [y for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()]
-    assert sorted(dots) == pytest.approx([0.5, 0.6, 0.7, 0.7, 0.9, 1.0])
+    assert sorted(dots) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.5, 0.6, 0.7, 0.7, 0.9, 1.0])
     for name in ("n_layer", "model.n_layer"):
         out = tmp_path / f"{name}.svg"
         plots.save_figure(runs, out, name)

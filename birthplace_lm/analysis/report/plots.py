@@ -170,18 +170,22 @@ def _numeric_setting(runs: Sequence[Run], name: str) -> Setting:
 def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
     """The finished runs that differ in a numeric setting and the seed alone, by their label without it.
 
-    Runs of one value only have no line. Empty if a value is not a number.
+    Runs of one value only have no line, and the labels hold only what varies among the others. Empty if a
+    value is not a number.
     """
     key = setting.keys[0]
     finished = [run for run in runs if run.dev]
     if not all(isinstance(run.config.get(key), int | float) for run in finished):
         return {}
     others = [other for other in shown_settings(finished) if other.keys != setting.keys]
+    groups = group_by_settings(finished, others).values()
+    comparable = [run for line in groups if len({run.config[key] for run in line}) > 1 for run in line]
+    others = [other for other in shown_settings(comparable) if other.keys != setting.keys]
     lines: dict[str, list[Run]] = {}
-    for run in finished:
+    for run in comparable:
         label = ", ".join(filter(None, (other.label(run) for other in others)))
         lines.setdefault(label or "exact match", []).append(run)
-    return {label: line for label, line in lines.items() if len({run.config[key] for run in line}) > 1}
+    return lines
 
 
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
