@@ -361,6 +361,13 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
         plots.save_figure(runs, tmp_path / "figure.svg", "attention")
 
 
+def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
+    for canon in (False, True):
+        write_run(tmp_path / str(canon), model={"canon": canon})
+    with pytest.raises(InputError, match="--against canon: no numeric setting"):
+        plots.save_figure(find_runs(tmp_path), tmp_path / "figure.svg", "canon")
+
+
 def test_characters_until_half_of_the_answers_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,7 +175,7 @@ def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
     """
     key = setting.keys[0]
     finished = [run for run in runs if run.dev]
-    if not all(isinstance(run.config.get(key), int | float) for run in finished):
+    if any(type(run.config.get(key)) not in (int, float) for run in finished):  # a bool is no number
         return {}
     others = [other for other in shown_settings(finished) if other.keys != setting.keys]
     groups = group_by_settings(finished, others).values()
