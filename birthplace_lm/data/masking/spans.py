@@ -1,6 +1,7 @@
 """Span samplers: which span of a document is masked, and how much context is shown around it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from typing import NamedTuple, Protocol
@@ -8,10 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
+from birthplace_lm.data.masking.answer_likelihood import TITLE, WORD, score_answer_spans
 from birthplace_lm.data.randomness import randint_below
 
-SALIENT = re.compile(r"\d[\d,.]*\d|\d|\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
+CAPITALISED_PHRASE = re.compile(r"\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
+SALIENT = re.compile(rf"\d[\d,.]*\d|\d|{CAPITALISED_PHRASE.pattern}")
 
 
 class Spans(NamedTuple):
@@ -65,14 +67,72 @@ class RandomSpans:
         return Spans(zero, zero, start, start + masked, shown)
 
 
-class SalientSpans:
+class _TitledSpans:
+    """Samplers that show the title, which names the person, before the masked span.
+
+    A title longer than half of the block is left out. The span is shown with a context of random length,
+    u ** `context_exponent` of the available room on each side. The context is mostly empty, so that the model
+    must recall the span from the name alone.
+    """
+
+    def __init__(self, documents: Sequence[str], block_size: int, context_exponent: float) -> None:
+        _check_not_negative("context_exponent", context_exponent)
+        self.lengths = torch.tensor([len(document) for document in documents])
+        self.block_size = block_size
+        self.context_exponent = context_exponent
+        room = block_size - 4  # three MASKs and at least one character of title or context
+        titles = [match.end() if (match := TITLE.match(document)) else 0 for document in documents]
+        title_ends = [title if title <= room // 2 else 0 for title in titles]
+        self.title_ends = torch.tensor(title_ends)
+        self.max_lengths = [min(room - title_end, room // 2) for title_end in title_ends]
+
+    def _weighted(
+        self, spans: Sequence[Sequence[tuple[int, int]]], weights: Sequence[Sequence[float]] | None = None
+    ) -> "_WeightedSpans":
+        """Those of the documents' spans that are not longer than `max_lengths`."""
+        weights = weights or [[1.0] * len(row) for row in spans]
+        fits = [
+            [end - start <= max_length for start, end in row]
+            for row, max_length in zip(spans, self.max_lengths, strict=True)
+        ]
+        return _WeightedSpans(
+            [[*compress(row, fit)] for row, fit in zip(spans, fits, strict=True)],
+            [[*compress(row, fit)] for row, fit in zip(weights, fits, strict=True)],
+        )
+
+    def _salient_or_any(self, documents: Sequence[str]) -> "_WeightedSpans":
+        """Capitalised and numeric spans after the title; if there are none, as much text as may be masked."""
+        rows = []
+        for document, title_end, max_length in zip(
+            documents, self.title_ends.tolist(), self.max_lengths, strict=True
+        ):
+            spans = [match.span() for match in SALIENT.finditer(document, title_end)]
+            start = title_end if title_end < len(document) else 0
+            rows.append(
+                [(start, end) for start, end in spans if end - start <= max_length]
+                or [(start, min(len(document), start + max_length))]
+            )
+        return self._weighted(rows)
+
+    def _shown(self, start: Tensor, end: Tensor, generator: torch.Generator) -> Spans:
+        """The masked spans [start, end) with title and context."""
+        title_end = torch.minimum(self.title_ends, start)
+        room = self.block_size - 3 - title_end - (end - start)
+        context_start = start - self._context(torch.minimum(start - title_end, room), generator)
+        room = room - (start - context_start)
+        context_end = end + self._context(torch.minimum(self.lengths - end, room), generator)
+        return Spans(title_end, context_start, start, end, context_end)
+
+    def _context(self, limit: Tensor, generator: torch.Generator) -> Tensor:
+        fraction = torch.rand(limit.shape, generator=generator) ** self.context_exponent
+        return (fraction * (limit + 1)).long().clamp(max=limit)
+
+
+class SalientSpans(_TitledSpans):
     """Salient span masking: mask the likely answer, or a capitalised or numeric span.
 
-    The title, which names the person, stays in front, unless it is longer than half of the block. The masked
-    span is shown with a context of random length, u ** `context_exponent` of the available room on each side.
-    The context is mostly empty, so that the model must recall the answer from the name alone.
-
-    The train questions show which words of a document may be the answer; see `answer_likelihood`.
+    The title stays in front, unless it is longer than half of the block, and the context is mostly empty. The
+    train questions show which words of a document may be the answer; see `answer_likelihood`.
 
     Args:
         documents: one string per document.
@@ -101,34 +161,12 @@ class SalientSpans:
     ) -> None:
         if not 0 <= answer_probability <= 1:
             raise ValueError(f"answer_probability={answer_probability}: must be from 0 to 1")
-        for name, value in (("sharpness", sharpness), ("context_exponent", context_exponent)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value}: must be 0 or more")
-        self.lengths = torch.tensor([len(document) for document in documents])
-        self.block_size = block_size
+        _check_not_negative("sharpness", sharpness)
+        super().__init__(documents, block_size, context_exponent)
         self.answer_probability = answer_probability
-        self.context_exponent = context_exponent
-        room = block_size - 4  # three MASKs and at least one character of title or context
-        titles = [match.end() if (match := TITLE.match(document)) else 0 for document in documents]
-        title_ends = [title if title <= room // 2 else 0 for title in titles]
-        max_lengths = [min(room - title_end, room // 2) for title_end in title_ends]
-        self.title_ends = torch.tensor(title_ends)
         spans, probabilities = score_answer_spans(tuple(documents), tuple(people), tuple(places))
-        fits = [
-            [end - start <= max_length for start, end in row]
-            for row, max_length in zip(spans, max_lengths, strict=True)
-        ]
-        self.answers = _WeightedSpans(
-            [[*compress(row, fit)] for row, fit in zip(spans, fits, strict=True)],
-            [
-                [p**sharpness for p in compress(row, fit)]
-                for row, fit in zip(probabilities, fits, strict=True)
-            ],
-        )
-        salient = [
-            _salient_spans(*document) for document in zip(documents, title_ends, max_lengths, strict=True)
-        ]
-        self.salient = _WeightedSpans(salient, [[1.0] * len(row) for row in salient])
+        self.answers = self._weighted(spans, [[p**sharpness for p in row] for row in probabilities])
+        self.salient = self._salient_or_any(documents)
 
     def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
         answer_start, answer_end = self.answers.sample(generator)
@@ -138,16 +176,66 @@ class SalientSpans:
         is_answer &= self.answers.counts > 0
         start = torch.where(is_answer, answer_start, salient_start)
         end = torch.where(is_answer, answer_end, salient_end)
-        title_end = torch.minimum(self.title_ends, start)
-        room = self.block_size - 3 - title_end - (end - start)
-        context_start = start - self._context(torch.minimum(start - title_end, room), generator)
-        room = room - (start - context_start)
-        context_end = end + self._context(torch.minimum(self.lengths - end, room), generator)
-        return Spans(title_end, context_start, start, end, context_end)
+        return self._shown(start, end, generator)
 
-    def _context(self, limit: Tensor, generator: torch.Generator) -> Tensor:
-        fraction = torch.rand(limit.shape, generator=generator) ** self.context_exponent
-        return (fraction * (limit + 1)).long().clamp(max=limit)
+
+class EntitySpans(_TitledSpans):
+    """Entity span masking without labels: mask a name that other documents mention, too.
+
+    An entity is a capitalised phrase after the title that at least one more document contains, and that the
+    documents do not write in lower case more often ("Born" at the beginning of a sentence). In a document
+    without one any capitalised or numeric span is masked. The title stays in front, and the context is mostly
+    empty, as with `SalientSpans`.
+
+    Args:
+        documents: one string per document.
+        people, places: not used: no answer has a part in the choice.
+        block_size: characters of the longest sequence.
+        context_exponent: larger values show less context; 0 shows everything that fits.
+
+    Raises:
+        ValueError: `context_exponent` is negative.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        people: Sequence[str],
+        places: Sequence[str],
+        block_size: int,
+        context_exponent: float,
+    ) -> None:
+        super().__init__(documents, block_size, context_exponent)
+        self.entities = self._weighted(_entities(documents, self.title_ends.tolist()))
+        self.salient = self._salient_or_any(documents)
+
+    def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
+        entity_start, entity_end = self.entities.sample(generator)
+        salient_start, salient_end = self.salient.sample(generator)
+        has_entity = self.entities.counts > 0
+        start = torch.where(has_entity, entity_start, salient_start)
+        end = torch.where(has_entity, entity_end, salient_end)
+        return self._shown(start, end, generator)
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value}: must be 0 or more")
+
+
+def _entities(documents: Sequence[str], title_ends: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Capitalised phrases after the title that recur in another document and are no common word."""
+    candidates = [
+        [*CAPITALISED_PHRASE.finditer(document, title_end)]
+        for document, title_end in zip(documents, title_ends, strict=True)
+    ]
+    mentions = Counter(phrase for row in candidates for phrase in {match[0] for match in row})
+    words = Counter(word for document in documents for word in WORD.findall(document))
+
+    def is_entity(phrase: str) -> bool:
+        return mentions[phrase] > 1 and words[phrase.lower()] <= words[phrase]
+
+    return [[match.span() for match in row if is_entity(match[0])] for row in candidates]
 
 
 class _WeightedSpans:
@@ -170,12 +258,3 @@ class _WeightedSpans:
         index = torch.searchsorted(self.cumulative[1:], low + (high - low) * uniform, right=True)
         index = torch.minimum(torch.maximum(index, first), last)
         return self.spans[index, 0], self.spans[index, 1]
-
-
-def _salient_spans(document: str, title_end: int, max_length: int) -> list[tuple[int, int]]:
-    """Capitalised and numeric spans after the title; if there are none, as much text as may be masked."""
-    spans = [match.span() for match in SALIENT.finditer(document, title_end)]
-    start = title_end if title_end < len(document) else 0
-    return [(start, end) for start, end in spans if 0 < end - start <= max_length] or [
-        (start, min(len(document), start + max_length))
-    ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
-from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans
+from birthplace_lm.data.masking.spans import EntitySpans, RandomSpans, SalientSpans, Spans
 from birthplace_lm.data.questions import QuestionTemplate
 
 BORN = QuestionTemplate.parse("Where was {name} born?")
@@ -140,6 +140,8 @@ def test_salient_spans_fit_whatever_the_documents(
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.sample(draws)), documents, block_size)
+    entities = EntitySpans(documents, [], places, block_size, context_exponent)
+    check(listed(entities.sample(draws)), documents, block_size)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +280,61 @@ def test_the_title_is_the_person_of_the_question(
     titles = [document[:head] for document, head in zip(documents, heads, strict=True)]
     people = [BORN.name_in(row.question) for row in rows]
     assert [p for p, title in zip(people, titles, strict=True) if title != f"{p}. "] == without
+
+
+def test_entities_recur_and_are_no_common_words() -> None:
+    documents = [
+        "Ada Smith. Born in New York in 1901 , Smith wrote in Oslo and Oslo .",
+        "Bo Smith. Born in York , died in New York in 1901 .",
+        "Cy Wang. Teacher . Born in Rome , not born in Oslo, born in Rome .",
+        "Di Wang. He was a teacher , born in York , born abroad .",
+        "Ed Wang. nobody knows",
+    ]
+    entities = EntitySpans(documents, [], [], 128, 6.0)
+    draws = generator()
+    masked: list[set[str]] = [set() for _ in documents]
+    for _ in range(200):
+        for row, document, (_, _, start, end, _) in zip(
+            masked, documents, listed(entities.sample(draws)), strict=True
+        ):
+            row.add(document[start:end])
+    assert masked == [
+        {"New York", "Oslo"},  # Smith is in no other document, Born is a common word, 1901 is a number
+        {"York", "New York"},
+        {"Oslo"},  # Rome twice, but in one document
+        {"York"},
+        {"nobody knows"},  # no entity: the rest of the line
+    ]
+
+
+def test_entities_do_not_depend_on_any_answer() -> None:
+    documents = ["Ada Smith. " + BODY, "Bo Smith. " + BODY]
+    without, answered = (
+        EntitySpans(documents, people, places, 128, 6.0).sample(generator())
+        for people, places in (([], []), (["Ada Smith"], ["Oslo"]))
+    )
+    assert listed(without) == listed(answered)
+
+
+def test_entities_are_often_the_answer() -> None:
+    """An independent count: how often a drawn span is the answer of the train people."""
+    root = embedded_corpus_dir()
+    documents = read_documents(root / "corpus.txt").lines
+    rows = read_questions(root / "train.tsv", "required").rows
+    answers = {f"{BORN.name_in(row.question)}. ": row.place for row in rows}
+
+    def share(spans: EntitySpans | SalientSpans) -> float:
+        draws, hits = generator(), []
+        for _ in range(20):
+            for document, (head, _, start, end, _) in zip(
+                documents, listed(spans.sample(draws)), strict=True
+            ):
+                if document[:head] in answers:
+                    hits.append(document[start:end] == answers[document[:head]])
+        return sum(hits) / len(hits)
+
+    any_span = share(salient(documents, [], 128, 0.0))
+    assert share(EntitySpans(documents, [], [], 128, 6.0)) > 1.5 * any_span > 0.1
 
 
 def test_sharpness_prefers_the_likeliest() -> None:
