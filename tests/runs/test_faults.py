@@ -174,10 +174,11 @@ class Failing:
 def test_the_nth_call_fails(
     call: str, people: Path, tmp_path: Path, undisturbed: dict[str, str], amount: Any, record: Any
 ) -> None:
+    config = quick(people, tmp_path)
     n = 0
     while True:
         n += 1
-        config, folder = quick(people, tmp_path), tmp_path / f"stage-{n}"
+        folder = tmp_path / f"stage-{n}"
         failing = Failing(call, n, FAILURES[n % len(FAILURES)])
         if n > amount(8, 10**6):
             break

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -133,7 +134,8 @@ def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
     ]
 
 
-def _composed(choice: Sequence[str]) -> Mapping[str, Any]:
+@cache
+def _composed(choice: tuple[str, ...]) -> Mapping[str, Any]:
     overrides = [f"{group}={option}" for group, option in zip(GROUPS.values(), choice, strict=True)]
     return flatten(OmegaConf.to_container(compose([*overrides, "data.root=."])))
 
