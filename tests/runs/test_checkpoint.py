@@ -30,6 +30,7 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import pipeline
 
+SECONDS = 10  # enough on a slow machine, but a bomb grows beyond any limit
 OURS = {"format": checkpoint.FORMAT, "stage": "pretrain", "config": "", "vocab": ["a"], "data": {}}
 STATE: dict[str, Any] = {
     "state_dict": {"w": torch.arange(1000.0)},
@@ -366,7 +367,7 @@ def within(bytes_more: int, work: Callable[[], object]) -> int:
 
 
 def try_forged(content: bytes, run: Path) -> bool:
-    """Whether it is taken for a checkpoint; nothing but BirthplaceError may be raised, and within 2 s."""
+    """Whether it is taken for a checkpoint; nothing but BirthplaceError may be raised, within `SECONDS`."""
     path = checkpoint.checkpoint_path(run / "finetune", 9)
     path.write_bytes(content)
     sign(path)
@@ -376,13 +377,13 @@ def try_forged(content: bytes, run: Path) -> bool:
     except BirthplaceError:
         return False
     finally:
-        assert time.process_time() - began < 2
+        assert time.process_time() - began < SECONDS
     try:
         TrainedModel.from_run(run).answer(["Ada Lovelace"])
     except BirthplaceError:
         pass
     finally:
-        assert time.process_time() - began < 2
+        assert time.process_time() - began < SECONDS
     return True
 
 
