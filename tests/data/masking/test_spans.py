@@ -140,7 +140,7 @@ def test_salient_spans_fit_whatever_the_documents(
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.sample(draws)), documents, block_size)
-    entities = EntitySpans(documents, [], places, block_size, context_exponent)
+    entities = EntitySpans(documents, [], places, block_size, 1.0, context_exponent)
     check(listed(entities.sample(draws)), documents, block_size)
 
 
@@ -290,7 +290,7 @@ def test_entities_recur_and_are_no_common_words() -> None:
         "Di Wang. He was a teacher , born in York , born abroad .",
         "Ed Wang. nobody knows",
     ]
-    entities = EntitySpans(documents, [], [], 128, 6.0)
+    entities = EntitySpans(documents, [], [], 128, 0.0, 6.0)
     draws = generator()
     masked: list[set[str]] = [set() for _ in documents]
     for _ in range(200):
@@ -307,10 +307,24 @@ def test_entities_recur_and_are_no_common_words() -> None:
     ]
 
 
+def test_earlier_entities_are_masked_more_often() -> None:
+    documents = ["Ada Smith. Rome , Oslo and Turin .", "Bo Smith. Turin , Oslo and Rome ."] * 3000
+    for exponent in (0.0, 1.0, 2.0):
+        spans = listed(EntitySpans(documents, [], [], 128, exponent, 6.0).sample(generator()))
+        seen = Counter(document[s:e] for document, (_, _, s, e, _) in zip(documents, spans, strict=True))
+        firsts = sum(d[s:e] == d.split()[2] for d, (_, _, s, e, _) in zip(documents, spans, strict=True))
+        weights = [n**-exponent for n in (1, 2, 3)]
+        assert firsts / len(documents) == pytest.approx(weights[0] / sum(weights), abs=0.03)
+        assert seen["Oslo"] / len(documents) == pytest.approx(weights[1] / sum(weights), abs=0.03)
+    for exponent in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"^lead_exponent=.*: must be 0 or more"):
+            EntitySpans(documents, [], [], 128, exponent, 6.0)
+
+
 def test_entities_do_not_depend_on_any_answer() -> None:
     documents = ["Ada Smith. " + BODY, "Bo Smith. " + BODY]
     without, answered = (
-        EntitySpans(documents, people, places, 128, 6.0).sample(generator())
+        EntitySpans(documents, people, places, 128, 1.0, 6.0).sample(generator())
         for people, places in (([], []), (["Ada Smith"], ["Oslo"]))
     )
     assert listed(without) == listed(answered)
@@ -334,7 +348,7 @@ def test_entities_are_often_the_answer() -> None:
         return sum(hits) / len(hits)
 
     any_span = share(salient(documents, [], 128, 0.0))
-    assert share(EntitySpans(documents, [], [], 128, 6.0)) > 1.5 * any_span > 0.1
+    assert share(EntitySpans(documents, [], [], 128, 0.0, 6.0)) > 1.5 * any_span > 0.1
 
 
 def test_sharpness_prefers_the_likeliest() -> None:
