@@ -19,6 +19,10 @@ Configure = Callable[..., DictConfig]
 Amount = Callable[[Any, Any], Any]
 Record = Callable[[str, str], None]
 
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:  # in the background of a shell, and below nohup
+        signal.signal(_number, _handler)
+
 _records: list[tuple[str, str]] = []  # what the reliability tests counted
 
 
