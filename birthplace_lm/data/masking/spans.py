@@ -182,7 +182,7 @@ class SalientSpans(_TitledSpans):
 class EntitySpans(_TitledSpans):
     """Entity span masking without labels: mask a name that other documents mention, too.
 
-    An entity is a capitalised phrase after the title that at least one more document contains, and that the
+    An entity is a capitalised phrase that stands after the title of two documents or more, and that the
     documents do not write in lower case more often ("Born" at the beginning of a sentence). Texts tell first
     what matters most, so that earlier entities are masked more often. In a document without an entity any
     capitalised or numeric span is masked. The title stays in front, and the context is mostly empty, as with

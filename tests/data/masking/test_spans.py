@@ -299,7 +299,7 @@ def test_entities_recur_and_are_no_common_words() -> None:
         ):
             row.add(document[start:end])
     assert masked == [
-        {"New York", "Oslo"},  # Smith is in no other document, Born is a common word, 1901 is a number
+        {"New York", "Oslo"},  # Smith follows no other title, Born is a common word, 1901 is a number
         {"York", "New York"},
         {"Oslo"},  # Rome twice, but in one document
         {"York"},
