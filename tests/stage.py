@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import lightning as L
+import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.summary.writer import event_file_writer
@@ -45,6 +46,20 @@ METRICS = RunMetrics(
     evaluate_seconds=0.5,
     evaluate_precision="float32",
 )
+
+
+def half(*axes: Sequence[Any]) -> list[Any]:
+    """For `parametrize`: the combinations whose positions have an even sum; the others run with --torture only.
+
+    Of three axes or more, every value of one still meets every value of another.
+    """
+    marks = [(), pytest.mark.torture]
+    return [
+        pytest.param(
+            *(values[i] for values, i in zip(axes, places, strict=True)), marks=marks[sum(places) % 2]
+        )
+        for places in itertools.product(*(range(len(values)) for values in axes))
+    ]
 
 
 def quick(people: Path, root: Path, *overrides: str) -> DictConfig:

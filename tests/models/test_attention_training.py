@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from stage import Stop, StopAt, digest, fit
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -42,10 +43,10 @@ class Loss(nn.Module):
         return microbatched_loss_sum(self.model, batch, pad_id=0)
 
 
-def trained(name: str, how: str, rank: int, processes: int) -> list[Tensor]:
+def trained(config: DictConfig, how: str, rank: int, processes: int) -> list[Tensor]:
     """Loss of every step, then the weights, of training on each process's share of the rows."""
     torch.manual_seed(0)
-    model = build_model(compose([*overrides_of(name), "model=tiny", "model.n_head=4"]).model, SYMBOLS)
+    model = build_model(config, SYMBOLS)
     rows = torch.randint(2, SYMBOLS, (8, 40))
     rows[:3, :5] = 0  # PADs in front, as in pretraining
     batch = {"inputs": rows[rank::processes, :-1], "targets": rows[rank::processes, 1:]}
@@ -68,30 +69,31 @@ def trained(name: str, how: str, rank: int, processes: int) -> list[Tensor]:
     return [*losses, *(full_tensor(p.detach()) for p in model.parameters())]
 
 
-def _process(rank: int, file: str, names: list[str], sender: Connection) -> None:
+def _process(rank: int, file: str, configs: list[DictConfig], sender: Connection) -> None:
     timeout = timedelta(seconds=30)
     dist.init_process_group("gloo", f"file://{file}", timeout, rank=rank, world_size=PROCESSES)
-    for name in names:
+    for config in configs:
         for how in ("ddp", "fsdp2"):
-            sender.send([value.numpy() for value in trained(name, how, rank, PROCESSES)])
+            sender.send([value.numpy() for value in trained(config, how, rank, PROCESSES)])
     dist.destroy_process_group()
 
 
 def test_two_processes_learn_as_one(tmp_path: Path) -> None:
     names = [*NAMES, "nope+canon"]
+    configs = [compose([*overrides_of(name), "model=tiny", "model.n_head=4"]).model for name in names]
     context = multiprocessing.get_context("fork")
     results = []
     processes = []
     for rank in range(PROCESSES):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_process, args=(rank, str(tmp_path / "store"), names, sender))
+        process = context.Process(target=_process, args=(rank, str(tmp_path / "store"), configs, sender))
         process.start()
         sender.close()
         processes.append(process)
         results.append(receiver)
     try:
-        for name in names:
-            expected = trained(name, "alone", 0, 1)
+        for name, config in zip(names, configs, strict=True):
+            expected = trained(config, "alone", 0, 1)
             assert expected[STEPS - 1] < expected[0], name
             for how in ("ddp", "fsdp2"):
                 for receiver in results:

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import plan_of
+from stage import half, plan_of
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -23,6 +23,7 @@ from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import components
 from birthplace_lm.training import stage as stages
 
+STAGES = ("pretrain", "finetune")
 HOOKS = (
     "on_fit_start",
     "on_train_start",
@@ -127,29 +128,26 @@ def assert_alike(folder: Path, whole: Path, when: str) -> None:
     assert not [p for p in folder.iterdir() if p.suffix == ".tmp"], when
 
 
-BOTH = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+EVERY_STEP = {
+    "synthesizer": ("attention=synthesizer",),
+    "accumulate": ("trainer.accumulate_grad_batches=3",),
+    "workers": ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
+    "ema": ("stages.pretrain.ema_decay=0.9", "stages.finetune.ema_decay=0.9"),
+    "limited": ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
+}
+EVERY_HOOK = {
+    "often": ("checkpoint.every_n_steps=1",),
+    "mid-epoch validation": ("checkpoint.every_n_steps=2", "trainer.val_check_interval=0.5"),
+    "validation across epochs": ("checkpoint.every_n_steps=2", "trainer.val_check_interval=2"),
+    "seldom": ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
+}
 
 
-@BOTH
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ("attention=synthesizer",),
-        ("trainer.accumulate_grad_batches=3",),
-        ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
-        ("stages.pretrain.ema_decay=0.9", "stages.finetune.ema_decay=0.9"),
-        ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
-    ],
-    ids=["synthesizer", "accumulate", "workers", "ema", "limited"],
-)
+@pytest.mark.parametrize(("variant", "stage"), half(list(EVERY_STEP), STAGES))
 def test_stopped_after_every_step(
-    stage: str,
-    extra: tuple[str, ...],
-    configure: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    variant: str, stage: str, configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure("model.dropout=0.1", "checkpoint.every_n_steps=1", *extra)
+    config = configure("model.dropout=0.1", "checkpoint.every_n_steps=1", *EVERY_STEP[variant])
     whole = tmp_path / "whole"
     fit(config, stage, whole, monkeypatch)
     steps = checkpoint.parse_step(checkpoint.list_checkpoints(whole)[0])
@@ -172,23 +170,10 @@ def test_stopped_after_every_step(
         assert_alike(folder, whole, f"after step {step}")
 
 
-@BOTH
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ("checkpoint.every_n_steps=1",),
-        ("checkpoint.every_n_steps=2", "trainer.val_check_interval=0.5"),
-        pytest.param(
-            ("checkpoint.every_n_steps=3", "trainer.max_steps=5", "trainer.log_every_n_steps=2"),
-            marks=pytest.mark.torture,
-        ),
-        ("checkpoint.every_n_steps=2", "trainer.val_check_interval=2"),
-    ],
-    ids=["often", "mid-epoch validation", "seldom", "validation across epochs"],
-)
+@pytest.mark.parametrize(("variant", "stage"), half(list(EVERY_HOOK), STAGES))
 def test_stopped_in_every_hook(
+    variant: str,
     stage: str,
-    extra: tuple[str, ...],
     configure: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -196,15 +181,15 @@ def test_stopped_in_every_hook(
 ) -> None:
     """Between training, logging, validation and saving; and once more while it makes up for it.
 
-    The suite stops once in each kind of hook, in one of the two stages, at places spread over the run;
-    --torture stops at every place.
+    The suite stops in every second kind of hook, in the others in the other stage, at places spread over the
+    run; --torture stops at every place.
     """
-    config = configure("model.dropout=0.1", "stages.pretrain.check_val_every_n_epoch=1", *extra)
+    config = configure("model.dropout=0.1", "stages.pretrain.check_val_every_n_epoch=1", *EVERY_HOOK[variant])
     whole = tmp_path / "whole"
     passed: list[str] = []
     fit(config, stage, whole, monkeypatch, lambda trainer, name: passed.append(name))
     assert set(HOOKS) <= set(passed)
-    draw = random.Random(f"{stage} {extra}")
+    draw = random.Random(f"{stage} {variant}")
     hooks = HOOKS[stage == "finetune" :: 2]
     places = [draw.choice([count for count, name in enumerate(passed) if name == hook]) for hook in hooks]
     for count in amount(places, range(len(passed))):
