@@ -10,8 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child hangs if its
 
 import pytest
 from omegaconf import DictConfig
+from stage import composed
 
-from birthplace_lm.config.compose import compose as compose_config
 from birthplace_lm.data.corpora.synthetic import write_biographies
 from birthplace_lm.runs import signals
 
@@ -113,6 +113,6 @@ def configure(tiny: list[str], tmp_path: Path) -> Configure:
     """Compose such a configuration, its runs in `tmp_path / "runs"`."""
 
     def compose(*overrides: str) -> DictConfig:
-        return compose_config([*tiny, f"runs_root={tmp_path / 'runs'}", *overrides])
+        return composed(tmp_path / "runs", (*tiny, *overrides))
 
     return compose

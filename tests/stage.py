@@ -1,5 +1,6 @@
 """A stage that is fitted in this process, or in a child that can be killed, and what it leaves."""
 
+import functools
 import hashlib
 import itertools
 import os
@@ -16,7 +17,7 @@ from unittest import mock
 import lightning as L
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm.config.compose import compose
@@ -49,27 +50,25 @@ METRICS = RunMetrics(
 
 
 def half(*axes: Sequence[Any]) -> list[Any]:
-    """For `parametrize`: the combinations whose positions have an even sum; the others run with --torture only.
+    """For `parametrize`: the combinations whose positions have an even sum; --torture runs the others, too.
 
     Of three axes or more, every value of one still meets every value of another.
     """
     marks = [(), pytest.mark.torture]
     return [
-        pytest.param(
-            *(values[i] for values, i in zip(axes, places, strict=True)), marks=marks[sum(places) % 2]
-        )
-        for places in itertools.product(*(range(len(values)) for values in axes))
+        pytest.param(*(value for _, value in chosen), marks=marks[sum(place for place, _ in chosen) % 2])
+        for chosen in itertools.product(*map(enumerate, axes))
     ]
 
 
 def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
     """A configuration whose stages save after every second step: 8 of pretraining, 6 of finetuning."""
-    return compose(
-        [
+    return composed(
+        root / "runs",
+        (
             "model=tiny",
             "model.n_layer=1",
             f"data.root={people}",
-            f"runs_root={root / 'runs'}",
             "stages.pretrain.max_epochs=2",
             "stages.pretrain.batch_size=8",
             "stages.finetune.max_epochs=2",
@@ -78,8 +77,20 @@ def quick(people: Path, root: Path, *overrides: str) -> DictConfig:
             "trainer.log_every_n_steps=1",
             "checkpoint.every_n_steps=2",
             *overrides,
-        ]
+        ),
     )
+
+
+def composed(runs_root: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """As `compose` with this `runs_root`; the same overrides are composed once."""
+    assert not any(override.startswith("runs_root=") for override in overrides)
+    config = _compose(overrides).copy()
+    with read_write(config):
+        config.runs_root = str(runs_root)
+    return config
+
+
+_compose = functools.cache(compose)
 
 
 @contextmanager

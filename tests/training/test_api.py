@@ -14,6 +14,7 @@ from unittest import mock
 
 import lightning as L
 import pytest
+from omegaconf import read_write
 from stage import without_waiting
 
 import birthplace_lm
@@ -77,8 +78,9 @@ def test_ctrl_c_leaves_a_run_that_continues(
     """Lightning would end a notebook's kernel, and ignore Ctrl-C from then on."""
     if not uninterrupted:
         uninterrupted["weights"] = train(configure("pretrain=none")).metrics.weights_sha256
-    root = f"{configure().runs_root}/other"
-    config = configure("pretrain=none", f"runs_root={root}", "checkpoint.every_n_steps=2")
+    config = configure("pretrain=none", "checkpoint.every_n_steps=2")
+    with read_write(config):
+        config.runs_root += "/other"
     handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
     message = "interrupted by SIGINT after step 3 of finetune" if times == 1 else "stopped"
     with pytest.raises(KeyboardInterrupt, match=message):
