@@ -3,8 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-PATH_KEYS = ("runs_root", "run_dir", "resume", "init_from", "extend_from", "data.root")
-TEXT_KEYS = (*PATH_KEYS, "data.question")  # need no quotes of Hydra on the command line
+PATH_KEYS = ("runs_root", "run_dir", "resume", "init_from", "extend_from", "data.root", "data.replace")
+# These need no quotes of Hydra on the command line.
+TEXT_KEYS = (*PATH_KEYS, "data.corpus", "data.train", "data.dev", "data.test", "data.question")
 
 
 def conf_dir() -> Path:

@@ -70,8 +70,9 @@ def test_a_sweep_over_paths_stays_a_sweep() -> None:
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert compose(["data.root=~/x"]).data.root == f"{tmp_path}/x"
-    with pytest.raises(InputError, match="cannot expand ~nobody_has_it: unknown user"):
-        compose(["data.root=~nobody_has_it/x"])
+    for key in ("data.root", "data.replace"):
+        with pytest.raises(InputError, match="cannot expand ~nobody_has_it: unknown user"):
+            compose([f"{key}=~nobody_has_it/x"])
 
 
 def test_other_text_is_answered_with_the_quotes_that_it_needs() -> None:

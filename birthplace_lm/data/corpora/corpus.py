@@ -120,9 +120,10 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
     if not root.is_dir():
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
     names = (data.corpus, data.train, data.dev, data.test)
-    hashes = tuple(_sha256(root / name) for name in (*names, data.replace) if name)
+    replace = data.replace and os.path.expanduser(data.replace)
+    hashes = tuple(_sha256(root / name) for name in (*names, replace) if name)
     question = QuestionTemplate.parse(data.question)
-    return _read(root, names, data.holdout_size, data.exclude, data.replace, question, block_size, hashes)
+    return _read(root, names, data.holdout_size, data.exclude, replace, question, block_size, hashes)
 
 
 def _sha256(path: Path) -> str | None:
@@ -154,7 +155,7 @@ def _read(
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
     replacements: Mapping[str, tuple[str, int]] = {}
     if replace is not None:
-        replacements = read_replacements(root / os.path.expanduser(replace))
+        replacements = read_replacements(root / replace)
         splits = [split for split in (train, dev, test) if split is not None]
         documents, (train, dev, *tests) = replace_places(
             documents, splits, question, replacements, root / replace

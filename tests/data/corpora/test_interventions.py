@@ -123,7 +123,7 @@ def test_a_line_without_the_answer_and_a_missing_split(folder: Path) -> None:
         corpus_of(folder, "data.replace=missing.tsv")
 
 
-def test_they_are_part_of_the_identity(folder: Path) -> None:
+def test_they_are_part_of_the_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(*overrides: str) -> str:
         config = compose([f"data.root={folder}", *overrides])
         corpus = read_corpus(config.data, config.model.block_size)
@@ -136,6 +136,10 @@ def test_they_are_part_of_the_identity(folder: Path) -> None:
     assert len(set(identities)) == 3
     assert identity("data.replace=same.tsv") == identities[2]  # by content
     assert identity("data.replace=third.tsv") != identities[2]
+    monkeypatch.setenv("HOME", str(folder))
+    assert identity("data.replace='~/same.tsv'") == identities[2]
+    (folder / "same.tsv").write_text("Ada Bo\tOslo\n")  # bug: a file below ~ was not hashed
+    assert identity("data.replace='~/same.tsv'") == identity("data.replace=third.tsv")
 
 
 def test_a_run_without_the_asked_people(configure: Any) -> None:
