@@ -22,7 +22,7 @@ from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import characters_until_half, learning_curve
 from birthplace_lm.analysis.report.page import write_page
 from birthplace_lm.analysis.report.plots import smoothed
-from birthplace_lm.analysis.report.settings import labels
+from birthplace_lm.analysis.report.settings import labels, varying_settings
 from birthplace_lm.analysis.report.summary import (
     OPTIONAL_COLUMNS,
     as_csv,
@@ -155,6 +155,21 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     assert result["dev mean"] == f"{fmean(shares):.1%}"
     assert result["deviation"] == f"{100 * stdev(shares):.1f}"
     assert result["correct"] == "245/420"
+
+
+def test_seeds_do_not_make_an_interval_narrower(tmp_path: Path) -> None:
+    """Bug: it counted every dev question once for each seed."""
+    for seed in range(3):
+        write_run(tmp_path / str(seed), correct=70, seed=seed, model={"n_layer": 1})
+        write_run(tmp_path / f"more-{seed}", correct=70, seed=seed, model={"n_layer": 2})
+    runs = find_runs(tmp_path)
+    low, high = Score(70, 140).interval
+    head, *rows = table_of_seeds(runs)
+    assert {row[head.index("95 % interval")] for row in rows} == {f"{100 * low:.1f} to {100 * high:.1f}"}
+    (setting,) = varying_settings(runs)
+    (axes,) = plots.setting_figure(runs, setting).axes
+    bars = [[*line.get_ydata()] for line in axes.lines if [*line.get_xdata()] in ([1, 1], [2, 2])]
+    assert bars == [pytest.approx([low, high])] * 2
 
 
 def test_formats_can_be_read(tmp_path: Path) -> None:

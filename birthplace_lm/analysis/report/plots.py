@@ -16,7 +16,7 @@ from birthplace_lm.analysis.report.settings import (
     shown_settings,
     varying_settings,
 )
-from birthplace_lm.analysis.report.summary import group_by_settings, mean_exact_match, pooled_score
+from birthplace_lm.analysis.report.summary import group_by_settings, interval_over_people, mean_exact_match
 from birthplace_lm.errors import InputError
 
 WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
@@ -191,7 +191,7 @@ def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
     """Exact match against a numeric setting: a dot for each run, and a line for each choice of the others.
 
-    The line goes through the means over seeds, with the interval of all their answers.
+    The line goes through the means over seeds, with their intervals over people.
     """
     key = setting.keys[0]
     lines = _lines(runs, setting)
@@ -205,7 +205,7 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
         style: dict[str, Any] = {"color": palette[label], "linewidth": 1.2}
         axes.plot([*by_value], [mean_exact_match(seeds) for seeds in by_value.values()], label=label, **style)
         for value, seeds in by_value.items():
-            axes.plot([value, value], pooled_score(seeds).interval, alpha=0.4, **style)
+            axes.plot([value, value], interval_over_people(seeds), alpha=0.4, **style)
             shares = [run.dev.exact_match for run in seeds if run.dev]
             axes.plot([value] * len(shares), shares, "o", color=palette[label], markersize=4)
     values = sorted({run.config[key] for line in lines.values() for run in line})

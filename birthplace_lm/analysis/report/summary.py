@@ -22,9 +22,12 @@ from birthplace_lm.analysis.report.settings import (
     varying_settings,
 )
 from birthplace_lm.analysis.report.tables import Table, as_markdown, as_text, fit, plain
-from birthplace_lm.runs.metrics import RunMetrics, Score
+from birthplace_lm.inference.confidence import wilson
+from birthplace_lm.runs.metrics import RunMetrics
 
-INTERVAL_NOTE = "Intervals are 95 % (Wilson), from the number of names alone; seeds differ by more."
+INTERVAL_NOTE = (
+    "Intervals are 95 % (Wilson) over the names of dev, each counted once for all seeds; seeds differ by more."
+)
 # Columns that a narrow terminal leaves out, the first ones first.
 OPTIONAL_COLUMNS = (
     "parameters",
@@ -67,7 +70,7 @@ def table_of_runs(
     finished = [run.metrics for run in runs if run.metrics]
     cells: dict[str, Callable[[RunMetrics], str]] = {
         "dev": lambda metrics: f"{metrics.dev.exact_match:.1%}",
-        "95 % interval": lambda metrics: _interval(metrics.dev),
+        "95 % interval": lambda metrics: _interval(metrics.dev.interval),
         "correct": lambda metrics: f"{metrics.dev.correct}/{metrics.dev.total}",
         "held out": lambda metrics: f"{metrics.holdout.exact_match:.1%}" if metrics.holdout else "",
         "majority": lambda metrics: f"{metrics.baseline.exact_match:.1%}",
@@ -98,8 +101,8 @@ def table_of_runs(
     return [[*columns], *([*row] for row in zip(*columns.values(), strict=True))]
 
 
-def _interval(score: Score) -> str:
-    low, high = score.interval
+def _interval(limits: tuple[float, float]) -> str:
+    low, high = limits
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
@@ -124,10 +127,16 @@ def mean_exact_match(runs: Sequence[Run]) -> float:
     return fmean(_shares(runs))
 
 
-def pooled_score(runs: Sequence[Run]) -> Score:
-    """The dev answers of finished runs, counted together."""
+def interval_over_people(runs: Sequence[Run]) -> tuple[float, float]:
+    """The 95 % interval of `mean_exact_match`: the seeds of a setting answer the same questions."""
+    right, total, seeds = _counts(runs)
+    return wilson(right / seeds, total / seeds)
+
+
+def _counts(runs: Sequence[Run]) -> tuple[int, int, int]:
+    """The right answers and all answers on dev of finished runs, and how many runs these are."""
     scores = [run.dev for run in runs if run.dev]
-    return Score(sum(score.correct for score in scores), sum(score.total for score in scores))
+    return sum(score.correct for score in scores), sum(score.total for score in scores), len(scores)
 
 
 def _shares(runs: Sequence[Run]) -> list[float]:
@@ -135,19 +144,20 @@ def _shares(runs: Sequence[Run]) -> list[float]:
 
 
 def table_of_seeds(runs: Sequence[Run]) -> Table:
-    """One row for all seeds of a setting: mean, spread, and the interval of all answers together."""
+    """One row for all seeds of a setting: mean, spread, and the interval over people."""
     settings = shown_settings(runs)
     columns = ["seeds", "dev mean", "deviation", "95 % interval", "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(runs, settings).values():
-        shares, total = _shares(seeds), pooled_score(seeds)
+        shares = _shares(seeds)
+        right, total, _ = _counts(seeds)
         spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
         majority = {f"{run.metrics.baseline.exact_match:.1%}" for run in seeds if run.metrics}
         numbers = [
             f"{mean_exact_match(seeds):.1%}",
             spread,
-            _interval(total),
-            f"{total.correct}/{total.total}",
+            _interval(interval_over_people(seeds)),
+            f"{right}/{total}",
         ]
         values = [seeds[0].display(setting.keys[0]) for setting in settings]
         table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
