@@ -14,6 +14,7 @@ INVISIBLE = ZERO_WIDTH | dict.fromkeys(
 )
 
 NAME = "{name}"
+MAX_ANSWER_LENGTH = 32  # characters that a model writes at most
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,8 @@ class QuestionTemplate:
 def normalise(text: str) -> str:
     """NFC, without invisible characters; any white space is one space, and none at either end."""
     return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
+
+
+def answer_room(block_size: int, max_answer_length: int = MAX_ANSWER_LENGTH) -> int:
+    """Characters of the block that are reserved for an answer: at most half of it."""
+    return min(max_answer_length, block_size // 2)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from birthplace_lm.data.questions import MAX_ANSWER_LENGTH, answer_room
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
 from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 
-MAX_ANSWER_LENGTH = 32
 # Share of active rows. Above it, copying the cache costs more than decoding the finished rows, too.
 COMPACT_BELOW = 0.5
 
@@ -49,7 +49,7 @@ def answer_questions(
     Args:
         model: in evaluation mode, on any device.
     """
-    max_answer_length = min(max_answer_length, model.block_size // 2)
+    max_answer_length = answer_room(model.block_size, max_answer_length)
     prompts = [question_prompt(model, vocab, question, max_answer_length) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths decode together
     answers: dict[int, Answer] = {}
@@ -67,7 +67,7 @@ def question_prompt(
     model: GPT, vocab: CharVocab, question: str, max_answer_length: int = MAX_ANSWER_LENGTH
 ) -> list[int]:
     """The ids of `question MASK`; a question that leaves no room for an answer loses its beginning."""
-    max_length = model.block_size - min(max_answer_length, model.block_size // 2)
+    max_length = model.block_size - answer_room(model.block_size, max_answer_length)
     ids, _ = vocab.encode_known(question)
     return [*ids[-(max_length - 1) :], vocab.mask_id]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
-from birthplace_lm.data.questions import QuestionTemplate, normalise
+from birthplace_lm.data.questions import QuestionTemplate, answer_room, normalise
 from birthplace_lm.data.vocab import CharVocab, describe
 
 MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
@@ -20,6 +20,25 @@ def check_overlap(train: Questions, dev: Questions) -> list[str]:
     return [
         f"{dev.path}:{first.line}: {len(shared)} of {len(dev.rows)} questions are also in {train.path}"
         f" (this one on line {train_lines[first.question]}): their answers are trained on"
+    ]
+
+
+def check_room(questions: Questions, block_size: int) -> list[str]:
+    """Warns about questions that lose their beginning when they are asked, and about too long answers."""
+    room = answer_room(block_size)
+    cut = [row for row in questions.rows if len(row.question) + 1 > block_size - room]
+    long = [row for row in questions.rows if len(row.place or "") > room]
+    total = len(questions.rows)
+    what = f"questions lose their beginning: {room} characters of block_size={block_size} are for the answer"
+    return [
+        *_warning(questions.path, cut, total, what, [row.question for row in cut]),
+        *_warning(
+            questions.path,
+            long,
+            total,
+            f"answers are longer than the {room} characters that the model writes at most, so never right",
+            [row.place for row in long],
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from birthplace_lm.data.corpora.consistency import (
     check_overlap,
     check_people,
     check_places,
+    check_room,
     check_spelling,
 )
 from birthplace_lm.data.corpora.interventions import (
@@ -163,7 +164,7 @@ def _read(
         test = tests[0] if tests else None
         vocab = CharVocab.from_text("".join([*vocab.symbols[2:], documents.text]))
     _check_questions(train, dev, test, question, vocab, block_size)
-    warnings = _warnings(documents, train, dev, test, question, vocab)
+    warnings = _warnings(documents, train, dev, test, question, vocab, block_size)
     if exclude is not None:  # the vocabulary stays that of all lines: such models compare
         split = {"train": train, "dev": dev, "test": test}[exclude]
         if split is None:
@@ -220,12 +221,13 @@ def _warnings(
     test: Questions | None,
     template: QuestionTemplate,
     vocab: CharVocab,
+    block_size: int,
 ) -> list[str]:
     warnings = check_overlap(train, dev) + check_spelling(train, dev)
     for questions in (train, dev, test):
         if questions is not None:
             warnings += questions.warnings + check_people(questions, documents, template)
-            warnings += check_places(questions, documents)
+            warnings += check_places(questions, documents) + check_room(questions, block_size)
     return warnings + (check_characters(test, vocab) if test is not None else [])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from birthplace_lm.config.schema import Data
-from birthplace_lm.data.corpora.consistency import check_characters, check_form
+from birthplace_lm.data.corpora.consistency import check_characters, check_form, check_room
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
 from birthplace_lm.data.corpora.qa_files import read_questions
 from birthplace_lm.data.questions import QuestionTemplate
@@ -119,3 +119,13 @@ def test_a_file_with_commas_for_tabs_is_not_of_the_form(tmp_path: Path) -> None:
     (tmp_path / "q.tsv").write_text("Where was Ada born?,London\nWhere was Bo born?\n", encoding="utf-8")
     (warning,) = check_form(read_questions(tmp_path / "q.tsv", "optional"), DEFAULT, vocab)
     assert ":1: 1 of 2 questions are not 'Where was {name} born?', e.g. Where was Ada born?,London" in warning
+
+
+def test_questions_and_answers_without_room(tmp_path: Path) -> None:
+    """Bug: a question fitted the block and lost its beginning, or a place was longer than any answer."""
+    (tmp_path / "train.tsv").write_text(f"{'q' * 95}\t{'p' * 32}\n{'q' * 96}\tp\nq\t{'p' * 33}\n")
+    questions = read_questions(tmp_path / "train.tsv")
+    cut, long = check_room(questions, block_size=128)
+    assert ":2: 1 of 3 questions lose their beginning: 32 characters of block_size=128 are for the" in cut
+    assert ":3: 1 of 3 answers are longer than the 32 characters that the model writes at most" in long
+    assert len(check_room(questions, block_size=129)) == 1
