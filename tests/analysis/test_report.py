@@ -383,6 +383,16 @@ def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
         plots.save_figure(find_runs(tmp_path), tmp_path / "figure.svg", "canon")
 
 
+def test_a_list_is_no_number(tmp_path: Path) -> None:
+    """Bug: a page about runs with several of them was a traceback."""
+    for number in range(3):
+        write_run(tmp_path / str(number), optimizer={"betas": [0.9, 0.9 + number / 100]})
+    runs = find_runs(tmp_path)
+    assert labels(runs)[runs[1]] == "betas=[0.9, 0.91]"
+    assert plots.numeric_settings(runs) == []
+    write_page(runs, tmp_path, tmp_path / "page.html")
+
+
 def test_characters_until_half_of_the_answers_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

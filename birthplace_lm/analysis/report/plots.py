@@ -154,7 +154,7 @@ def numeric_settings(runs: Sequence[Run]) -> list[Setting]:
     return [
         setting
         for setting in varying_settings(runs)
-        if len({run.config.get(setting.keys[0]) for run in runs}) >= MIN_VALUES and _lines(runs, setting)
+        if len({run.value(setting.keys[0]) for run in runs}) >= MIN_VALUES and _lines(runs, setting)
     ]
 
 

@@ -26,7 +26,7 @@ from birthplace_lm.inference.confidence import wilson
 from birthplace_lm.runs.metrics import RunMetrics
 
 INTERVAL_NOTE = (
-    "Intervals are 95 % (Wilson) over the names of dev, each counted once for all seeds; seeds differ by more."
+    "Intervals are 95 % (Wilson) over the names of dev, which all seeds answer; seeds differ by more."
 )
 # Columns that a narrow terminal leaves out, the first ones first.
 OPTIONAL_COLUMNS = (
