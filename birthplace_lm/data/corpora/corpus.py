@@ -169,7 +169,8 @@ def _read(
         split = {"train": train, "dev": dev, "test": test}[exclude]
         if split is None:
             raise InputError(f"data.exclude={exclude}: there is no {exclude} split; data.{exclude} is null")
-        documents = exclude_people(documents, names_of(split, question))
+        documents, absent = exclude_people(documents, names_of(split, question))
+        warnings += absent
     train, holdout = _hold_out(train, holdout_size)
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (

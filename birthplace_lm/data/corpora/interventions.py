@@ -16,18 +16,28 @@ def names_of(questions: Questions, template: QuestionTemplate) -> set[str]:
     return {template.name_in(row.question) or row.question for row in questions.rows}
 
 
-def exclude_people(documents: Documents, names: Collection[str]) -> Documents:
+def exclude_people(documents: Documents, names: Collection[str]) -> tuple[Documents, list[str]]:
     """The documents without the lines of these people: those that begin with a name and a full stop.
 
+    Returns:
+        The remaining documents, and a warning if some people have no such line.
+
     Raises:
-        InputError: no line would be left.
+        InputError: no line would be left, or no line is excluded.
     """
-    remaining = [i for i, line in enumerate(documents.training_lines) if owner(line, names) is None]
+    owners = [owner(line, names) for line in documents.training_lines]
+    remaining = [i for i, person in enumerate(owners) if person is None]
     if not remaining:
         raise InputError("data.exclude: leaves no line of the corpus; exclude another split")
+    if len(remaining) == len(owners):
+        raise InputError(
+            f"data.exclude: excludes no line: none of {documents.path} begins with one of the {len(names)}"
+            " names of the split and '. '; correct the names, or exclude another split"
+        )
+    absent = len({*names} - {*owners})
     lines = [documents.lines[i] for i in remaining]
-    excluded = len(documents.lines) - len(lines)
-    return replace(
+    excluded = len(owners) - len(lines)
+    edited = replace(
         documents,
         lines=lines,
         line_numbers=[documents.line_numbers[i] for i in remaining],
@@ -35,6 +45,8 @@ def exclude_people(documents: Documents, names: Collection[str]) -> Documents:
         text="".join(f"{line}\n" for line in lines),
         notes=[*documents.notes, f"{documents.path}: {excluded} lines excluded"],
     )
+    warning = f"data.exclude: {absent} of {len(names)} names begin no line of {documents.path}"
+    return edited, [warning] if absent else []
 
 
 def read_replacements(path: Path) -> dict[str, tuple[str, int]]:

@@ -45,6 +45,17 @@ def test_the_people_of_a_split_are_left_out(folder: Path, split: str, left: list
     assert any("1 lines excluded" in note for note in corpus.notes)
 
 
+def test_people_without_a_line_are_not_left_out(folder: Path) -> None:
+    """Bug: with other names in the questions, `data.exclude` excluded nothing and nothing was reported."""
+    (folder / "dev.tsv").write_text("Where was Ada Bo Cy born?\tOslo\nWhere was Romeo born?\tRome\n")
+    assert any(
+        "1 of 2 names begin no line" in warning for warning in corpus_of(folder, "data.exclude=dev").warnings
+    )
+    (folder / "dev.tsv").write_text("Where was Romeo born?\tRome\n")
+    with pytest.raises(InputError, match=r"data\.exclude: excludes no line"):
+        corpus_of(folder, "data.exclude=dev")
+
+
 def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
     (folder / "other.tsv").write_text("Ada Bo\tLima\nAda Bo Cy\tBergen\n")
     corpus = corpus_of(folder, "data.replace=other.tsv")
