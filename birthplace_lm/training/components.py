@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
@@ -151,6 +151,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
         NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),
         StepLimit(plan.max_steps),
+        *([Timer(plan.trainer["max_time"])] if plan.trainer["max_time"] else []),
         *configured_callbacks(plan),  # before EMA: at the end of a validation they see the validated weights
         *([EMA(plan.ema_decay)] if plan.ema_decay else []),
         UnshardForValidation(),
@@ -207,6 +208,7 @@ def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | N
     _await_new_second(plan.directory)
     trainer: L.Trainer = instantiate(
         plan.trainer,
+        max_time=None,  # Lightning would put its timer after our callbacks, which save the checkpoint
         strategy=resolve_strategy(plan.trainer["strategy"], plan.processes),
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(plan.directory),

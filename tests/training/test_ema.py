@@ -1,5 +1,6 @@
 """The moving average of the weights against one that is kept by hand."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def test_is_validated_and_kept(configure: Any, tmp_path: Path) -> None:
     averages = model_state_dict(checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0]))
     for name, average in witness.average.items():
         torch.testing.assert_close(averages[name].double(), average, atol=1e-6, rtol=0)
+
+
+def test_the_last_step_within_max_time_ends_with_the_average(configure: Any, tmp_path: Path) -> None:
+    """Bug: where a save was due at that step, it came before Lightning's timer, and no other followed."""
+    numbers = ("stages.finetune.ema_decay=0.9", "checkpoint.every_n_steps=1")
+    fit(configure(*numbers, "trainer.max_time=00:00:00:01"), "finetune", tmp_path / "stage", Slow())
+    last = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0])
+    assert last["global_step"] == 1
+    assert last["callbacks"]["ema"]["ended"]
+
+
+class Slow(L.Callback):
+    def on_train_batch_start(self, *args: Any) -> None:
+        time.sleep(1)
 
 
 def test_not_of_a_spread_model() -> None:
