@@ -72,7 +72,7 @@ class Fault(Exception):
 class Simple(NamedTuple):
     """What the simple reader makes of the four files."""
 
-    documents: list[tuple[str, int, int]]  # text, line, row
+    documents: list[str]
     train: list[Row]
     dev: list[Row]
     test: list[Row]
@@ -114,17 +114,12 @@ def simple_field(text: str, place: tuple[str, int]) -> str:
     return one_space(simple_text(text, "", place))
 
 
-def simple_documents(path: Path) -> list[tuple[str, int, int]]:
-    lines = [(simple_text(text, "\u200b\u2060\ufeff", (path.name, n)), n) for n, text in simple_lines(path)]
-    written = [(text, n) for text, n in lines if text]
-    numbered = [
-        (text, n, row)
-        for row, (text, n) in enumerate(written)
-        if len(one_space(re.sub(f"[{FORMAT}]", "", text))) >= 4
-    ]
-    if not numbered:
+def simple_documents(path: Path) -> list[str]:
+    lines = [simple_text(text, "\u200b\u2060\ufeff", (path.name, n)) for n, text in simple_lines(path)]
+    documents = [text for text in lines if len(one_space(re.sub(f"[{FORMAT}]", "", text))) >= 4]
+    if not documents:
         raise Fault(path.name, None)
-    return numbered
+    return documents
 
 
 def simple_questions(path: Path, answered: bool) -> list[Row]:
@@ -155,7 +150,7 @@ def simple_reader(folder: Path) -> Simple:
         simple_questions(dev, answered=True),
         simple_questions(test, answered=False),
     )
-    corpus_symbols = {"\n", *WORDING, *"".join(text for text, _, _ in read.documents)}
+    corpus_symbols = {"\n", *WORDING, *"".join(read.documents)}
     wording = re.compile(r"Where was .+ born\?", re.DOTALL)
     for path, rows in ((train, read.train), (dev, read.dev), (test, read.test)):
         for question, place, number in rows:
@@ -176,9 +171,8 @@ def rows_of(questions: Questions | None) -> list[Row]:
 
 def check_same(result: Corpus, expected: Simple, folder: Path) -> None:
     documents = result.documents
-    numbered = zip(documents.lines, documents.line_numbers, documents.row_numbers, strict=True)
-    assert list(numbered) == expected.documents
-    assert documents.text == "".join(text + "\n" for text, _, _ in expected.documents)
+    assert documents.lines == expected.documents
+    assert documents.text == "".join(text + "\n" for text in expected.documents)
     assert rows_of(result.train) == expected.train
     assert rows_of(result.dev) == expected.dev
     assert rows_of(result.test) == expected.test

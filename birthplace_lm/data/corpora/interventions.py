@@ -26,22 +26,19 @@ def exclude_people(documents: Documents, names: Collection[str]) -> tuple[Docume
         InputError: no line would be left, or no line is excluded.
     """
     owners = [owner(line, names) for line in documents.training_lines]
-    remaining = [i for i, person in enumerate(owners) if person is None]
-    if not remaining:
+    lines = [line for line, person in zip(documents.lines, owners, strict=True) if person is None]
+    if not lines:
         raise InputError("data.exclude: leaves no line of the corpus; exclude another split")
-    if len(remaining) == len(owners):
+    excluded = len(owners) - len(lines)
+    if not excluded:
         raise InputError(
             f"data.exclude: excludes no line: none of {documents.path} begins with one of the {len(names)}"
             " names of the split and '. '; correct the names, or exclude another split"
         )
     absent = len({*names} - {*owners})
-    lines = [documents.lines[i] for i in remaining]
-    excluded = len(owners) - len(lines)
     edited = replace(
         documents,
         lines=lines,
-        line_numbers=[documents.line_numbers[i] for i in remaining],
-        row_numbers=[documents.row_numbers[i] for i in remaining],
         text="".join(f"{line}\n" for line in lines),
         notes=[*documents.notes, f"{documents.path}: {excluded} lines excluded"],
     )

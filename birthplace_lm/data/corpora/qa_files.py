@@ -13,6 +13,7 @@ from birthplace_lm.data.vocab import CharVocab, describe
 from birthplace_lm.errors import InputError
 
 MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
+SHORT = f"documents shorter than {MIN_DOCUMENT} characters skipped"
 MAX_WARNINGS = 10
 RECORD = "'QUESTION<TAB>ANSWER'"
 HEADER_WORDS = {
@@ -33,15 +34,10 @@ class Documents:
 
         >>> documents.lines
         ['Ada Lovelace. Born in London .', 'Alan Turing. Born in London .']
-        >>> documents.line_numbers, documents.row_numbers
-        ([1, 3], [0, 1])
 
     Attributes:
         path: Where it was read.
         lines: The documents, without line ends; blank and too short ones are left out.
-        line_numbers: For each document, its line in the file, from 1.
-        row_numbers: For each document, its row, from 0: in the course's files row i is about the person of
-            the i-th question of train, dev and test together. Too short documents still take a row.
         text: The documents, each followed by a newline; characters and vocabulary are counted in it.
         sha256: Of the bytes of the file.
         notes: What was normalised and skipped, with counts, for the log.
@@ -49,8 +45,6 @@ class Documents:
 
     path: Path
     lines: list[str]
-    line_numbers: list[int]
-    row_numbers: list[int]
     text: str
     sha256: str
     notes: list[str]
@@ -106,27 +100,22 @@ def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
         InputError: The file cannot be read, is not UTF-8 text, or has no document of 4 characters or more.
     """
     file = TextFile(path, key)
-    documents: list[tuple[str, int, int]] = []
-    row = 0
+    lines: list[str] = []
     for number, raw in file.lines():
         line = file.tidy(raw, number, ZERO_WIDTH)
         if not line:
             file.counts["blank lines skipped"] += 1
-            continue
-        if len(normalise(line)) < MIN_DOCUMENT:
-            file.counts[f"documents shorter than {MIN_DOCUMENT} characters skipped"] += 1
+        elif len(normalise(line)) < MIN_DOCUMENT:
+            file.counts[SHORT] += 1
         else:
-            documents.append((line, number, row))
-        row += 1
-    if not documents:
-        short = f", all {row} documents are shorter than {MIN_DOCUMENT} characters" if row else ""
+            lines.append(line)
+    if not lines:
+        skipped = file.counts[SHORT]
+        short = f", all {skipped} documents are shorter than {MIN_DOCUMENT} characters" if skipped else ""
         raise InputError(f"{key}={path}: 0 examples{short}; give one document per line")
-    lines, line_numbers, row_numbers = map(list, zip(*documents, strict=True))
     return Documents(
         path=file.path,
         lines=lines,
-        line_numbers=line_numbers,
-        row_numbers=row_numbers,
         text="".join(line + "\n" for line in lines),
         sha256=file.sha256,
         notes=file.notes,

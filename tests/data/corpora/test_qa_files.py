@@ -56,7 +56,7 @@ def test_documents_of_a_plain_file(tmp_path: Path) -> None:
     assert read.lines == ["Ada. Born in London .", "Alan. Born in London ."]
     assert read.text == path.read_text()
     assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (read.line_numbers, read.row_numbers, read.notes) == ([1, 2], [0, 1], [])
+    assert read.notes == []
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,9 @@ def test_accents_are_composed_and_counted(tmp_path: Path) -> None:
     assert (row.question, row.place) == ("Where was Zoë born?", "Orléans")
 
 
-def test_documents_keep_the_rows_of_the_course(tmp_path: Path) -> None:
+def test_short_documents_are_skipped(tmp_path: Path) -> None:
     read = read_documents(write(tmp_path, "Ada .\n\nBo\nAlan .\u200e"))
     assert read.lines == ["Ada .", "Alan .\u200e"]
-    assert read.line_numbers == [1, 4]
-    assert read.row_numbers == [0, 2]
     assert read.text == "Ada .\nAlan .\u200e\n"
     assert notes(read) == {
         "blank lines skipped": 1,
@@ -249,7 +247,7 @@ def test_any_white_space_is_one_space(tmp_path: Path) -> None:
 
 def test_a_document_of_spaces_is_short(tmp_path: Path) -> None:
     read = read_documents(write(tmp_path, "a      b\nAda .\n"))
-    assert (read.training_lines, read.row_numbers) == (["Ada ."], [1])
+    assert read.training_lines == ["Ada ."]
 
 
 def test_quotes_of_a_csv_writer_are_removed(tmp_path: Path) -> None:
@@ -302,7 +300,7 @@ def test_numbers_of_the_real_corpus() -> None:
     assert read.text == path.read_text(encoding="utf-8")
     assert len(read.text) == 418_352
     assert len(CharVocab.from_text(read.text)) == 256
-    assert read.row_numbers == list(range(2937))
+    assert len(read.lines) == 2937
     assert read.notes == []
 
 
