@@ -12,7 +12,18 @@ def write_run(folder: Path, state: str = "done", correct: int = 70, **config: An
     values: dict[str, Any] = {
         "labels": {"attention": "vanilla", "pretrain": "none", "data": "biographies"},
         "seed": 0,
-        "data": {"root": None, "train": "train.tsv", "dev": "dev.tsv"},
+        "data": {
+            "root": None,
+            "corpus": "corpus.txt",
+            "train": "train.tsv",
+            "dev": "dev.tsv",
+            "test": None,
+            "holdout_size": 0,
+            "exclude": None,
+            "replace": None,
+            "question": "Where was {name} born?",
+        },
+        "model": {"block_size": 128},
         "stages": {"finetune": {"learning_rate": 1e-3}},
         "runs_root": str(folder.parent),
     }

@@ -37,6 +37,7 @@ from birthplace_lm.analysis.report.summary import (
 from birthplace_lm.analysis.report.tables import as_markdown, as_text, fit, show
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.metrics import Score
 
@@ -280,6 +281,21 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
         shutil.rmtree(made.path / name)
     write_page([made], tmp_path / "runs", page)
     assert "is not shown: " in page.read_text()
+
+
+def test_errors_are_those_of_the_corpus_of_the_run(tmp_path: Path) -> None:
+    """Bug: replaced places counted as wrong answers, and files that had changed since as those of the run."""
+    config = compose(["data.replace=counterfactual.tsv"])
+    dev = read_corpus(config.data, config.model.block_size).dev.rows
+    data: Any = OmegaConf.to_container(config.data)
+    run = write_run(tmp_path / "replaced", data=data, model={"block_size": 128})
+    (run / "predictions" / "dev.txt").write_text("".join(f"{row.place}\n" for row in dev))
+    write_run(tmp_path / "changed", seed=1, inputs={"dev": "0" * 64})
+    write_page(find_runs(tmp_path), tmp_path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "gold: " not in page
+    assert "changed is not shown: " in page
+    assert "the files of its corpus have changed" in page
 
 
 @pytest.mark.parametrize("width", [300, 40])

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
 from birthplace_lm.analysis.report.collect import Run
@@ -23,9 +25,9 @@ from birthplace_lm.analysis.report.plots import (
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import failures, naming_note, notes, table_of_runs, table_of_seeds
 from birthplace_lm.analysis.report.tables import Table
-from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
-from birthplace_lm.data.corpora.qa_files import majority_answer, read_questions
+from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError
+from birthplace_lm.inference.run_corpus import corpus_of_run
 
 PACKAGES = ("birthplace-lm", "torch", "lightning")  # whose versions the page names
 LONG_CELL = 40  # characters; a longer cell is broken into lines
@@ -135,7 +137,7 @@ def _errors(runs: Sequence[Run]) -> str:
     for run in runs:
         try:
             answers[run] = _categorize(run)
-        except (BirthplaceError, OSError, ValueError, KeyError, TypeError) as error:
+        except (BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             messages += f"<p>{escape(run.path.name)} is not shown: {escape(error)}.</p>"
     if not answers:
         return messages
@@ -156,15 +158,12 @@ def _errors(runs: Sequence[Run]) -> str:
 
 def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
     """Count the answers on dev by category. Also returns the wrong ones with question and gold answer."""
-    folder = run.config["data.root"]
-    root = embedded_corpus_dir() if folder is None else Path(folder).expanduser()
-    train = read_questions(root / run.config["data.train"], key="data.train")
-    dev = read_questions(root / run.config["data.dev"], key="data.dev").rows
+    corpus = _corpus(run)
+    dev = corpus.dev.rows
     answers = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
     if len(answers) != len(dev):
         raise ValueError(f"{run.path.name} has {len(answers)} predictions for {len(dev)} questions")
-    places = {row.place for row in train.rows}
-    majority, _ = majority_answer(train)
+    places = {row.place for row in corpus.train.rows}
     counts: Counter[str] = Counter()
     errors = []
     for row, answer in zip(dev, answers, strict=True):
@@ -173,7 +172,22 @@ def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
             continue
         errors.append((row.question, answer, row.place or ""))
         if answer in places:
-            counts["the majority answer" if answer == majority else "a wrong train answer"] += 1
+            counts["the majority answer" if answer == corpus.majority else "a wrong train answer"] += 1
         else:
             counts["not a train answer" if answer.strip() else "an empty text"] += 1
     return counts, errors
+
+
+def _corpus(run: Run) -> Corpus:
+    """The corpus of a run, by its configuration as it stands: that may name classes of a plugin."""
+
+    def section(name: str) -> dict[str, Any]:
+        keys = [key for key in run.config if key.startswith(f"{name}.")]
+        return {key.partition(".")[2]: run.config[key] for key in keys}
+
+    config: Any = SimpleNamespace(
+        data=SimpleNamespace(**section("data")),
+        model=SimpleNamespace(**section("model")),
+        inputs=section("inputs"),
+    )
+    return corpus_of_run(run.path, config)
