@@ -32,6 +32,7 @@ class EpochBatchDataset(Dataset[Batch]):
         length_bucket: number of batches that are sampled together and sorted by length, so that the rows of
             a batch have similar lengths and need little padding; 1 leaves the lengths to chance.
         rank, world_size: this process and the number of processes.
+        same_epoch: every epoch has the batches of the first one.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EpochBatchDataset(Dataset[Batch]):
         length_bucket: int,
         rank: int = 0,
         world_size: int = 1,
+        same_epoch: bool = False,
     ) -> None:
         self.sources = sources
         self.ids = ids
@@ -55,15 +57,15 @@ class EpochBatchDataset(Dataset[Batch]):
         self.length_bucket = length_bucket
         self.rank = rank
         self.world_size = world_size
+        self.same_epoch = same_epoch
         self.rows_total = sum(len(source) for source in sources)
         self._planned: tuple[int, PieceTable, list[Tensor]] | None = None
 
     def __len__(self) -> int:
         return -(-self.rows_total // self.batch_size)
 
-    def __getitem__(self, batch_id: BatchId | int) -> Batch:
-        # Lightning's overfit_batches replaces our sampler by one that counts: those are batches of epoch 0.
-        epoch, index = (0, batch_id) if isinstance(batch_id, int) else batch_id
+    def __getitem__(self, batch_id: BatchId) -> Batch:
+        epoch, index = batch_id
         rows, batches = self._plan(epoch)
         return self._batch(rows, batches[index], (epoch, index))
 
@@ -78,6 +80,7 @@ class EpochBatchDataset(Dataset[Batch]):
         return digest.hexdigest()
 
     def _plan(self, epoch: int) -> tuple[PieceTable, list[Tensor]]:
+        epoch = 0 if self.same_epoch else epoch
         if self._planned is None or self._planned[0] != epoch:
             generator = generator_for("epoch", self.seed, epoch)
             rows = PieceTable.stack([source.rows(generator) for source in self.sources])

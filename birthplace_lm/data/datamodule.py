@@ -43,7 +43,7 @@ line is held out, because the model must read about every person: it tells how w
 """
 QUESTION_ANSWERING_NOTE = """
 The held-out loss (`val_loss`, nats per character) is that of the places of the evaluated questions: dev, or
-the rows of `data.holdout_size`. No training question is about these people.
+the rows of `data.holdout_size`. The log of the run warns about those that are also training questions.
 
 It may rise while exact match stays or rises: a wrong place costs more nats the surer the model is, and
 exact match counts it as one error.
@@ -65,6 +65,7 @@ class LoaderConfig:
         seed: of the run.
         shuffle: new order in every epoch.
         length_bucket: batches sampled together and sorted by length; see `EpochBatchDataset`.
+        same_epoch: every epoch has the batches of the first one (`trainer.overfit_batches`).
     """
 
     batch_size: int
@@ -72,6 +73,7 @@ class LoaderConfig:
     seed: int
     shuffle: bool
     length_bucket: int
+    same_epoch: bool = False
 
 
 class BatchDataModule(L.LightningDataModule):
@@ -196,6 +198,7 @@ class BatchDataModule(L.LightningDataModule):
             self.loading.length_bucket,
             self._rank,
             self._world_size,
+            self.loading.same_epoch,
         )
 
     def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:

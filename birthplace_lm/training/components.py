@@ -209,6 +209,7 @@ def build_trainer(plan: StagePlan, callbacks: list[L.Callback], resume: Path | N
     trainer: L.Trainer = instantiate(
         plan.trainer,
         max_time=None,  # Lightning would put its timer after our callbacks, which save the checkpoint
+        overfit_batches=0,  # Lightning would replace our sampler, which resumes where the epoch was left
         strategy=resolve_strategy(plan.trainer["strategy"], plan.processes),
         enable_progress_bar=False,  # Lightning's; ours is among the callbacks
         default_root_dir=str(plan.directory),

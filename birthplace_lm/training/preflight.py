@@ -112,7 +112,12 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         logger=plain["logger"],
         trainer=flags,
         loading=LoaderConfig(
-            stage["batch_size"], stage["num_workers"], config.seed, stage["shuffle"], stage["length_bucket"]
+            stage["batch_size"],
+            stage["num_workers"],
+            config.seed,
+            stage["shuffle"],
+            stage["length_bucket"],
+            same_epoch=bool(flags["overfit_batches"]),
         ),
         seed=config.seed,
         learning_rate=stage["learning_rate"],
@@ -195,6 +200,8 @@ def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
                 )
             if key != "limit_val_batches":  # two loaders, each with its own length
                 flags[key] = int(limit * count)
+    if flags["overfit_batches"]:
+        flags["limit_train_batches"] = flags["limit_val_batches"] = flags["overfit_batches"]
     if flags["limit_train_batches"] == 0:
         raise InputError("trainer.limit_train_batches=0: nothing to train on; give 1 or more, or null")
     return flags

@@ -232,10 +232,14 @@ def test_lightning_trains_on_every_batch_once(corpus: Corpus) -> None:
     assert going_on.keys == [(1, i) for i in range(1, length)]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_overfits_on_the_first_batches(corpus: Corpus) -> None:
-    """Bug: `overfit_batches` puts a sampler of numbers in the place of ours, which gave a TypeError."""
-    assert fit(pretraining(corpus), overfit_batches=2, max_epochs=3).keys == [(0, 0), (0, 1)] * 3
+def test_the_same_epoch_repeats_its_batches(corpus: Corpus) -> None:
+    loading = LoaderConfig(32, 0, 0, shuffle=True, length_bucket=4, same_epoch=True)
+    data = QuestionAnsweringDataModule(corpus, loading, BLOCK, ascii_only=False)
+    length = len(epoch_of(data))
+    batches = train(data, 2 * length)
+    for first, second in zip(batches[:length], batches[length:], strict=True):
+        assert torch.equal(first["inputs"], second["inputs"])
+        assert torch.equal(second["batch_id"] - first["batch_id"], torch.tensor([1, 0]))
 
 
 def test_the_global_stream_is_left_alone(corpus: Corpus) -> None:

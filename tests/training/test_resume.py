@@ -133,6 +133,7 @@ EVERY_STEP = {
     "accumulate": ("trainer.accumulate_grad_batches=3",),
     "workers": ("stages.pretrain.num_workers=2", "stages.finetune.num_workers=2"),
     "ema": ("stages.pretrain.ema_decay=0.9", "stages.finetune.ema_decay=0.9"),
+    "overfit": ("trainer.overfit_batches=2", "trainer.max_epochs=3"),
     "limited": ("trainer.limit_train_batches=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1"),
 }
 EVERY_HOOK = {
