@@ -71,9 +71,11 @@ def likeliest_places(
 def abstention_threshold(trained: TrainedModel, corpus: Corpus, precision: float) -> Threshold:
     """From which log-probability on answers are right often enough, by questions that were not trained on.
 
-    These are the held-out train questions if the run has some, the dev questions otherwise.
+    These are the held-out train questions if the run has some, the dev questions otherwise; those that train
+    repeats are left out.
     """
-    rows = [row for row in corpus.holdout or corpus.dev.rows if row.place]
+    trained_on = {row.question for row in corpus.train.rows}
+    rows = [r for r in corpus.holdout or corpus.dev.rows if r.place and r.question not in trained_on]
     answers = trained.answer_questions([row.question for row in rows])
     return choose_threshold(
         [answer.log_probability for answer in answers],

@@ -1,6 +1,7 @@
 """Warnings before a model is asked."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from stage import write_config
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.inference.asking import warnings_about
+from birthplace_lm.inference.asking import abstention_threshold, warnings_about
+from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.runs.identity import with_inputs
 
 
@@ -74,3 +76,17 @@ def test_an_unfinished_run_is_named(run: Path, state: str) -> None:
     assert warning == f"{run}: {state} in finetune, not finished; its command continues it"
     (run / "status.json").write_text(json.dumps({**status, "state": "done"}))
     assert warnings_about(run, []) == []
+
+
+def test_a_question_that_train_repeats_chooses_no_threshold(configure: Any) -> None:
+    """Bug: the threshold was chosen by questions that the model was trained on, too."""
+
+    class Memory:
+        def answer_questions(self, questions: list[str]) -> list[Answer]:
+            return [Answer("", 0.0) for _ in questions]
+
+    config = configure()
+    corpus = read_corpus(config.data, config.model.block_size)
+    dev = replace(corpus.dev, rows=[*corpus.dev.rows, *corpus.train.rows])
+    trained: Any = Memory()
+    assert abstention_threshold(trained, replace(corpus, dev=dev), 0.5).rows == len(corpus.dev.rows)

@@ -10,15 +10,15 @@ from birthplace_lm.data.vocab import CharVocab, describe
 MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
 
 
-def check_overlap(train: Questions, dev: Questions) -> list[str]:
-    """Warns if questions of train are in dev, where they measure memory of the answer."""
+def check_overlap(train: Questions, other: Questions, what: str = "questions") -> list[str]:
+    """Warns if questions of train are in another split, where they measure memory of the answer."""
     train_lines = {row.question: row.line for row in reversed(train.rows)}
-    shared = [row for row in dev.rows if row.question in train_lines]
+    shared = [row for row in other.rows if row.question in train_lines]
     if not shared:
         return []
     first = shared[0]
     return [
-        f"{dev.path}:{first.line}: {len(shared)} of {len(dev.rows)} questions are also in {train.path}"
+        f"{other.path}:{first.line}: {len(shared)} of {len(other.rows)} {what} are also in {train.path}"
         f" (this one on line {train_lines[first.question]}): their answers are trained on"
     ]
 

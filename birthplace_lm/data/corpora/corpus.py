@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -172,6 +172,7 @@ def _read(
         documents, absent = exclude_people(documents, names_of(split, question))
         warnings += absent
     train, holdout = _hold_out(train, holdout_size)
+    warnings += check_overlap(train, holdout, "held-out questions")
     files = [file for file in (documents, train, dev, test) if file is not None]
     summary = (
         f"{len(documents.text)} characters, {len(vocab)} symbols; {len(documents.lines)} documents,"
@@ -182,7 +183,7 @@ def _read(
         train=train,
         dev=dev,
         test=test,
-        holdout=holdout,
+        holdout=holdout.rows,
         question=question,
         vocab=vocab,
         notes=[summary, *(note for file in files for note in file.notes)],
@@ -225,6 +226,7 @@ def _warnings(
     block_size: int,
 ) -> list[str]:
     warnings = check_overlap(train, dev) + check_spelling(train, dev)
+    warnings += check_overlap(train, test) if test is not None else []
     for questions in (train, dev, test):
         if questions is not None:
             warnings += questions.warnings + check_people(questions, documents, template)
@@ -249,17 +251,13 @@ def check_data_hashes(before: Mapping[str, str], now: Mapping[str, str]) -> None
             )
 
 
-def _hold_out(train: Questions, count: int) -> tuple[Questions, list[Question]]:
+def _hold_out(train: Questions, count: int) -> tuple[Questions, Questions]:
     """Hold out `count` questions, evenly spread over the file."""
-    if count == 0:
-        return train, []
     rows = train.rows
-    if not 0 < count < len(rows):
+    if not 0 <= count < len(rows):
         raise InputError(
             f"data.holdout_size={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
         )
     held_out = {i * len(rows) // count for i in range(count)}
     remaining = [row for i, row in enumerate(rows) if i not in held_out]
-    return Questions(train.path, remaining, train.sha256, train.notes, train.warnings), [
-        rows[i] for i in sorted(held_out)
-    ]
+    return replace(train, rows=remaining), replace(train, rows=[rows[i] for i in sorted(held_out)])

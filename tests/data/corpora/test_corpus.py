@@ -154,6 +154,18 @@ def test_questions_fit_the_block(folder: Path, name: str, length: int) -> None:
         read(folder, block_size=length + 100 + 1)
 
 
+def test_repeated_questions_in_test_and_holdout_are_counted(folder: Path) -> None:
+    """Bug: only dev was compared with train: a held-out question that train repeats was not reported."""
+    (folder / "train.tsv").write_text(LINES["train.tsv"] * 2 + "Where was Bo born?\tUr\n", encoding="utf-8")
+    (folder / "dev.tsv").write_text("Where was Cy born?\tUr\n", encoding="utf-8")
+    (folder / "test.tsv").write_text("Where was Bo born?\n", encoding="utf-8")
+    repeated = [w for w in read(folder, holdout_size=1).warnings if "also in" in w]
+    assert "test.tsv:1: 1 of 1 questions are also in" in repeated[0]
+    assert "train.tsv:1: 1 of 1 held-out questions are also in" in repeated[1]
+    assert "(this one on line 2)" in repeated[1]
+    assert not [w for w in read(folder, test=None).warnings if "also in" in w]
+
+
 def test_notes_and_warnings_name_their_file_once(folder: Path) -> None:
     """Bug: notes began with the name of the file twice."""
     (folder / "dev.tsv").write_text(LINES["dev.tsv"] + "\n" + LINES["train.tsv"], encoding="utf-8")
