@@ -173,6 +173,29 @@ def test_seeds_do_not_make_an_interval_narrower(tmp_path: Path) -> None:
     assert bars == [pytest.approx([low, high])] * 2
 
 
+def test_files_that_changed_make_another_setting(tmp_path: Path) -> None:
+    """Bug: runs on other contents of the same files counted as seeds of one setting."""
+    paths = {"root": "people", "corpus": "corpus.txt", "dev": "dev.tsv"}
+    for number in range(4):
+        inputs = {"corpus": f"{number // 2}" * 64, "dev": "d" * 64}
+        write_run(tmp_path / str(number), data=paths, inputs=inputs, seed=number)
+    runs = find_runs(tmp_path)
+    assert {*labels(runs).values()} == {"corpus=00000000", "corpus=11111111"}
+    assert [row[:2] for row in table_of_seeds(runs)] == [
+        ["corpus", "seeds"],
+        ["00000000", "2"],
+        ["11111111", "2"],
+    ]
+
+
+def test_a_folder_tells_its_files(tmp_path: Path) -> None:
+    for number in range(2):
+        paths = {"root": f"people/{number}", "corpus": "corpus.txt"}
+        write_run(tmp_path / str(number), data=paths, inputs={"corpus": f"{number}" * 64})
+    write_run(tmp_path / "no-hash", data={"root": "people/0", "corpus": "corpus.txt"})
+    assert {*labels(find_runs(tmp_path)).values()} == {"root=0", "root=1"}
+
+
 def test_formats_can_be_read(tmp_path: Path) -> None:
     write_run(tmp_path / "one", correct=70)
     write_run(tmp_path / "two", "failed", seed=1)

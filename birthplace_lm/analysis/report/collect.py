@@ -58,8 +58,10 @@ class Run:
         return value_in(self.config, key)
 
     def display(self, key: str) -> str:
-        """The same, where a checkpoint is named by its run and a path by its end."""
+        """The same, where a checkpoint is named by its run, a path by its end, a hash by its beginning."""
         value = self.value(key)
+        if key.startswith("inputs."):
+            return value[:8]
         if key in CHECKPOINT_KEYS or (key == PRETRAINING and self.config.get("init_from")):
             word, _, path = value.partition(" ") if key == PRETRAINING else ("", "", value)
             return f"{word} {checkpoint_name(path)}".strip()

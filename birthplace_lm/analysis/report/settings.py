@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from birthplace_lm.analysis.report.collect import Run, flatten, value_in
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, TRAINER_EXCLUDED_FROM_HASH
+from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH
 
 GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "labels.data": "data"}
 NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
@@ -66,6 +66,7 @@ def varying_settings(runs: Sequence[Run]) -> list[Setting]:
     varying = [key for key in sorted(keys - IGNORED_KEYS - {*NAMES}) if len(_values(runs, key)) > 1]
     if settings and varying:
         varying = _without_defaults(runs, varying)
+    varying += _changed_files(runs)
     together: dict[tuple[int, ...], list[str]] = {}  # by which runs have equal values
     for key in varying:
         values = [run.value(key) for run in runs]
@@ -132,6 +133,17 @@ def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
         for key in keys
         if any(run.value(key) not in ("", value_in(composed[choices[run]], key)) for run in runs)
     ]
+
+
+def _changed_files(runs: Sequence[Run]) -> list[str]:
+    """The hashes that differ among runs with equal paths: of files that changed between the runs."""
+    changed = []
+    for file in FILE_KEYS:
+        keys = (f"inputs.{file}", "data.root", f"data.{file}")
+        versions = {tuple(run.value(key) for key in keys) for run in runs if run.value(keys[0])}
+        if len(versions) > len({version[1:] for version in versions}):
+            changed.append(keys[0])
+    return changed
 
 
 @cache
