@@ -20,6 +20,7 @@ from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.cost import CostCounter
 from birthplace_lm.training.callbacks.curves import EVENT_FILES, TrainingCurves
+from birthplace_lm.training.callbacks.monitoring import EarlyStopping
 from birthplace_lm.training.components import (
     build_callbacks,
     build_datamodule,
@@ -91,6 +92,9 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     for events in path.parent.glob(EVENT_FILES):
         shutil.copy(events, plan.directory)
     loaded.metadata.update(checkpoint_metadata(plan, corpus))
+    states = loaded.content["callbacks"]
+    if path == plan.extended_checkpoint and EarlyStopping.state_key in states:
+        states[EarlyStopping.state_key]["waited"] = 0  # otherwise the extension would stop at once
     return checkpoint.copy_into(loaded, plan.directory)
 
 

@@ -218,3 +218,18 @@ def test_stages_that_the_extension_leaves_out_count_nothing(configure: Any) -> N
     )
     assert extended.stages["finetune"] == StageResult()
     assert extended.stages["pretrain"].epochs == 2
+
+
+def test_the_extension_of_a_run_that_stopped_early_trains(configure: Any) -> None:
+    """Bug: its checkpoint had used up the patience, so the extension took no step and ended as done."""
+    overrides = (
+        "pretrain=none",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "stages.finetune.check_val_every_n_epoch=1",
+        "stages.finetune.learning_rate=1e-5",  # no answer gets right: the first validation is the best
+    )
+    stopped, run = train(configure(*overrides, "stages.finetune.max_epochs=4"))
+    assert stopped.stages["finetune"].epochs == 2
+    extended, _ = train(configure(*overrides, "stages.finetune.max_epochs=5", f"extend_from={run}"))
+    assert extended.stages["finetune"].epochs == 3
