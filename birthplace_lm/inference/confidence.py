@@ -11,6 +11,8 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Sequence[float], Sequence[bool]], float]
 BINS = 15  # of equal mass, for the calibration error
 Z = 1.959964  # of a two-sided 95 % interval
+COVERAGES = 10  # equal steps, of which a threshold is chosen
+Z_THRESHOLD = 2.575829  # one-sided, 5 % for all COVERAGES together (Bonferroni)
 
 
 def auroc(scores: Sequence[float], correct: Sequence[bool]) -> float:
@@ -96,13 +98,16 @@ def risk_coverage(scores: Sequence[float], correct: Sequence[bool]) -> Floats:
     return np.cumsum(expected[order]) / np.arange(1, len(values) + 1)
 
 
-def wilson(right: float, total: float) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share. Of several answers a person, give both divided by their number."""
+def wilson(right: float, total: float, z: float = Z) -> tuple[float, float]:
+    """The Wilson interval of a share, of 95 % by default.
+
+    Of several answers a person, give both numbers divided by how many they are.
+    """
     if total == 0:
         return 0.0, 1.0
-    share, z2 = right / total, Z * Z
+    share, z2 = right / total, z * z
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -127,14 +132,15 @@ def choose_threshold(
 ) -> Threshold:
     """The threshold of the largest coverage whose precision is reached with 95 % confidence.
 
-    Reached means that the lower Wilson bound of the share of right answers is at least `precision`.
+    Reached means that a lower Wilson bound of the share of right answers is at least `precision`. Only
+    `COVERAGES` thresholds are tested, which the scores alone decide. The bound allows for so many tests:
+    of several thresholds, the best would pass by chance.
     """
     values, right = np.asarray(scores, float), np.asarray(correct, bool)
-    best = Threshold(math.inf, math.nan, 0.0, len(values))
-    for score in np.unique(values):
-        answered = values >= score
+    for lowest, *_ in (part for part in np.array_split(np.sort(values), COVERAGES) if len(part)):
+        answered = values >= lowest
         count, hits = int(answered.sum()), int(right[answered].sum())
-        people = count / answers_per_person
-        if wilson(hits / answers_per_person, people)[0] >= precision and count / len(values) > best.coverage:
-            best = Threshold(float(score), hits / count, count / len(values), len(values))
-    return best
+        bound, _ = wilson(hits / answers_per_person, count / answers_per_person, Z_THRESHOLD)
+        if bound >= precision:
+            return Threshold(float(lowest), hits / count, count / len(values), len(values))
+    return Threshold(math.inf, math.nan, 0.0, len(values))
