@@ -415,6 +415,26 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
         plots.save_figure(runs, tmp_path / "figure.svg", "attention")
 
 
+def test_paths_that_end_alike_are_told_apart(tmp_path: Path) -> None:
+    """Bug: two settings had one label, and --against joined them into one line."""
+    for corpus, correct in (("first", 14), ("second", 70), ("third", 126)):
+        for layers in (1, 2):
+            write_run(
+                tmp_path / f"{corpus}-{layers}",
+                correct=correct,
+                data={"root": f"/people/{corpus}/files" if corpus != "third" else "files"},
+                model={"n_layer": layers},
+            )
+    runs = find_runs(tmp_path)
+    roots = ["files", "first/files", "second/files"]
+    assert {row[0] for row in table_of_runs(runs)[1:]} == {*roots}
+    setting = next(setting for setting in varying_settings(runs) if setting.names == ("n_layer",))
+    (axes,) = plots.setting_figure(runs, setting).axes
+    lines = {line.get_label(): [*line.get_ydata()] for line in axes.lines if len(line.get_xdata()) == 2}
+    for root, share in zip(roots, (0.9, 0.1, 0.5), strict=True):
+        assert lines[f"root={root}"] == pytest.approx([share, share])
+
+
 def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     for canon in (False, True):
         write_run(tmp_path / str(canon), model={"canon": canon})

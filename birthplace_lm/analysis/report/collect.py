@@ -57,7 +57,7 @@ class Run:
         """The value of a configuration key as text; see `value_in`."""
         return value_in(self.config, key)
 
-    def display(self, key: str) -> str:
+    def display(self, key: str, parts: int = 1) -> str:
         """The same, where a checkpoint is named by its run, a path by its end, a hash by its beginning."""
         value = self.value(key)
         if key.startswith("inputs."):
@@ -65,7 +65,7 @@ class Run:
         if key in CHECKPOINT_KEYS or (key == PRETRAINING and self.config.get("init_from")):
             word, _, path = value.partition(" ") if key == PRETRAINING else ("", "", value)
             return f"{word} {checkpoint_name(path)}".strip()
-        return Path(value).name if "/" in value else value
+        return str(Path(*Path(value).parts[-parts:])) if "/" in value else value
 
 
 def value_in(config: Mapping[str, Any], key: str) -> str:

@@ -143,16 +143,16 @@ def _errors(runs: Sequence[Run]) -> str:
         return messages
     figure = answers_figure(runs, {run: counts for run, (counts, _) in answers.items()})
     settings = shown_settings(runs)
-    keys = [*(setting.keys[0] for setting in settings), *(["seed"] if seed_varies(runs) else [])]
-    headings = [*(setting.heading for setting in settings), "seed"][: len(keys)]
-    table = [[*headings, "frequent wrong answers", "examples"]]
+    seeds = ["seed"] if seed_varies(runs) else []
+    table = [[*(setting.heading for setting in settings), *seeds, "frequent wrong answers", "examples"]]
     for run, (_, errors) in answers.items():
         frequent = Counter(answer for _, answer, _ in errors).most_common(4)
         examples = [
             f"{q} {answer} (gold: {gold})" for q, answer, gold in errors[:: max(1, len(errors) // 3)][:3]
         ]
         wrong = ", ".join(f"{answer} {count}" for answer, count in frequent)
-        table.append([*(run.display(key) for key in keys), wrong, "; ".join(examples)])
+        values = [*(setting.display(run) for setting in settings), *map(run.display, seeds)]
+        table.append([*values, wrong, "; ".join(examples)])
     return f'<div class="plots">{inline_svg(figure)}</div>{_cards(table)}{messages}'
 
 

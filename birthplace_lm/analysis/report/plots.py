@@ -39,17 +39,18 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#44
 
 def colors(runs: Sequence[Run]) -> dict[str, str]:
     """A colour for each label, the best run's first."""
-    return _palette([*dict.fromkeys(labels(runs).values())])
+    names = [*dict.fromkeys(labels(runs).values())]
+    return dict(zip(names, _palette(len(names)), strict=True))
 
 
-def _palette(names: Sequence[str]) -> dict[str, str]:
-    if len(names) <= len(COLORS):
-        return dict(zip(names, COLORS, strict=False))
+def _palette(count: int) -> Sequence[str]:
+    if count <= len(COLORS):
+        return COLORS[:count]
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     scale = colormaps["turbo"]
-    return {name: to_hex(scale(0.05 + 0.9 * i / (len(names) - 1))) for i, name in enumerate(names)}
+    return [to_hex(scale(0.05 + 0.9 * i / (count - 1))) for i in range(count)]
 
 
 def save_figure(runs: Sequence[Run], out: Path, against: str | None = None) -> None:
@@ -167,8 +168,8 @@ def _numeric_setting(runs: Sequence[Run], name: str) -> Setting:
     raise InputError(f"--against {name}: no numeric setting in which runs differ; there are: {available}")
 
 
-def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
-    """The finished runs that differ in a numeric setting and the seed alone, by their label without it.
+def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]:
+    """The finished runs that differ in a numeric setting and the seed alone, with their label without it.
 
     Runs of one value only have no line, and the labels hold only what varies among the others. Empty if a
     value is not a number.
@@ -176,16 +177,15 @@ def _lines(runs: Sequence[Run], setting: Setting) -> dict[str, list[Run]]:
     key = setting.keys[0]
     finished = [run for run in runs if run.dev]
     if any(type(run.config.get(key)) not in (int, float) for run in finished):  # a bool is no number
-        return {}
+        return []
     others = [other for other in shown_settings(finished) if other.keys != setting.keys]
     groups = group_by_settings(finished, others).values()
     comparable = [run for line in groups if len({run.config[key] for run in line}) > 1 for run in line]
     others = [other for other in shown_settings(comparable) if other.keys != setting.keys]
-    lines: dict[str, list[Run]] = {}
-    for run in comparable:
-        label = ", ".join(filter(None, (other.label(run) for other in others)))
-        lines.setdefault(label or "exact match", []).append(run)
-    return lines
+    return [
+        (", ".join(filter(None, (other.label(line[0]) for other in others))) or "exact match", line)
+        for line in group_by_settings(comparable, others).values()
+    ]
 
 
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
@@ -195,20 +195,19 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
     """
     key = setting.keys[0]
     lines = _lines(runs, setting)
-    palette = _palette([*lines])
     figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
-    for label, line in lines.items():
+    for (label, line), color in zip(lines, _palette(len(lines)), strict=True):
         by_value: dict[float, list[Run]] = {}
         for run in sorted(line, key=lambda run: run.config[key]):
             by_value.setdefault(run.config[key], []).append(run)
-        style: dict[str, Any] = {"color": palette[label], "linewidth": 1.2}
+        style: dict[str, Any] = {"color": color, "linewidth": 1.2}
         axes.plot([*by_value], [mean_exact_match(seeds) for seeds in by_value.values()], label=label, **style)
         for value, seeds in by_value.items():
             axes.plot([value, value], interval_over_people(seeds), alpha=0.4, **style)
             shares = [run.dev.exact_match for run in seeds if run.dev]
-            axes.plot([value] * len(shares), shares, "o", color=palette[label], markersize=4)
-    values = sorted({run.config[key] for line in lines.values() for run in line})
+            axes.plot([value] * len(shares), shares, "o", color=color, markersize=4)
+    values = sorted({run.config[key] for _, line in lines for run in line})
     if values[0] > 0 and values[-1] >= LOG_RATIO * values[0]:
         axes.set_xscale("log")
     elif all(isinstance(value, int) for value in values):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -31,19 +32,25 @@ class Setting:
     Attributes:
         keys: of the configuration; the values of the others follow from the first and the reverse.
         names: short names of the keys, the stage included.
+        path_parts: so many parts at the end of a path tell the runs apart.
     """
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
+    path_parts: int = 1
 
     @property
     def heading(self) -> str:
         """A heading for a column that shows the first key."""
         return self.names[0] if len(self.keys) == 1 else f"{self.names[0]} (+{len(self.keys) - 1})"
 
+    def display(self, run: Run, key: str | None = None) -> str:
+        """The value of the first key, or of another one, in this run."""
+        return run.display(key or self.keys[0], self.path_parts)
+
     def label(self, run: Run) -> str:
         """The value in this run, with the name unless the value tells what it is."""
-        value = run.display(self.keys[0])
+        value = self.display(run)
         if self.keys[0] in NAMES or not value:
             return value
         if self.keys[0] == "extend_from":
@@ -51,7 +58,7 @@ class Setting:
         if len(self.keys) > NAMED_TOGETHER:
             return f"{self.heading}={value}"
         return ", ".join(
-            f"{name}={run.display(key)}" for key, name in zip(self.keys, self.names, strict=True)
+            f"{name}={self.display(run, key)}" for key, name in zip(self.keys, self.names, strict=True)
         )
 
 
@@ -73,8 +80,18 @@ def varying_settings(runs: Sequence[Run]) -> list[Setting]:
         together.setdefault(tuple(values.index(value) for value in values), []).append(key)
     names = _short_names(varying)
     return settings + [
-        Setting(tuple(group), tuple(names[key] for key in group)) for group in together.values()
+        Setting(
+            tuple(group), tuple(names[key] for key in group), max(_path_parts(runs, key) for key in group)
+        )
+        for group in together.values()
     ]
+
+
+def _path_parts(runs: Sequence[Run], key: str) -> int:
+    """The fewest parts at the end of the paths that tell as many of them apart as the whole paths do."""
+    longest = max(len(Path(value).parts) for value in _values(runs, key))
+    distinct = [len({run.display(key, parts) for run in runs}) for parts in range(1, longest + 1)]
+    return 1 + distinct.index(max(distinct))
 
 
 def shown_settings(runs: Sequence[Run]) -> list[Setting]:

@@ -85,7 +85,7 @@ def table_of_runs(
     for constant in ("majority", "parameters"):
         if len({cells[constant](metrics) for metrics in finished}) < 2:
             del cells[constant]
-    columns = {setting.heading: [run.display(setting.keys[0]) for run in runs] for setting in settings}
+    columns = {setting.heading: [setting.display(run) for run in runs] for setting in settings}
     if seed_varies(runs):
         columns["seed"] = [run.display("seed") for run in runs]
     for name, cell in cells.items():
@@ -159,7 +159,7 @@ def table_of_seeds(runs: Sequence[Run]) -> Table:
             _interval(interval_over_people(seeds)),
             f"{right}/{total}",
         ]
-        values = [seeds[0].display(setting.keys[0]) for setting in settings]
+        values = [setting.display(seeds[0]) for setting in settings]
         table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
     if len({row[-1] for row in table[1:]}) < 2:
         table = [row[:-1] for row in table]
