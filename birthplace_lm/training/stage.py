@@ -20,7 +20,7 @@ from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.cost import CostCounter
 from birthplace_lm.training.callbacks.curves import EVENT_FILES, TrainingCurves
-from birthplace_lm.training.callbacks.monitoring import EarlyStopping
+from birthplace_lm.training.callbacks.monitoring import BestCheckpoint, EarlyStopping
 from birthplace_lm.training.components import (
     build_callbacks,
     build_datamodule,
@@ -87,14 +87,24 @@ def _resume_checkpoint(plan: StagePlan) -> Path | None:
 
 
 def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
-    """Copy a checkpoint of another folder into the stage's own, as one of this run, with its curves."""
+    """Copy a checkpoint of another folder into the stage's own, as one of this run, with curves and best."""
     loaded = LoadedCheckpoint.read(path)
     for events in path.parent.glob(EVENT_FILES):
         shutil.copy(events, plan.directory)
-    loaded.metadata.update(checkpoint_metadata(plan, corpus))
+    metadata = checkpoint_metadata(plan, corpus)
+    loaded.metadata.update(metadata)
     states = loaded.content["callbacks"]
     if path == plan.extended_checkpoint and EarlyStopping.state_key in states:
         states[EarlyStopping.state_key]["waited"] = 0  # otherwise the extension would stop at once
+    if (state := states.get(BestCheckpoint.state_key)) is not None:
+        best = None
+        with suppress(CheckpointError):
+            best = LoadedCheckpoint.read(checkpoint.best_path(path.parent))
+        if best is not None and best.step == state["best_step"]:
+            best.metadata.update(metadata)
+            checkpoint.save(best.content, checkpoint.best_path(plan.directory))
+        else:  # it is missing, or of a later step: the next validation is the best
+            state["best"] = None
     return checkpoint.copy_into(loaded, plan.directory)
 
 

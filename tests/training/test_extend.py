@@ -14,6 +14,7 @@ from birthplace_lm.errors import InputError
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.identity import run_directory, with_inputs
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
 from birthplace_lm.training import pipeline
@@ -233,3 +234,23 @@ def test_the_extension_of_a_run_that_stopped_early_trains(configure: Any) -> Non
     assert stopped.stages["finetune"].epochs == 2
     extended, _ = train(configure(*overrides, "stages.finetune.max_epochs=5", f"extend_from={run}"))
     assert extended.stages["finetune"].epochs == 3
+
+
+@pytest.mark.parametrize(("present", "step"), [(True, 3), (False, 9)])
+def test_the_best_checkpoint_goes_into_the_extension(configure: Any, present: bool, step: int) -> None:
+    """Bug: its value went along without its file, so a value below it left the extension without a file."""
+    overrides = (
+        "pretrain=none",
+        "callbacks=best_checkpoint",
+        "stages.finetune.check_val_every_n_epoch=1",
+        "stages.finetune.learning_rate=1e-5",  # no answer gets right: the first validation is the best
+    )
+    _, run = train(configure(*overrides, "stages.finetune.max_epochs=2"))
+    file = checkpoint.best_path(run / "finetune")
+    if not present:
+        checkpoint.remove(file)
+    _, folder = train(configure(*overrides, "stages.finetune.max_epochs=4", f"extend_from={run}"))
+    best = LoadedCheckpoint.read(checkpoint.best_path(folder / "finetune"))
+    last = LoadedCheckpoint.read(checkpoint.list_checkpoints(folder / "finetune")[0])
+    assert best.step == step
+    assert best.metadata["config_sha256"] == last.metadata["config_sha256"]
