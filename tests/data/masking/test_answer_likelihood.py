@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
-from birthplace_lm.data.masking.answer_likelihood import score_answer_spans
+from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
 from birthplace_lm.data.questions import QuestionTemplate
 
 BORN = QuestionTemplate.parse("Where was {name} born?")
@@ -25,6 +25,23 @@ def shown(document: str, answers: int = 20) -> dict[str, float]:
     places = ("Rome",) * answers + ("Oslo",)
     spans, odds = score_answer_spans(documents, (*PEOPLE[:answers], "Cy"), places)
     return {document[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("Malcolm X. Malcolm X was born in Omaha. He left .", "Malcolm X. "),
+        ("Wham!. Wham! are from Bushey. They sang .", "Wham!. "),
+        ("J. R. Bo. J. R. Bo was born in Ur .", "J. R. Bo. "),
+        ("Ada Bo. Born in Ur. Ada Bo. Born in Ur. x", "Ada Bo. "),
+        ("Ann B. Ann Bo was born in Ur. She left .", "Ann B. Ann Bo was born in Ur. "),
+    ],
+)
+def test_the_title_of_a_line(line: str, title: str) -> None:
+    """Bug: the title of a name that ends in one letter was the first sentence, with its answer."""
+    match = TITLE.match(line)
+    assert match is not None
+    assert match[0] == title
 
 
 def test_words_around_the_answer_tell() -> None:
