@@ -62,8 +62,11 @@ def fit_stage(
     resume = _resume_checkpoint(plan)
     if resume is None and result.is_file() and not plan.start_over:
         raise CheckpointError(f"{folder}: finished, but its checkpoint is gone; remove {STAGE_RESULT} there")
-    if resume is not None and resume.resolve().parent != folder.resolve():
-        resume = _copy_into(resume, plan, corpus)  # no checkpoint follows if it is the stage's last
+    if resume is not None:
+        if resume.resolve().parent == folder.resolve():
+            resume = folder / resume.resolve().name  # as `list_checkpoints` spells it
+        else:  # no checkpoint follows if it is the stage's last
+            resume = _copy_into(resume, plan, corpus)
     for damaged in checkpoint.quarantine_and_prune(folder, resume):
         log.warning("moved a damaged checkpoint to %s", damaged)
     if resume is not None:

@@ -226,6 +226,19 @@ def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
         assert digest(tmp_path / "two") == digest(tmp_path / "one")
 
 
+def test_a_checkpoint_that_a_link_names_stays(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: `resume=runs/RUN/pretrain/step-N.ckpt`, below a link, was removed when newer ones were saved."""
+    often = "checkpoint.every_n_steps=1"
+    fit(configure(often, "checkpoint.keep_last=10"), "finetune", tmp_path / "stage", monkeypatch)
+    (tmp_path / "stage" / STAGE_RESULT).unlink()
+    (tmp_path / "link").symlink_to("stage")
+    named = tmp_path / "link" / checkpoint.list_checkpoints(tmp_path / "stage")[-1].name
+    fit(configure(often, f"resume={named}"), "finetune", tmp_path / "stage", monkeypatch)
+    assert named.is_file()
+
+
 def test_another_next_batch_is_refused(
     configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
