@@ -17,6 +17,7 @@ MACHINE_SPECIFIC = {
     "run_dir": None,
     "resume": "auto",
     "init_from": None,
+    "extend_from": None,
 }
 
 
@@ -37,6 +38,8 @@ def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str
     portable = OmegaConf.create(OmegaConf.to_yaml(config))
     for key, value in MACHINE_SPECIFIC.items():
         OmegaConf.update(portable, key, value)
+    if portable.data.replace is not None:
+        portable.data.replace = Path(portable.data.replace).name
     weights = {name: weight.contiguous().clone() for name, weight in trained.model.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from birthplace_lm.config.compose import compose
+from birthplace_lm.config.compose import compose, load_saved
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError
@@ -18,7 +18,7 @@ from birthplace_lm.models.build import build_model
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    config = compose(["model=tiny"])
+    config = compose(["model=tiny", "extend_from=/here/run", "data.replace=/here/other.tsv"])
     vocab = CharVocab.from_text("Where was Ada Bee born?")
     question = QuestionTemplate.parse(config.data.question)
     trained = TrainedModel(build_model(config.model, len(vocab)), vocab, question)
@@ -51,6 +51,12 @@ def test_a_run_that_was_copied_without_its_pretraining(unfinished: Path) -> None
 def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
     with pytest.raises(CheckpointError, match="the command of this run continues it"):
         TrainedModel.from_run(unfinished)
+
+
+def test_an_export_names_no_path_of_this_machine(exported: Path) -> None:
+    """Bug: extend_from and data.replace stayed."""
+    assert "/here" not in (exported / "config.yaml").read_text()
+    assert load_saved(exported / "config.yaml").data.replace == "other.tsv"
 
 
 WINDOWS = """
