@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from birthplace_lm.data.corpora.qa_files import Documents, Questions
+from birthplace_lm.data.corpora.qa_files import Documents, Questions, read_field
 from birthplace_lm.data.corpora.text_file import TextFile
-from birthplace_lm.data.questions import QuestionTemplate, normalise
+from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.errors import InputError
 
 
@@ -55,7 +55,7 @@ def read_replacements(path: Path) -> dict[str, tuple[str, int]]:
     file = TextFile(path, "data.replace")
     replacements: dict[str, tuple[str, int]] = {}
     for number, raw in file.lines():
-        fields = [normalise(field) for field in raw.split("\t")]
+        fields = [read_field(file, field, number) for field in raw.split("\t")]
         if fields == [""]:
             continue
         if len(fields) != 2 or not all(fields):

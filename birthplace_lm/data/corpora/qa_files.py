@@ -139,7 +139,7 @@ def read_questions(
     rows: list[Question] = []
     headers: list[str] = []
     for number, raw in file.lines():
-        match [_field(file, field, number) for field in raw.split("\t")]:
+        match [read_field(file, field, number) for field in raw.split("\t")]:
             case [""]:
                 file.counts["blank lines skipped"] += 1
             case fields if not rows and HEADER_WORDS.issuperset(map(str.casefold, fields)):
@@ -197,7 +197,7 @@ def majority_answer(train: Questions) -> tuple[str, int]:
     return counts.most_common(1)[0]
 
 
-def _field(file: TextFile, raw: str, number: int) -> str:
+def read_field(file: TextFile, raw: str, number: int) -> str:
     """A normalised field, without the quotes that a CSV writer puts around it."""
     field = file.tidy(raw, number, INVISIBLE)
     if _QUOTED.fullmatch(field):

@@ -56,7 +56,7 @@ def test_people_without_a_line_are_not_left_out(folder: Path) -> None:
 
 
 def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
-    (folder / "other.tsv").write_text("Ada Bo\tLima\nAda Bo Cy\tBergen\n")
+    (folder / "other.tsv").write_text('"Ada Bo"\t"Lima"\nAda Bo Cy\tBergen\n')
     corpus = corpus_of(folder, "data.replace=other.tsv")
     first, second, third = corpus.documents.lines
     assert first == "Ada Bo. Ada Bo lived in Romeo and was born in Lima . She left Lima ."
@@ -112,6 +112,9 @@ def test_a_name_with_two_answers_is_not_replaced(folder: Path) -> None:
         ("Ada Bo\n", "other.tsv:1: expected"),
         ("Ada Bo\tOslo\n\nAda Bo\tLima\n", "other.tsv:3: Ada Bo is already on line 1"),
         ("\n", "0 replacements"),
+        ("Ada Bo\tLim\u2047\n", r"other.tsv:1: .* is reserved for MASK"),  # bug: refused in the corpus
+        ("Ada Bo\tLim\ufffd\n", "other.tsv:1: .* a conversion has lost"),
+        ('Ada Bo\t"Lima\n', "other.tsv:1: a double quote is not closed"),
         ("Nobody\tOslo\n", "other.tsv:1: no question with an answer is about Nobody"),
         ("Eve Fo\tOslo\n", "other.tsv:1: no question with an answer is about Eve Fo"),
     ],
