@@ -24,8 +24,7 @@ from birthplace_lm.inference.knowledge import Recall
 SIZES = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=128"]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def pretrain(tmp_path: Path, *overrides: str) -> Path:
     write_attribute_biographies(tmp_path / "people", 24, 0, Wording(short=True, biographies=2))
     config = compose(
         [
@@ -36,10 +35,16 @@ def run(tmp_path: Path) -> Path:
             f"runs_root={tmp_path / 'runs'}",
             "trainer.max_epochs=2",
             "logger=csv",
+            *overrides,
         ]
     )
     run_pipeline(config)
     return tmp_path / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return pretrain(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,16 @@ def test_identities(run: Path, monkeypatch: Any, log_p: Any, share: float) -> No
     assert measured.right == pytest.approx(share)
 
 
+def test_exposures_are_those_that_happened(tmp_path: Path) -> None:
+    """Bug: they were those of the configured epochs."""
+    run = pretrain(tmp_path, "trainer.max_steps=3", "stages.pretrain.batch_size=8")
+    assert measure_capacity(run).exposures == pytest.approx(3 * 8 / 24)
+    status = run / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"preempted"'))
+    with pytest.raises(InputError, match="not finished"):
+        measure_capacity(run)
+
+
 def test_what_there_is_to_know_about_a_person() -> None:
     assert pytest.approx(math.log2(28 * 12 * 200 * 69 * 100 * 50 * 200)) == BITS_PER_PERSON
 
@@ -94,9 +109,11 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
 
 
 def test_a_run_that_tells_no_facts(run: Path, tmp_path: Path) -> None:
+    """Bug: a run on another corpus was refused for its missing people.tsv."""
+    (tmp_path / "people" / "people.tsv").unlink()
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("LanguageModelingDataModule", "QuestionAnsweringDataModule"))
-    with pytest.raises(InputError):
+    config.write_text(config.read_text().replace("enabled: true", "enabled: false"))
+    with pytest.raises(InputError, match="tells no facts"):
         measure_capacity(run)
 
 

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
+from omegaconf import DictConfig
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_saved
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
-from birthplace_lm.data.corpora.corpus import data_root
+from birthplace_lm.data.corpora.corpus import Corpus, data_root
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.knowledge import recall
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.inference.run_corpus import corpus_of_run
+from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.metrics import RunMetrics
 
 MOST_PEOPLE = 2000  # who are asked about; the rest is taken to be like them
 BITS_PER_PERSON = sum(attribute.bits for attribute in ATTRIBUTES)
@@ -36,7 +39,7 @@ class Capacity:
         run: name of its directory.
         parameters: trainable weights.
         people: of the corpus.
-        exposures: how often pretraining read each fact.
+        exposures: how often pretraining read each fact, by the steps that it took.
         bits_by_attribute: mean bits per person over the uniform prior, at most `Attribute.bits`. Negative
             where the model is worse than the prior.
         right: share of the values that greedy decoding completes in the person's own line.
@@ -65,20 +68,23 @@ class Capacity:
 
 
 def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
-    """Measure a run that was pretrained with language modeling on people with attributes.
+    """Measure a finished run that was pretrained with language modeling on people with attributes.
 
     Raises:
         CheckpointError: the files of the corpus have changed since.
         InputError: the run, or its corpus, is none of these.
     """
     config = load_saved(run / "config.yaml", plugins)
-    people = read_people(data_root(config.data) / PEOPLE_FILE)
     corpus = corpus_of_run(run, config)
     pretrain = config.stages.pretrain
     data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None
     form = data_module and data_module.text_form_of(pretrain.dataset, corpus)
     if form is None:
         raise InputError(f"{run}: its pretraining tells no facts; capacity needs pretrain=language_modeling")
+    metrics = RunDirectory(run, config).metrics
+    if metrics is None:
+        raise InputError(f"{run}: not finished, or an export; capacity counts the steps of a finished run")
+    people = read_people(data_root(config.data) / PEOPLE_FILE)
     trained = TrainedModel.from_run(run, plugins)
     count = min(len(people), MOST_PEOPLE)
     chosen = [people[i * len(people) // count] for i in range(count)]
@@ -95,9 +101,16 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
         mean = sum(one.log_p or 0.0 for one in recalls) / count / math.log(2)
         bits[attribute.name] = mean + attribute.bits
         right += sum(one.right or 0.0 for one in recalls) / count / len(ATTRIBUTES)
-    epochs = config.trainer.max_epochs or pretrain.max_epochs
-    exposures = epochs * len(corpus.documents.lines) / len(people)
+    exposures = _epochs(config, corpus, metrics) * len(corpus.documents.lines) / len(people)
     return Capacity(run.name, trained.model.num_parameters, len(people), exposures, bits, right)
+
+
+def _epochs(config: DictConfig, corpus: Corpus, metrics: RunMetrics) -> float:
+    """How often pretraining read the corpus: its epochs, the last one as far as its steps go."""
+    pretrain, result = config.stages.pretrain, metrics.stages["pretrain"]
+    questions = round(pretrain.dataset.question_fraction * len(corpus.train.rows))
+    rows = result.steps * pretrain.batch_size * config.trainer.accumulate_grad_batches
+    return min(result.epochs, rows / (len(corpus.documents.lines) + questions))
 
 
 def capacity_table(runs: Sequence[Capacity]) -> Table:
