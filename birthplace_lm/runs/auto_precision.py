@@ -100,7 +100,7 @@ def _with_precision(config: DictConfig, precision: str) -> DictConfig:
 def _has_begun(config: DictConfig) -> bool:
     """Whether the run directory holds this run, begun with precision=auto."""
     try:
-        saved = load_saved(run_directory(config) / "config.yaml")
+        saved = load_saved(run_directory(config) / "config.yaml", config.plugins)
     except InputError:  # missing, or damaged: whoever claims the directory reports it
         return False
     return saved.precision == "auto" and hashed_config(saved) == hashed_config(config)

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from stage import without_waiting
+from stage import without_waiting, write_config
 
 from birthplace_lm.config.compose import compose, load_saved
 from birthplace_lm.data.corpora.corpus import read_corpus
@@ -108,6 +108,19 @@ def test_a_run_that_has_begun_keeps_its_precision(
     assert result["stages"]["evaluate"]["precision"] == "float32"
     other, _ = resolved(tiny, *settings, "seed=1")  # another run is measured anew
     assert other.trainer.precision == "32-true"
+
+
+def test_a_begun_run_with_plugins_keeps_its_precision(
+    tiny: list[str], measured: Measured, tmp_path: Path
+) -> None:
+    """Bug: its config.yaml was read without them, so it counted as damaged."""
+    noise = "+callbacks.noise={_target_:own_parts.GradientNoise,_partial_:true}"
+    named = (f"run_dir={tmp_path / 'run'}", "pretrain=none", "precision=auto", "plugins=[own_parts]", noise)
+    measured(FAST_BFLOAT16)
+    config, _ = resolved(tiny, *named)
+    write_config(tmp_path / "run", config)
+    measured(SLOW_BFLOAT16)
+    assert resolved(tiny, *named)[0] == config
 
 
 def test_in_a_named_directory_too_and_only_if_it_began_with_auto(
