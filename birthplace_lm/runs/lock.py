@@ -77,7 +77,7 @@ def _try_lock(descriptor: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with path.open("r+") as file:
+        with path.open("rb") as file:
             os.lockf(file.fileno(), os.F_TEST, 0)
     except FileNotFoundError:
         return False

@@ -146,6 +146,22 @@ def test_without_locks_the_processes_of_a_host_exclude_one_another(
     assert not is_locked(folder)
 
 
+def test_the_folder_of_another_user_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the lock file was opened for writing, so a report called every such run running."""
+    real = Path.open
+
+    def read_only(path: Path, mode: str = "r", *args: Any) -> Any:
+        if mode not in ("r", "rb"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *args)
+
+    with run_lock(tmp_path / "run", wait=False):
+        monkeypatch.setattr(Path, "open", read_only)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply(is_locked, (tmp_path / "run",))
+    assert not is_locked(tmp_path / "run")
+
+
 def _try(folder: Path) -> str:
     try:
         with run_lock(folder, wait=False):
