@@ -182,11 +182,11 @@ class SalientSpans(_TitledSpans):
 class EntitySpans(_TitledSpans):
     """Entity span masking without labels: mask a name that other documents mention, too.
 
-    An entity is a capitalised phrase that stands after the title of two documents or more, and that the
-    documents do not write in lower case more often ("Born" at the beginning of a sentence). Texts tell first
-    what matters most, so that earlier entities are masked more often. In a document without an entity any
-    capitalised or numeric span is masked. The title stays in front, and the context is mostly empty, as with
-    `SalientSpans`.
+    An entity is a capitalised phrase that stands after the title of two different documents or more, and that
+    the documents do not write in lower case more often ("Born" at the beginning of a sentence). Texts tell
+    first what matters most, so that earlier entities are masked more often. In a document without an entity
+    any capitalised or numeric span is masked. The title stays in front, and the context is mostly empty, as
+    with `SalientSpans`.
 
     Args:
         documents: one string per document.
@@ -235,7 +235,8 @@ def _entities(documents: Sequence[str], title_ends: Sequence[int]) -> list[list[
         [*CAPITALISED_PHRASE.finditer(document, title_end)]
         for document, title_end in zip(documents, title_ends, strict=True)
     ]
-    mentions = Counter(phrase for row in candidates for phrase in {match[0] for match in row})
+    distinct = dict(zip(documents, candidates, strict=True))  # a copy of a line is no other document
+    mentions = Counter(phrase for row in distinct.values() for phrase in {match[0] for match in row})
     words = Counter(word for document in documents for word in WORD.findall(document))
 
     def is_entity(phrase: str) -> bool:

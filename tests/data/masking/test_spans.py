@@ -289,6 +289,7 @@ def test_entities_recur_and_are_no_common_words() -> None:
         "Cy Wang. Teacher . Born in Rome , not born in Oslo, born in Rome .",
         "Di Wang. He was a teacher , born in York , born abroad .",
         "Ed Wang. nobody knows",
+        *["Fo Wang. she went from Bonn to Oslo"] * 2,  # bug: a copy of the line counted as another document
     ]
     entities = EntitySpans(documents, [], [], 128, 0.0, 6.0)
     draws = generator()
@@ -304,6 +305,7 @@ def test_entities_recur_and_are_no_common_words() -> None:
         {"Oslo"},  # Rome twice, but in one document
         {"York"},
         {"nobody knows"},  # no entity: the rest of the line
+        *[{"Oslo"}] * 2,
     ]
 
 
