@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from stage import run as run_pipeline
+from stage import write_config
 
 from birthplace_lm.analysis.knowledge import capacity
 from birthplace_lm.analysis.knowledge.capacity import (
@@ -18,8 +19,10 @@ from birthplace_lm.analysis.knowledge.capacity import (
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, Wording, write_attribute_biographies
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.knowledge import Recall
+from birthplace_lm.runs.identity import with_inputs
 
 SIZES = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=128"]
 
@@ -108,13 +111,12 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     assert "people.tsv: cannot read" in capsys.readouterr().err
 
 
-def test_a_run_that_tells_no_facts(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_tells_no_facts(tmp_path: Path) -> None:
     """Bug: a run on another corpus was refused for its missing people.tsv."""
-    (tmp_path / "people" / "people.tsv").unlink()
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("enabled: true", "enabled: false"))
+    config = compose(["pretrain=none"])
+    write_config(tmp_path / "run", with_inputs(config, read_corpus(config.data, 128).sha256))
     with pytest.raises(InputError, match="tells no facts"):
-        measure_capacity(run)
+        measure_capacity(tmp_path / "run")
 
 
 def test_people_that_are_not_those_of_training(run: Path, tmp_path: Path) -> None:
