@@ -15,6 +15,7 @@ from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import characters_until_half
 from birthplace_lm.analysis.report.plots import (
+    VALIDATION,
     answers_figure,
     colors,
     curves_figure,
@@ -74,7 +75,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     if done:
         figures = [scores_figure(done), *(setting_figure(done, it) for it in numeric_settings(done))]
         curves = (
-            ("exact_match", "exact match on dev"),
+            ("exact_match", VALIDATION),
             ("loss", "training loss, nats per character"),
         )
         pictures = "".join(inline_svg(curves_figure(done, *curve)) for curve in curves)
@@ -83,7 +84,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
             parts.append(_cards(table_of_seeds(runs)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append(
-            "<p>The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
+            "<p>A validation asks dev, or the held-out rows if there are any. The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
         )
     learned_after = {run: characters_until_half(run) for run in done}
     parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False, learned_after=learned_after)))

@@ -32,6 +32,7 @@ ANSWER_CATEGORIES = {
     "not a train answer": "#b03a48",
     "an empty text": "#777777",
 }
+VALIDATION = "exact match of validations"  # on dev, or on the held-out rows
 SHARED = "#999999"  # of a curve that several settings share
 # Ten colours that are told apart best; more settings than that take them from a continuous scale.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
@@ -65,7 +66,7 @@ def save_figure(runs: Sequence[Run], out: Path, against: str | None = None) -> N
     """
     finished = [run for run in runs if run.dev]
     if against is None:
-        figure = curves_figure(finished, "exact_match", "exact match on dev")
+        figure = curves_figure(finished, "exact_match", VALIDATION)
         _add_legend(figure)
     else:
         figure = setting_figure(finished, _numeric_setting(finished, against))
