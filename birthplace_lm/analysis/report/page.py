@@ -84,7 +84,8 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
             parts.append(_cards(table_of_seeds(runs)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append(
-            "<p>A validation asks dev, or the held-out rows if there are any. The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
+            "<p>A validation asks dev, or the held-out rows if there are any."
+            " The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
         )
     learned_after = {run: characters_until_half(run) for run in done}
     parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False, learned_after=learned_after)))

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(L.Callback):
-    """One bar for the whole stage, with the time left, the loss and the exact match of the last validation."""
+    """One bar for the whole stage, with the time left, loss and exact match of the last validation."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
