@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from birthplace_lm.config.schema import Data
-from birthplace_lm.data.corpora.consistency import check_characters, check_form, check_room
+from birthplace_lm.data.corpora.consistency import check_characters, check_form, check_places, check_room
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
-from birthplace_lm.data.corpora.qa_files import read_questions
+from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import InputError
@@ -91,6 +91,16 @@ def test_places_of_another_case(tmp_path: Path) -> None:
     spelling, places = warnings(tmp_path, dev=dev)
     assert "answers are spelt differently in train.tsv, e.g. " in spelling
     assert "of 140 answers do not occur in corpus.txt, e.g. " in places
+
+
+def test_of_many_different_answers_a_thousand_are_tried(tmp_path: Path) -> None:
+    """Bug: the time to search for all answers grew with the square of the size of the files."""
+    lines = [f"Who is {i}?\tPlace {i % 5000}" for i in range(10_000)]
+    (tmp_path / "train.tsv").write_text("\n".join(lines))
+    (tmp_path / "corpus.txt").write_text("\n".join(f"Ada. Place {5 * i} ." for i in range(500)))
+    questions, documents = read_questions(tmp_path / "train.tsv"), read_documents(tmp_path / "corpus.txt")
+    (warning,) = check_places(questions, documents)
+    assert ":2501: 1000 of 2000 answers do not occur" in warning
 
 
 def test_characters_that_the_model_does_not_know(tmp_path: Path) -> None:
