@@ -107,7 +107,7 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         log.warning("%s", warning)
     results = {name: StageResult() for name in config.stages}
     extended = plans[0].extended_checkpoint
-    if extended is not None and (earlier := extended.parents[1] / METRICS_FILE).is_file():
+    if extended is not None and (earlier := extended.absolute().parents[1] / METRICS_FILE).is_file():
         before = list(results)[: list(results).index(plans[0].name)]
         results |= {name: RunMetrics.read(earlier).stages[name] for name in before}
     last: LoadedCheckpoint | None = None  # of the stage before

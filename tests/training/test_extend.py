@@ -206,6 +206,17 @@ def test_a_flag_of_the_optimizer_is_no_number(configure: Any) -> None:
         train(configure(*adamw, *more))
 
 
+def test_a_checkpoint_in_the_working_directory_is_extended(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: an IndexError, because `step-N.ckpt` names no folder of a run."""
+    short, run = train(configure(*CONSTANT))
+    monkeypatch.chdir(run / "finetune")
+    file = checkpoint.list_checkpoints(Path())[0]
+    extended, _ = train(longer(configure, f"extend_from={file}"))
+    assert extended.stages["pretrain"] == short.stages["pretrain"]
+
+
 def test_stages_that_the_extension_leaves_out_count_nothing(configure: Any) -> None:
     """The finetuning of the earlier run was once reported as a stage of this one."""
     _, run = train(configure(*CONSTANT))
