@@ -164,6 +164,7 @@ def knowledge(
     from birthplace_lm.analysis.knowledge.page import tables_of, write_page
     from birthplace_lm.analysis.knowledge.study import study
     from birthplace_lm.analysis.report.tables import show
+    from birthplace_lm.inference.asking import about_state
 
     check_page(page)
     for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
@@ -171,6 +172,10 @@ def knowledge(
     studies = []
     for run in runs:
         try:
+            for warning in about_state(run, plugin or ()):
+                if len(runs) > 1:
+                    raise InputError(warning)
+                print(f"warning: {warning}", file=sys.stderr)
             studies.append(study(run, plugin or ()))
         except BirthplaceError as error:
             if len(runs) == 1:

@@ -152,6 +152,7 @@ def predict(
 
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
+    from birthplace_lm.inference.asking import about_state
     from birthplace_lm.inference.language_model import TrainedModel
     from birthplace_lm.inference.scores import score
     from birthplace_lm.runs.atomic_files import atomic_write_text
@@ -162,7 +163,7 @@ def predict(
         raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     misfits = check_form(file, model.question, model.vocab) + check_characters(file, model.vocab)
-    for warning in (*file.warnings, *misfits):
+    for warning in (*about_state(run, plugin or ()), *file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
     answers = model.answer_questions([row.question for row in rows], precision)
     text = "".join(answer.line + "\n" for answer in answers)

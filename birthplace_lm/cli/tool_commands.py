@@ -1,6 +1,7 @@
 """The commands around training: export, import, corpora of invented people, benchmarks."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,14 @@ def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpo
     """
     from birthplace_lm.analysis.model_card import model_card
     from birthplace_lm.config.compose import load_saved
+    from birthplace_lm.inference.asking import about_state
     from birthplace_lm.inference.export import export_model
     from birthplace_lm.inference.language_model import TrainedModel
     from birthplace_lm.runs.directory import RunDirectory
 
     trained = TrainedModel.from_run(run, plugin or (), checkpoint)
+    for warning in about_state(run, plugin or ()):
+        print(f"warning: {warning}", file=sys.stderr)
     config = load_saved(run / "config.yaml", plugin or ())
     metrics = RunDirectory(run, config).metrics
     card = model_card(config, trained.model.num_parameters, metrics, "Trained with birthplace_lm.")

@@ -31,16 +31,28 @@ def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = (
     Raises:
         InputError: the config.yaml of the run cannot be read.
     """
+    warnings = about_state(run, plugins)
     config = load_saved(run / "config.yaml", plugins)
-    status = RunDirectory(run, config).status
-    warnings = []
-    if (state := status.get("state", "done")) != "done":
-        warnings.append(f"{run}: {state} in {status.get('stage')}, not finished; its command continues it")
     corpus = corpus_of(run, plugins)
     question = QuestionTemplate.parse(config.data.question)
     for name in dict.fromkeys(names):
         warnings += _about_name(normalise(name), question, corpus)
     return warnings
+
+
+def about_state(run: Path, plugins: Collection[str] = ()) -> list[str]:
+    """A warning if the run is not finished.
+
+    Args:
+        run, plugins: as in `warnings_about`.
+
+    Raises:
+        InputError: the config.yaml of the run cannot be read.
+    """
+    status = RunDirectory(run, load_saved(run / "config.yaml", plugins)).status
+    if (state := status.get("state", "done")) == "done":
+        return []
+    return [f"{run}: {state} in {status.get('stage')}, not finished; its command continues it"]
 
 
 def corpus_of(run: Path, plugins: Collection[str] = ()) -> Corpus | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,31 @@ def test_predict_answers_as_the_run_did(
     dev = json.loads((run / "metrics.json").read_text())["dev"]
     share = {0: "0.0", 1: "12.5", 2: "25.0", 3: "37.5"}[dev["correct"]]
     assert capsys.readouterr().out == f"Correct: {dev['correct']} out of 8: {share}%\n"
+
+
+def test_an_unfinished_run_is_named(
+    run: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bug: predict, export and knowledge took it in silence, knowledge --pool as one of the seeds."""
+    finished = tmp_path / "finished"
+    shutil.copytree(run, finished)
+    status = run / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"preempted"'))
+    message = f"{run}: preempted in evaluate, not finished; its command continues it"
+    for command, argument in (("predict", people / "dev.tsv"), ("export", tmp_path / "model")):
+        assert call(command, str(run), str(argument), monkeypatch=monkeypatch) == 0
+        assert f"warning: {message}" in capsys.readouterr().err
+    assert call("knowledge", str(run), "--json", monkeypatch=monkeypatch) == 0
+    assert f"warning: {message}" in capsys.readouterr().err
+    assert call("knowledge", str(run), str(finished), "--pool", "--json", monkeypatch=monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert f"warning: left out: {message}" in captured.err
+    (pooled,) = json.loads(captured.out)
+    assert len(pooled["people"]) == 8
 
 
 def test_predict_takes_questions_without_places(
