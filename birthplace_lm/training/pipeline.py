@@ -18,10 +18,10 @@ from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.auto_precision import slow_precision_warning
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
-from birthplace_lm.runs.directory import RunDirectory, link_stage
+from birthplace_lm.runs.directory import RunDirectory, link_stage, stage_directory
 from birthplace_lm.runs.identity import run_directory
 from birthplace_lm.runs.lock import run_lock
-from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, StageResult
+from birthplace_lm.runs.metrics import METRICS_FILE, STAGE_RESULT, RunMetrics, StageResult
 from birthplace_lm.training.distributed.group import lost_process
 from birthplace_lm.training.loggers import uses_tensorboard
 from birthplace_lm.training.plan import StagePlan
@@ -100,6 +100,15 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
+def _results_of(run: Path, stages: Sequence[str]) -> dict[str, StageResult]:
+    """The results of some stages of another run: where it has ended, also those of a run that it extended."""
+    metrics = run / METRICS_FILE
+    if metrics.is_file():
+        return {name: RunMetrics.read(metrics).stages[name] for name in stages}
+    files = {name: stage_directory(run, name) / STAGE_RESULT for name in stages}
+    return {name: StageResult.read(file) for name, file in files.items() if file.is_file()}
+
+
 def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: RunDirectory) -> RunMetrics:
     for note in corpus.notes:
         log.info("%s", note)
@@ -107,9 +116,9 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         log.warning("%s", warning)
     results = {name: StageResult() for name in config.stages}
     extended = plans[0].extended_checkpoint
-    if extended is not None and (earlier := extended.absolute().parents[1] / METRICS_FILE).is_file():
+    if extended is not None:
         before = list(results)[: list(results).index(plans[0].name)]
-        results |= {name: RunMetrics.read(earlier).stages[name] for name in before}
+        results |= _results_of(extended.absolute().parents[1], before)
     last: LoadedCheckpoint | None = None  # of the stage before
     for plan in plans:
         directory.mark_stage(plan.name)

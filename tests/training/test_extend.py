@@ -217,6 +217,14 @@ def test_a_checkpoint_in_the_working_directory_is_extended(
     assert extended.stages["pretrain"] == short.stages["pretrain"]
 
 
+def test_the_pretraining_of_an_unfinished_run_counts(configure: Any) -> None:
+    """Bug: its cost was read from metrics.json, which that run did not have yet."""
+    short, run = train(configure(*CONSTANT))
+    (run / METRICS_FILE).unlink()
+    extended, _ = train(longer(configure, f"extend_from={checkpoint.list_checkpoints(run / 'finetune')[0]}"))
+    assert extended.stages["pretrain"] == short.stages["pretrain"] != StageResult()
+
+
 def test_stages_that_the_extension_leaves_out_count_nothing(configure: Any) -> None:
     """The finetuning of the earlier run was once reported as a stage of this one."""
     _, run = train(configure(*CONSTANT))
