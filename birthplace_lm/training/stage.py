@@ -30,6 +30,7 @@ from birthplace_lm.training.components import (
 )
 from birthplace_lm.training.distributed import cluster, group
 from birthplace_lm.training.distributed.launcher import fit_in_processes
+from birthplace_lm.training.loggers import CURVES_CSV
 from birthplace_lm.training.plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def _resume_checkpoint(plan: StagePlan) -> Path | None:
 def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     """Copy a checkpoint of another folder into the stage's own, as one of this run, with curves and best."""
     loaded = LoadedCheckpoint.read(path)
-    for events in path.parent.glob(EVENT_FILES):
-        shutil.copy(events, plan.directory)
+    for curves in (*path.parent.glob(EVENT_FILES), *path.parent.glob(CURVES_CSV)):
+        shutil.copy(curves, plan.directory)
     metadata = checkpoint_metadata(plan, corpus)
     loaded.metadata.update(metadata)
     states = loaded.content["callbacks"]

@@ -11,6 +11,7 @@ from program import curves
 from stage import Stop, StopAt, fit, quick, run
 
 from birthplace_lm.errors import InputError
+from birthplace_lm.runs import checkpoint
 from birthplace_lm.training import loggers
 
 WANDB_BLOCK = 32768  # bytes
@@ -45,6 +46,15 @@ def test_csv_has_the_curves_of_tensorboard(people: Path, tmp_path: Path) -> None
         points, expected = rows(stopped)[f"finetune/{name}"], drawn[f"finetune/{name}"]
         assert [step for step, _ in points] == [step for step, _ in expected]
         assert [value for _, value in points] == pytest.approx([value for _, value in expected])
+
+
+def test_csv_continues_from_another_folder(people: Path, tmp_path: Path) -> None:
+    """Bug: the curve began at the checkpoint; TensorBoard's files were copied, curves.csv was not."""
+    fit(quick(people, tmp_path, *STAGE, "logger=csv"), "finetune", tmp_path / "one")
+    file = checkpoint.list_checkpoints(tmp_path / "one")[-1]
+    assert checkpoint.parse_step(file) == 4
+    fit(quick(people, tmp_path, *STAGE, "logger=csv", f"resume={file}"), "finetune", tmp_path / "two")
+    assert rows(tmp_path / "two") == rows(tmp_path / "one")
 
 
 def test_no_logger_leaves_no_curves_and_the_same_run(people: Path, tmp_path: Path) -> None:
