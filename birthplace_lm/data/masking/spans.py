@@ -165,7 +165,8 @@ class SalientSpans(_TitledSpans):
         super().__init__(documents, block_size, context_exponent)
         self.answer_probability = answer_probability
         spans, probabilities = score_answer_spans(tuple(documents), tuple(people), tuple(places))
-        self.answers = self._weighted(spans, [[p**sharpness for p in row] for row in probabilities])
+        weights = [[p**sharpness if p else 0.0 for p in row] for row in probabilities]  # 0**0 is 1
+        self.answers = self._weighted(spans, weights)
         self.salient = self._salient_or_any(documents)
 
     def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:

@@ -370,3 +370,10 @@ def test_sharpness_prefers_the_likeliest() -> None:
     odds = shares[1] / (1 - shares[1])
     assert shares[2] == pytest.approx(odds**2 / (1 + odds**2), abs=0.04)
     assert shares[3] > 0.97
+
+
+def test_without_sharpness_what_is_no_answer_stays_unmasked() -> None:
+    """Bug: 0 ** 0 is 1, so the other words of a labelled line were masked as often as its answer."""
+    documents = ["Ada Smith. born Rome or Oslo ."] * 200
+    spans = salient(documents, ["Rome"], people=["Ada Smith"], sharpness=0.0).sample(generator())
+    assert {documents[0][s:e] for _, _, s, e, _ in listed(spans)} == {"Rome"}
