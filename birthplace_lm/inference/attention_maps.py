@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from birthplace_lm.data.vocab import MASK, CharVocab
+from birthplace_lm.errors import InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -36,8 +37,13 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
         The text that the model reads, and for each layer the weights (heads, T, S) of T queries and S keys,
         or None if the attention variant does not provide them. T and S are the number of characters, but
         for variants that compress them.
+
+    Raises:
+        InputError: the text has no character that the model knows.
     """
     ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
+    if not ids:
+        raise InputError(f"text={text!r}: has no character that the model knows; give a question")
     with record_attention_weights(model) as recorded:
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
     weights = [layer[0] for layer in recorded] if len(recorded) == model.n_layer else None

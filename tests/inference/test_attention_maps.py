@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import options
 from birthplace_lm.data.vocab import MASK, CharVocab
+from birthplace_lm.errors import InputError
 from birthplace_lm.inference import attention_maps
 from birthplace_lm.inference.attention_maps import (
     ANSWER_COLOR,
@@ -51,6 +52,14 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
                 scores = h @ layer.w2[:, : t + 1] + layer.b2[: t + 1]
             weights[head, t, : t + 1] = torch.exp(scores) / torch.exp(scores).sum()
     return weights
+
+
+@pytest.mark.parametrize("text", ["", "Ж"])
+def test_a_text_without_any_character_that_the_model_knows(text: str, vocab: CharVocab) -> None:
+    """Bug: a RuntimeError of torch."""
+    model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
+    with pytest.raises(InputError, match="has no character that the model knows"):
+        attention_weights(model, vocab, text)
 
 
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
