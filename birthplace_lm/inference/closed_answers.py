@@ -143,7 +143,7 @@ def _walk(
                 score = score.where(fits, -torch.inf)
                 after = log_p[:, -1]
             if edge.answer is not None:
-                score = score.where(room >= depth + len(edge.ids), -torch.inf)
+                score = score.where(room + 1 >= depth + len(edge.ids), -torch.inf)
                 best = torch.cat((best, score[:, None]), 1).topk(top or 1, 1).values
                 yield edge.answer, score
             else:
