@@ -29,6 +29,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         InputError: the overrides do not make a valid configuration.
     """
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise InputError(f"overrides={overrides!r}: must be a list of texts: ['KEY=VALUE']")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             config = hydra.compose("train", quote_paths(overrides), return_hydra_config=True)

@@ -48,7 +48,7 @@ def check_values(schema: Any, node: DictConfig, prefix: str = "") -> None:
             if not OmegaConf.is_list(value) or not all(isinstance(package, str) for package in value):
                 raise InputError(f"plugins={value}: must be a list of packages: 'plugins=[my_package]'")
             wrong = [p for p in value if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", p)]
-            if wrong or "birthplace_lm" in value:
+            if wrong or any(p.partition(".")[0] == "birthplace_lm" for p in value):
                 raise InputError(f"plugins={value}: {[*wrong, 'birthplace_lm'][0]} is not a package of yours")
         elif "words" in f.metadata and value not in f.metadata["words"]:
             words = [word for word in f.metadata["words"] if word is not None]

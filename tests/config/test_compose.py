@@ -190,6 +190,7 @@ INVALID = [  # overrides, how the message begins
     ("attention=vanilla,synthesizer", "attention=vanilla,synthesizer: several values; add -m"),
     ("seed", "seed: cannot be read; expected KEY=VALUE"),
     ("++plugins=${oc.select:seed,3}", "plugins=0: must be a list of packages"),
+    ("plugins=[birthplace_lm.runs]", "plugins=['birthplace_lm.runs']: birthplace_lm is not a package of"),
     ("labels.data='a", "labels.data='a: cannot be read; expected KEY=VALUE; text with"),
     ("data=null", "no name for a group: attention, callbacks, data, "),
     ("data=[{a:1}]", "no name for a group: attention, callbacks, data, "),
@@ -444,3 +445,10 @@ print([name for name in ("torch", "lightning", "torchmetrics", "numpy") if name 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CONF.parent)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("overrides", [[1], ["seed=1", None], "seed=1"])
+def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
+    """Bug: "no name for a group"."""
+    with pytest.raises(InputError, match=r"^overrides=.*: must be a list of texts"):
+        compose(overrides)
