@@ -435,6 +435,27 @@ def test_paths_that_end_alike_are_told_apart(tmp_path: Path) -> None:
         assert lines[f"root={root}"] == pytest.approx([share, share])
 
 
+def test_every_corpus_has_its_majority_answer(tmp_path: Path) -> None:
+    """Bug: one line, at the largest baseline."""
+    for data, correct in (("biographies", 13), ("cs224n", 5), ("same", 5)):
+        run = write_run(tmp_path / data, labels={"attention": "rope", "pretrain": "none", "data": data})
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["baseline"]["correct"] = correct
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    runs = find_runs(tmp_path)
+
+    def lines(*names: str) -> dict[str, float]:
+        (axes,) = plots.scores_figure([run for run in runs if run.path.name in names]).axes
+        drawn = {str(line.get_label()): line.get_xdata()[0] for line in axes.lines}
+        return {label: share for label, share in drawn.items() if label[0] != "_"}
+
+    assert lines("cs224n", "same") == {"majority answer": pytest.approx(5 / 140)}
+    majorities = lines("biographies", "cs224n", "same")
+    assert sorted(majorities.values()) == pytest.approx([5 / 140, 13 / 140])
+    labels = ["biographies (9.3 %)", "cs224n, same (3.6 %)"]
+    assert sorted(majorities) == [f"majority answer of {label}" for label in labels]
+
+
 def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     for canon in (False, True):
         write_run(tmp_path / str(canon), model={"canon": canon})

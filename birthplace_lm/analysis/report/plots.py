@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ ANSWER_CATEGORIES = {
 }
 VALIDATION = "exact match of validations"  # on dev, or on the held-out rows
 SHARED = "#999999"  # of a curve that several settings share
-# Ten colours that are told apart best; more settings than that take them from a continuous scale.
+# Nine colours that are told apart best; more settings than that take them from a continuous scale.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
 
 
@@ -282,8 +283,14 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def _draw_majority(line: Any, runs: Sequence[Run]) -> None:
-    best = max((run.metrics.baseline.exact_match for run in runs if run.metrics), default=0.0)
-    line(best, color="gray", linestyle="--", linewidth=1, label="majority answer")
+    """A line for each baseline of the runs; several are labelled with their data."""
+    data: dict[float, list[str]] = {}
+    for run in runs:
+        if run.metrics:
+            data.setdefault(run.metrics.baseline.exact_match, []).append(run.display("labels.data"))
+    for (share, names), style in zip(sorted(data.items()), cycle(("--", ":", "-."))):
+        of = f" of {', '.join(dict.fromkeys(names))} ({100 * share:.1f} %)" if len(data) > 1 else ""
+        line(share, color="gray", linestyle=style, linewidth=1, label=f"majority answer{of}")
 
 
 def _in_percent(axis: Any) -> None:
