@@ -59,18 +59,17 @@ class ProcessLost(InternalError):
 
 
 class Interrupted(BirthplaceError):
-    """A signal ended the run; the same command resumes it."""
+    """A signal ended the run; `advice` is how to resume it."""
 
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(
-            f"interrupted by {signal.Signals(number).name} {where}; run the same command to resume"
-        )
+    def __init__(self, number: int, where: str, advice: str = "run the same command to resume") -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name} {where}; {advice}")
         self.number = number
         self.where = where
+        self.advice = advice
         self.exit_code = 128 + number
 
-    def __reduce__(self) -> tuple[type, tuple[int, str]]:
-        return type(self), (self.number, self.where)  # exceptions are pickled between processes
+    def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
+        return type(self), (self.number, self.where, self.advice)  # exceptions are pickled between processes
 
 
 def _escape(character: str) -> str:

@@ -68,7 +68,7 @@ def train(config: DictConfig) -> FinishedRun:
                 metrics = pipeline.run(config, corpus, notes=notes)
         except KeyboardInterrupt as stop:  # its traceback is of no interest
             saved = isinstance(stop.__context__, Interrupted)
-            message = stop.__context__ if saved else "stopped; the same configuration resumes the run"
+            message = stop.__context__ if saved else f"stopped; {pipeline.how_to_resume(config)}"
             raise KeyboardInterrupt(str(message)) from None
     return FinishedRun(directory.path, metrics, tuple(config.plugins))
 

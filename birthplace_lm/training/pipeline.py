@@ -56,6 +56,8 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
             metrics.write(directory.path / METRICS_FILE)
         except Exception as error:
             failure = to_birthplace_error(error, directory.path)
+            if isinstance(failure, Interrupted):
+                failure = Interrupted(failure.number, failure.where, how_to_resume(config))
             with suppress(OSError):  # the disk may be what is wrong
                 log.debug("%s", failure, exc_info=not isinstance(error, Interrupted))
             resumable = isinstance(failure, Interrupted | ProcessLost)
@@ -66,6 +68,13 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
             raise
         directory.mark_ended("done")
         return metrics
+
+
+def how_to_resume(config: DictConfig) -> str:
+    """How an interrupted run continues: not by its own command where that starts again."""
+    if config.resume == "auto" and not config.overwrite:
+        return "run the same command to resume"
+    return "give resume=auto (without overwrite) to continue"
 
 
 def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:

@@ -97,6 +97,15 @@ def test_ctrl_c_leaves_a_run_that_continues(
     assert run.metrics.weights_sha256 == uninterrupted["weights"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("override", ["resume=never", "overwrite=true"])
+def test_ctrl_c_names_a_command_that_continues(configure: Any, override: str, times: int) -> None:
+    """Bug: the same command was named, which would have thrown the saved steps away."""
+    config = configure("pretrain=none", override)
+    with pytest.raises(KeyboardInterrupt, match=r"; give resume=auto \(without overwrite\) to continue$"):
+        train(config, SignalAfterStep(signal.SIGINT, 3, times))
+
+
 def test_the_callers_log_stays_as_it_was(configure: Any) -> None:
     log, show = logging.getLogger("birthplace_lm"), warnings.showwarning
     before = (log.level, log.propagate, [*log.handlers])
