@@ -13,7 +13,7 @@ from stage import run as run_pipeline
 
 from birthplace_lm.analysis.knowledge import origin
 from birthplace_lm.analysis.knowledge.confidences import agreement, pool
-from birthplace_lm.analysis.knowledge.page import tables_of, write_page
+from birthplace_lm.analysis.knowledge.page import invented_table, reliability_figure, tables_of, write_page
 from birthplace_lm.analysis.knowledge.result import Knowledge
 from birthplace_lm.analysis.knowledge.study import study, study_model
 from birthplace_lm.cli import commands
@@ -183,6 +183,21 @@ def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
     assert agreed["a"].auroc == 1.0
 
 
+def test_tenths_are_equally_many_people(corpus: Corpus) -> None:
+    """Bug: the surest answer of 101 was a dot of its own."""
+    base = study_model("a", untrained(corpus), corpus, None)
+    people = [
+        replace(p, log_p_answer=math.log((i + 1) / 101), answer=p.gold if i < 100 else "wrong")
+        for i, p in enumerate(base.people[:101])
+    ]
+    (axes,) = reliability_figure([replace(base, people=people)]).axes
+    right = axes.lines[-1].get_ydata()
+    assert len(right) == 10
+    assert right[-1] == pytest.approx(90)
+    (axes,) = reliability_figure([replace(base, people=people[:3])]).axes
+    assert len(axes.lines[-1].get_ydata()) == 3
+
+
 def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     """The same run twice has no more information than once: only counts of answers double."""
     base = study_model("a", untrained(corpus), corpus, MaskedForm(10))
@@ -208,6 +223,7 @@ def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
     assert twice.invented is not None
     assert once.invented is not None
     assert twice.invented.places == once.invented.places
+    assert invented_table([twice])[1] == invented_table([once])[1]  # how many people
     with pytest.raises(InputError, match="different people"):
         pool([base, replace(base, people=base.people[1:])])
     with pytest.raises(InputError, match="differ in more than the seed"):

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.knowledge import origin
@@ -189,7 +192,7 @@ def invented_table(runs: Sequence[Knowledge]) -> Table:
     return _table(
         runs,
         [
-            ("people", optional(lambda invented: str(len(invented.names)))),
+            ("people", optional(lambda invented: str(len(set(invented.names))))),
             ("answered with a place of train", optional(lambda invented: f"{invented.places:.1%}")),
             *((f"that of the {kind}".replace("the a ", "a "), similar(kind)) for kind in kinds),
             (
@@ -220,7 +223,7 @@ def write_page(runs: Sequence[Knowledge], out: Path) -> None:
     for title, table in tables_of(runs):
         body.append(f"<h2>{escape(title)}</h2>{html_table(table)}")
     body.append(f"<h2>Risk against coverage</h2>{inline_svg(_risk_figure(runs))}")
-    body.append(f"<h2>Reliability</h2>{inline_svg(_reliability_figure(runs))}")
+    body.append(f"<h2>Reliability</h2>{inline_svg(reliability_figure(runs))}")
     for run in runs:
         wrong = sorted((p for p in run.people if not p.right), key=lambda p: -p.log_p_answer)[:EXAMPLES]
         if wrong:
@@ -233,7 +236,7 @@ def write_page(runs: Sequence[Knowledge], out: Path) -> None:
 CSS = "td, th { white-space: normal; overflow-wrap: anywhere } td:first-child { min-width: 8rem }"
 
 
-def _risk_figure(runs: Sequence[Knowledge]) -> object:
+def _risk_figure(runs: Sequence[Knowledge]) -> Any:
     figure = new_figure(7.5, 3.6)
     axes = figure.subplots()
     for run in runs:
@@ -248,21 +251,16 @@ def _risk_figure(runs: Sequence[Knowledge]) -> object:
     return figure
 
 
-def _reliability_figure(runs: Sequence[Knowledge]) -> object:
+def reliability_figure(runs: Sequence[Knowledge]) -> Any:
+    """Share of right answers against their probability, a dot for each tenth of the people."""
     figure = new_figure(7.5, 3.6)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.7", linewidth=1)
     for run in runs:
         people = sorted(run.people, key=lambda p: p.log_p_answer)
-        size = max(1, len(people) // 10)
-        groups = [people[i : i + size] for i in range(0, len(people), size)]
-        axes.plot(
-            [100 * sum(math.exp(p.log_p_answer) for p in group) / len(group) for group in groups],
-            [100 * sum(p.right for p in group) / len(group) for group in groups],
-            marker="o",
-            markersize=4,
-            label=run.run,
-        )
+        percent = np.array([(100 * math.exp(p.log_p_answer), 100 * p.right) for p in people])
+        tenths = [part.mean(0) for part in np.array_split(percent, 10) if len(part)]
+        axes.plot(*np.transpose(tenths), marker="o", markersize=4, label=run.run)
     axes.set_xlabel("probability of the answer, mean of a tenth of the people (%)")
     axes.set_ylabel("right (%)")
     axes.grid(alpha=0.3)
