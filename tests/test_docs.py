@@ -278,6 +278,12 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(files) == sorted(page.name for page in ROOT.glob("docs/*.md"))
 
 
+def test_every_page_is_in_the_readme_and_on_the_first_page() -> None:
+    for page in {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}:
+        assert f"](docs/{page})" in TEXTS["README.md"], page
+        assert f"]({page})" in TEXTS["docs/index.md"], page
+
+
 def test_site_builds_strictly(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]

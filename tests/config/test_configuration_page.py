@@ -40,6 +40,12 @@ def test_the_page_is_up_to_date() -> None:
     )
 
 
+def test_every_folder_of_recipes_is_on_the_page() -> None:
+    """Also those within a group, except what another option chooses."""
+    folders = {file.parent.relative_to(conf_dir()).as_posix() for file in conf_dir().glob("*/*/*.yaml")}
+    assert folders - {"model/for_data", "finetune/after"} <= {row[0].strip("`") for row in ROWS}
+
+
 def test_every_key_of_every_option_is_on_the_page() -> None:
     """Against what is composed, not against the schema that the page is made of."""
     on_page = {row[0].strip("`") for row in ROWS}
