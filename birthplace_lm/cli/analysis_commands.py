@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, check_page, print_json
+from birthplace_lm.cli.options import (
+    AsJson,
+    Checkpoint,
+    Plugins,
+    Run,
+    Which,
+    check_page,
+    percent,
+    print_json,
+)
 from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import BirthplaceError, InputError
 
@@ -50,6 +59,11 @@ def report(
 
     if against is not None and figure is None:
         raise InputError("--against needs --figure FILE")
+    check_page(page)
+    if figure is not None and (
+        figure.suffix not in (".svg", ".png") or not figure.parent.is_dir() or figure.is_dir()
+    ):
+        raise InputError(f"--figure {figure}: must be a .svg or .png file in an existing folder")
     runs = find_runs(folder)
     if form is Format.csv:
         print(summary.as_csv(runs), end="")
@@ -139,7 +153,7 @@ def attention(
     for warning in warnings_about(run, [name], plugin or ()):
         print(f"warning: {warning}", file=sys.stderr)
     answer = write_attention(model, name, out)
-    print(f"{name}: {answer.text} ({math.exp(answer.log_probability):.0%}); {out}")
+    print(f"{name}: {answer.text} ({percent(math.exp(answer.log_probability))}); {out}")
 
 
 @app.command()
@@ -217,7 +231,16 @@ def capacity(
     from birthplace_lm.analysis.report.tables import show
 
     check_page(page)
-    measured = [measure_capacity(run, plugin or ()) for run in runs]
+    measured = []
+    for run in runs:
+        try:
+            measured.append(measure_capacity(run, plugin or ()))
+        except BirthplaceError as error:
+            if len(runs) == 1:
+                raise
+            print(f"warning: left out: {error}", file=sys.stderr)
+    if not measured:
+        raise InputError("RUN: none of the runs can be measured")
     if page is not None:
         write_page(measured, page)
     if as_json:

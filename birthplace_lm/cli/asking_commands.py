@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, print_json
+from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, percent, print_json
 from birthplace_lm.data.corpora.consistency import check_characters, check_form
 from birthplace_lm.data.corpora.qa_files import read_questions
 from birthplace_lm.data.questions import normalise
@@ -83,7 +83,7 @@ def ask(
         threshold = abstention_threshold(model, corpus, abstain)
         least = threshold.score
         unknown = {name for name in names if closest_people(_name(model, name), corpus) is not None}
-        print(_about_threshold(threshold, abstain), file=sys.stderr)
+        print(about_threshold(threshold, abstain), file=sys.stderr)
     if as_json:
         print_json(
             [
@@ -102,31 +102,28 @@ def ask(
             print(f"{name}: I do not know")
             continue
         rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
-        others = ", ".join(f"{place} {_percent(p)}" for place, p in rest)
+        others = ", ".join(f"{place} {percent(p)}" for place, p in rest)
         joint = (
             "then" if rest is not likeliest else "written letter by letter; the likeliest train answers are"
         )
         print(
-            f"{name}: {answer.text} ({_percent(math.exp(answer.log_probability))})"
+            f"{name}: {answer.text} ({percent(math.exp(answer.log_probability))})"
             f"{f'; {joint} {others}' if others else ''}"
         )
 
 
-def _about_threshold(threshold: "Threshold", precision: float) -> str:
+def about_threshold(threshold: "Threshold", precision: float) -> str:
+    """Which answers `ask --abstain` gives."""
     if math.isinf(threshold.score):
         return (
             f"no answer is given: on {threshold.rows} questions that were not trained on, no probability is"
             f" sure to reach {precision:.0%}"
         )
     return (
-        f"answers are given from a probability of {math.exp(threshold.score):.0%} on: of {threshold.rows}"
-        f" questions that were not trained on, {threshold.coverage:.0%} get one, and"
+        f"answers are given from a probability of {percent(math.exp(threshold.score))} on: of"
+        f" {threshold.rows} questions that were not trained on, {threshold.coverage:.0%} get one, and"
         f" {threshold.precision:.1%} of these are right"
     )
-
-
-def _percent(p: float) -> str:
-    return "<1%" if 0 < p < 0.005 else f"{p:.0%}"
 
 
 def _name(model: "TrainedModel", typed: str) -> str:

@@ -106,7 +106,16 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     assert page.read_text().count("<svg") == 1
     assert call(str(run)) == 0
     assert "bits/parameter" in capsys.readouterr().out
+    unfit = tmp_path / "unfit"  # bug: it stopped the others of a glob
+    config = compose(["pretrain=none"])
+    write_config(unfit, with_inputs(config, read_corpus(config.data, 128).sha256))
+    assert call(str(unfit), str(run)) == 0
+    captured = capsys.readouterr()
+    assert f"warning: left out: {unfit}: its pretraining tells no facts" in captured.err
+    assert "bits/parameter" in captured.out
     (tmp_path / "people" / "people.tsv").unlink()
+    assert call(str(unfit), str(run)) == 2
+    assert "none of the runs can be measured" in capsys.readouterr().err
     assert call(str(run)) == 2
     assert "people.tsv: cannot read" in capsys.readouterr().err
 

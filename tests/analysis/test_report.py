@@ -321,6 +321,22 @@ def test_errors_are_those_of_the_corpus_of_the_run(tmp_path: Path) -> None:
     assert "the files of its corpus have changed" in page
 
 
+@pytest.mark.parametrize(
+    ("option", "file"), [("--html", "none/page.html"), ("--figure", "none/a.png"), ("--figure", "a.pdf")]
+)
+def test_a_file_is_refused_before_the_tables(
+    option: str, file: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    write_run(tmp_path / "one")
+    monkeypatch.setattr(sys, "argv", ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert option in captured.err
+    assert not captured.out
+
+
 @pytest.mark.parametrize("width", [300, 40])
 def test_a_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost of it, and nothing in it is taken for markup."""

@@ -1,6 +1,7 @@
 """The commands, on a run of a second."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import learning_curve
 from birthplace_lm.cli import commands as cli
+from birthplace_lm.cli.asking_commands import about_threshold
 from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.inference.confidence import Threshold
 from birthplace_lm.training import pipeline
 
 
@@ -135,6 +138,11 @@ def test_ask_and_load_agree(
     assert [line.rpartition(" (")[0] for line in lines] == [
         f"{name}: {answer}" for name, answer in zip(names, lm.answer(names), strict=True)
     ]
+
+
+def test_a_small_threshold_is_not_zero() -> None:
+    threshold = Threshold(score=math.log(0.002), precision=0.95, coverage=0.5, rows=8)
+    assert "from a probability of <1% on" in about_threshold(threshold, 0.9)
 
 
 def test_report_has_a_row_and_a_curve(
