@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from birthplace_lm.errors import InputError
-
 
 @dataclass(frozen=True)
 class TrainingClock:
@@ -56,13 +54,11 @@ def cosine(total_positions: int, warmup_fraction: float, min_lr_factor: float) -
         min_lr_factor: factor of the peak rate at the end.
 
     Raises:
-        InputError: `warmup_fraction` or `min_lr_factor` is not in [0, 1].
+        ValueError: `warmup_fraction` or `min_lr_factor` is not in [0, 1]; the message begins with its name.
     """
-    if not (0.0 <= warmup_fraction <= 1.0 and 0.0 <= min_lr_factor <= 1.0):
-        raise InputError(
-            f"schedule: warmup_fraction={warmup_fraction} and min_lr_factor={min_lr_factor}"
-            " must be from 0 to 1"
-        )
+    for name, fraction in (("warmup_fraction", warmup_fraction), ("min_lr_factor", min_lr_factor)):
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"{name}={fraction}: must be from 0 to 1")
     warmup_positions = round(warmup_fraction * total_positions)
 
     def factor(positions: int) -> float:
@@ -90,20 +86,20 @@ def cosine_2021(
         min_lr_factor: lower bound of the factor.
 
     Raises:
-        InputError: `final_positions` or the end of the stage does not come after the warm-up, or
-            `min_lr_factor` is not in [0, 1].
+        ValueError: `final_positions` or the end of the stage does not come after the warm-up, or
+            `min_lr_factor` is not in [0, 1]; the message begins with the name of the argument.
 
     Source: CS224N 2021, assignment 5.
     """
-    if not (0 <= warmup_positions < final_positions and 0.0 <= min_lr_factor <= 1.0):
-        raise InputError(
-            f"schedule: warmup_positions={warmup_positions}, final_positions={final_positions},"
-            f" min_lr_factor={min_lr_factor}: warmup_positions must be from 0 to below final_positions,"
-            " and min_lr_factor from 0 to 1"
+    if not 0 <= warmup_positions < final_positions:
+        raise ValueError(
+            f"warmup_positions={warmup_positions}: must be from 0 to below final_positions={final_positions}"
         )
+    if not 0.0 <= min_lr_factor <= 1.0:
+        raise ValueError(f"min_lr_factor={min_lr_factor}: must be from 0 to 1")
     if warmup_positions > total_positions:
-        raise InputError(
-            f"schedule: warmup_positions={warmup_positions}, but the stage has {total_positions} positions;"
+        raise ValueError(
+            f"warmup_positions={warmup_positions}: the stage has {total_positions} positions;"
             f" the nearest is {total_positions}"
         )
 

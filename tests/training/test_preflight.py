@@ -57,6 +57,12 @@ def test_the_trainer_beats_the_stage(configure: Any) -> None:
 def test_a_number_out_of_range_names_its_key(configure: Any) -> None:
     with pytest.raises(InputError, match=r"stages\.pretrain\.dataset\.question_fraction=2: must be"):
         plans(configure, "stages.pretrain.dataset.question_fraction=2")
+    key = "stages.finetune.schedule.warmup_fraction"
+    with pytest.raises(InputError, match=rf"^{key}=1\.5: must be"):
+        plans(configure, f"{key}=1.5")
+    key = "stages.finetune.schedule.warmup_positions"
+    with pytest.raises(InputError, match=rf"^{key}=10240: the stage has"):
+        plans(configure, "schedule=cosine_2021", "stages.pretrain.schedule.warmup_positions=7")
 
 
 def test_a_stage_may_have_an_optimizer_of_its_own(configure: Any) -> None:
