@@ -16,6 +16,7 @@ from birthplace_lm.errors import CheckpointError, InputError, InternalError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint, signals
 from birthplace_lm.runs.identity import pretraining_directory, run_directory, with_inputs
+from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 from birthplace_lm.training import pipeline
 
 
@@ -89,6 +90,12 @@ def test_the_checkpoint_of_another_run_is_refused_and_not_copied(configure: Any,
         run(configure, *only, override, f"resume={file}")
     assert sorted(root.rglob("*")) == before
     run(configure, *only, f"resume={file}")  # its own run may continue from it
+
+
+def test_a_stage_without_a_step_has_no_loss(configure: Any) -> None:
+    config = run(configure, "pretrain=none", "trainer.max_steps=0")
+    result = StageResult.read(run_directory(config) / "finetune" / STAGE_RESULT)
+    assert (result.steps, result.loss) == (0, None)
 
 
 def failure(*errors: Exception) -> Exception:

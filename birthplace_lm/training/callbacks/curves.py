@@ -35,7 +35,7 @@ class TrainingCurves(L.Callback):
         previous_cost: state of the counter of the stage whose weights this one starts from.
 
     Attributes:
-        loss: mean over the batches of the last epoch whose loss is finite.
+        loss: mean over the batches of the last epoch whose loss is finite; None before the first epoch ends.
     """
 
     state_key = "curves"
@@ -51,7 +51,7 @@ class TrainingCurves(L.Callback):
         self.directory = directory
         self.cost = cost
         self.previous_cost = dict(previous_cost or {"characters": 0, "seconds": 0.0})
-        self.loss = 0.0
+        self.loss: float | None = None
         self._loss_sum, self._batches = 0.0, 0  # of this epoch
         self._losses: list[float] = []  # of the batches of this optimizer step
         self._learning_rate = 0.0
