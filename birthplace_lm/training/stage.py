@@ -58,6 +58,8 @@ def fit_stage(
         with suppress(CheckpointError):
             last = LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, finished.steps))
             if last.metadata.get("config_sha256") == plan.config_sha256:
+                if (path := plan.resume_checkpoint) is not None:
+                    log.warning("%s is finished, resume=%s has no effect: remove %s", plan.name, path, result)
                 return finished, last
     folder.mkdir(parents=True, exist_ok=True)
     resume = _resume_checkpoint(plan)

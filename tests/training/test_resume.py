@@ -214,7 +214,7 @@ def test_stopped_in_every_hook(
 
 
 def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
-    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is trained, and so nothing saved: the run needs it in its own folder."""
     fit(configure(), "finetune", tmp_path / "one", monkeypatch)
@@ -224,6 +224,7 @@ def test_the_last_checkpoint_of_another_run_is_all_there_is_to_do(
         corpus = read_corpus(config.data, config.model.block_size)
         stages.fit_stage(plan_of("finetune", config, corpus, tmp_path / "two"), corpus)
         assert digest(tmp_path / "two") == digest(tmp_path / "one")
+    assert caplog.text.count(f"finetune is finished, resume={file} has no effect") == 1
 
 
 def test_a_checkpoint_that_a_link_names_stays(
