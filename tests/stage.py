@@ -54,7 +54,7 @@ def half(*axes: Sequence[Any]) -> list[Any]:
 
     Of three axes or more, every value of one still meets every value of another.
     """
-    marks = [(), pytest.mark.torture]
+    marks: list[Any] = [(), pytest.mark.torture]
     return [
         pytest.param(*(value for _, value in chosen), marks=marks[sum(place for place, _ in chosen) % 2])
         for chosen in itertools.product(*map(enumerate, axes))
