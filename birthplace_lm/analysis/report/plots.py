@@ -113,7 +113,8 @@ def scores_figure(runs: Sequence[Run]) -> Any:
 def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
     """Learning curves; all seeds of a setting have one colour. A loss is smoothed, the raw one behind it.
 
-    What runs of several settings share, a pretraining, is grey.
+    What runs of several settings share, a pretraining, is grey: as far as their losses are equal. Exact match
+    may be equal by chance.
 
     Raises:
         InputError: there is no run, or matplotlib is not installed.
@@ -122,12 +123,13 @@ def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
         raise InputError("no run is finished; a curve needs one")
     names, palette = labels(runs), colors(runs)
     curves = {run: learning_curve(run, name) for run in runs}
+    losses = {run: learning_curve(run, "loss") for run in runs}
     figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
     labelled: set[str] = set()
     for run, curve in curves.items():
-        others = [curves[other] for other in runs if names[other] != names[run]]
-        end = max((_end_of_shared(curve, other) for other in others), default=-1.0)
+        others = [losses[other] for other in runs if names[other] != names[run]]
+        end = max((_end_of_shared(losses[run], other) for other in others), default=-1.0)
         lines: list[tuple[Curve, dict[str, Any]]] = [(curve, {"marker": "." if len(curve) < 50 else ""})]
         if name == "loss":
             lines = [(smoothed(curve), {}), (curve, {"linewidth": 0.6, "alpha": 0.25})]
