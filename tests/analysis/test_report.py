@@ -384,16 +384,10 @@ def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyP
             tmp_path / f"run-0000000{number}", stages={"finetune": {"learning_rate": 1e-3 * (number + 1)}}
         )
     shared = [(1e6, 0.1), (2e6, 0.2)]
-    curves = {
-        0: [*shared, (3e6, 0.3)],
-        1: [*shared, (3e6, 0.4)],
-        2: [(1e6, 0.1), (3e6, 0.1)],
-    }  # the last begins as the others, by chance
-    losses = {
-        0: [(1e6, 2.1), (2e6, 2.0), (3e6, 1.9)],
-        1: [(1e6, 2.1), (2e6, 2.0), (3e6, 1.8)],
-        2: [(1e6, 2.2)],
-    }
+    by_chance = [(1e6, 0.1), (3e6, 0.1)]
+    curves = {0: [*shared, (3e6, 0.3)], 1: [*shared, (3e6, 0.4)], 2: by_chance}
+    falls = [(1e6, 2.1), (2e6, 2.0)]
+    losses = {0: [*falls, (3e6, 1.9)], 1: [*falls, (3e6, 1.8)], 2: [(1e6, 2.2), (3e6, 1.9)]}
     by_name = {"exact_match": curves, "loss": losses}
     monkeypatch.setattr(plots, "learning_curve", lambda run, name: by_name[name][int(run.path.name[-1])])
     figure = plots.curves_figure(find_runs(tmp_path), "exact_match", "dev")
