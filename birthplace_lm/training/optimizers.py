@@ -13,7 +13,10 @@ from birthplace_lm.training.distributed.dtensor import full_tensor, shard_like
 def adamw(
     model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, decay_all_but_bias: bool
 ) -> Optimizer:
-    """AdamW without weight decay for vectors: biases and LayerNorm gains.
+    """AdamW without weight decay for vectors: LayerNorm gains and biases.
+
+    A bias that an attention stores as a row per head is a matrix, and decays: `b2` of `synthesizer_per_head`,
+    `row_bias` and `column_bias` of `synthesizer_factorized_dense`.
 
     Args:
         decay_all_but_bias: instead, decay every parameter without "bias" in its name, LayerNorm gains
@@ -40,6 +43,9 @@ def muon(
     precision: str,
 ) -> Optimizer:
     """Muon for the matrices of the blocks, AdamW without decay for everything else, in one optimizer.
+
+    What an attention stores as rows counts as a matrix: `b2` of `synthesizer_per_head` and `lambdas`
+    of `differential`.
 
     Args:
         weight_decay: of the matrices.
