@@ -34,7 +34,11 @@ class Program:
     """
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        directory: Path | None = None,  # where the command is typed
     ) -> None:
         _start_server()
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,8 @@ class Program:
         for file in (self.stdout, self.stderr):
             file.write_bytes(b"")
         self._process = _context.Process(
-            target=_train, args=(list(arguments), str(self.stdout), str(self.stderr), dict(environment))
+            target=_train,
+            args=(list(arguments), str(self.stdout), str(self.stderr), dict(environment), directory),
         )
         self._process.start()
         self.pid: int = self._process.pid or 0
@@ -80,9 +85,14 @@ def _start_server() -> None:
     forkserver.ensure_running()
 
 
-def _train(arguments: list[str], stdout: str, stderr: str, environment: dict[str, str]) -> None:
+def _train(
+    arguments: list[str], stdout: str, stderr: str, environment: dict[str, str], directory: Path | None
+) -> None:
     os.setsid()
     os.environ.update(environment)
+    if directory is not None:
+        os.chdir(directory)
+    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
     multiprocessing.set_start_method("fork", force=True)  # of data workers; else they would inherit ours
     for number in SIGNALS:  # whoever runs the tests may ignore some
         signal.signal(number, signal.SIG_DFL)

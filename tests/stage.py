@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -129,8 +130,14 @@ def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) ->
 
 def plan_of(stage: str, config: DictConfig, corpus: Corpus, folder: Path) -> StagePlan:
     """The plan of one stage, in a folder of the test."""
-    plan = next(plan for plan in preflight(config, corpus) if plan.name == stage)
-    return replace(plan, directory=folder)
+    inputs = json.dumps([OmegaConf.to_container(config), corpus.sha256])
+    if inputs not in _plans or config.resume.endswith(".ckpt") or config.init_from or config.extend_from:
+        _plans.clear()
+        _plans[inputs] = preflight(config, corpus)
+    return replace(next(plan for plan in _plans[inputs] if plan.name == stage), directory=folder)
+
+
+_plans: dict[str, list[StagePlan]] = {}  # of the last configuration: most tests fit it several times
 
 
 def run(config: DictConfig, wait: bool = False) -> dict[str, Any]:

@@ -205,11 +205,10 @@ def test_recipe_of_your_own_works(tmp_path: Path) -> None:
     (recipe,) = blocks(TEXTS["docs/training.md"], "yaml")
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
-    command = [sys.executable, "train.py", "--config-dir", str(tmp_path), "experiment=mine", "dry_run=true"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "-s7-" in done.stdout
-    assert "100 epochs" in done.stdout
+    program = Program(["--config-dir", str(tmp_path), "experiment=mine", "dry_run=true"], tmp_path / "output")
+    assert program.wait() == 0, program.stderr.read_text()
+    assert "-s7-" in program.stdout.read_text()
+    assert "100 epochs" in program.stdout.read_text()
 
 
 def test_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
@@ -291,6 +290,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.torture
 def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     """An attention and a masking, as the pages have them; a sweep on two processes; the report."""
     place = tmp_path / "clone"

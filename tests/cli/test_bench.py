@@ -34,7 +34,7 @@ def test_the_cost_at_the_size_of_the_source() -> None:
 
 
 def test_tables_of_all_sides(people: Path) -> None:
-    tables = bench(["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"], rounds=1, steps=8)
+    tables = bench(["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"], rounds=1, steps=4)
     rows = dict(re.findall(r"^\| (\w[^|]*) \| ([\d,.]+) \|", tables, re.MULTILINE))
     assert all(float(value.replace(",", "")) > 0 for value in rows.values())
     assert {"dropout 0.1", "synthesizer", "500 names", "10,000 names"} <= set(rows)

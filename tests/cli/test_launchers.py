@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import TRAIN, leftovers, outcome
+from program import TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.cli.gpu_slots import claim_gpu
-
-LAUNCHERS = ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.torture)]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +60,8 @@ def runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/metrics.json"))
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    ["basic", *(pytest.param(name, marks=pytest.mark.torture) for name in ("joblib", "submitit_local"))],
-)
+@pytest.mark.torture
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_a_failed_job_of_several_processes_leaves_the_next_right(
     launcher: str, alone: Path, people: Path, tmp_path: Path
 ) -> None:
@@ -91,8 +87,8 @@ def test_a_failed_job_of_several_processes_leaves_the_next_right(
 @pytest.fixture(scope="module")
 def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    program = start(root, "basic", longer(people))
-    assert program.wait(200) == 0, program.communicate()
+    program = Program(["-m", *longer(people), f"runs_root={root}"], root / "output")
+    assert program.wait(200) == 0, program.stderr.read_text()
     return root
 
 
@@ -100,7 +96,7 @@ def longer(people: Path) -> list[str]:
     return [*quick(people), "attention=vanilla,synthesizer", "stages.finetune.max_epochs=40"]
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.torture)])
 def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     launcher: str, whole: Path, people: Path, tmp_path: Path
 ) -> None:

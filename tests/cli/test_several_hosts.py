@@ -92,6 +92,7 @@ def alone(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.mark.torture
 def test_an_agent_of_torchrun_is_killed_and_the_same_commands_resume(
     alone: Path, people: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,11 @@ def state(run: Path) -> str:
 
 @pytest.mark.parametrize(
     "redirection",
-    ["| head -1", "2>&1 | head -1", "> /dev/full", "2>&-", "<&- >&- 2>&-"],
+    [
+        "2>&1 | head -1",
+        "<&- >&- 2>&-",
+        *(pytest.param(r, marks=pytest.mark.torture) for r in ("| head -1", "> /dev/full", "2>&-")),
+    ],
 )
 def test_a_run_ends_whoever_reads_its_output(redirection: str, tiny: list[str], tmp_path: Path) -> None:
     """`train.py | head -1` ended with a BrokenPipeError, `> /dev/full` with code 120."""

@@ -18,7 +18,7 @@ from program import TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.runs import checkpoint
 
-JOBS = ["attention=vanilla,synthesizer", "pretrain=none,span_corruption", "seed=0,1"]
+JOBS = ["pretrain=none,span_corruption", "seed=0,1"]
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def sweep(people: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(sweep: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """An undisturbed sweep of eight jobs, and the seconds it took."""
+    """An undisturbed sweep of four jobs, and the seconds it took."""
     root = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
     program = Program([*sweep, f"runs_root={root}"], root / "output")
     assert program.wait() == 0, program.stderr.read_text()
-    assert states(program) == ["done"] * 8
+    assert states(program) == ["done"] * 4
     return root, time.monotonic() - began
 
 
@@ -68,7 +68,7 @@ def test_killed_at_any_moment(
     moments = random.Random(0)
     kills = 0
     finished: dict[str, Any] = {}
-    while kills < amount(2, 10):
+    while kills < amount(1, 10):
         program = Program([*sweep, f"runs_root={root}"], output)
         if not program.running(moments.uniform(0, whole[1] / 2)):
             break
@@ -80,13 +80,13 @@ def test_killed_at_any_moment(
 
     before = len(finished)
     program = Program([*sweep, f"runs_root={root}"], output)
-    while program.running(0.01) and len(done(root)) < min(before + 2, 8):
+    while program.running(0.01) and len(done(root)) < min(before + 1, 3):
         pass
     program.send(signal.SIGTERM)
     code = program.wait()
     assert finished.items() <= done(root).items()
+    finished = done(root)
     if code != 0:
-        finished = done(root)
         assert code == 143
         shown = states(program)
         assert shown.count("done before") == before
@@ -94,7 +94,7 @@ def test_killed_at_any_moment(
         assert shown.count("stopped") == 1
         launched = re.findall(r"\[HYDRA\]\s+#(\d+) :", program.stdout.read_text())
         assert launched == [str(number) for number in range(shown.index("stopped") + 1)]
-        assert shown.count("not started") + shown.count("stopped before") == 8 - 1 - len(finished)
+        assert shown.count("not started") + shown.count("stopped before") == 4 - 1 - len(finished)
         messages = program.stderr.read_text()
         assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", messages)
 
@@ -111,19 +111,19 @@ def test_killed_at_any_moment(
     began = time.monotonic()
     program = Program([*(a for a in sweep if a != "seed=0,1"), "seed=1", f"runs_root={root}"], output)
     assert program.wait() == 0
-    each = (time.monotonic() - began) / 4
-    assert 4 * each < whole[1] / 2  # most of it is the start of the program
-    assert states(program) == ["done before"] * 4
+    each = (time.monotonic() - began) / 2
+    assert 2 * each < whole[1] / 2  # most of it is the start of the program
+    assert states(program) == ["done before"] * 2
     assert done(root) == finished
     record(
-        "sweep of 8 jobs", f"{kills} SIGKILLs and a SIGTERM, results identical, {each:.2f} s a finished job"
+        "sweep of 4 jobs", f"{kills} SIGKILLs and a SIGTERM, results identical, {each:.2f} s a finished job"
     )
 
 
 def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, float], tmp_path: Path) -> None:
     root = tmp_path / "runs"
     root.mkdir()
-    damaged, locked = (root / name for name in (jobs(whole[0])[0].name, jobs(whole[0])[4].name))
+    damaged, locked = (root / name for name in (jobs(whole[0])[0].name, jobs(whole[0])[2].name))
     shutil.copytree(whole[0] / damaged.name, damaged, symlinks=True)
     for name in ("metrics.json", "status.json", "finetune/result.json"):
         (damaged / name).unlink()
@@ -134,9 +134,9 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
         fcntl.lockf(file, fcntl.LOCK_EX)
         program = Program([*sweep, f"runs_root={root}"], tmp_path / "output")
         assert program.wait() == 1
-    assert len(done(root)) == 6
+    assert len(done(root)) == 2
     shown = states(program)
-    assert sorted(shown) == ["done"] * 6 + ["failed (2)", "failed (4)"]
+    assert sorted(shown) == ["done"] * 2 + ["failed (2)", "failed (4)"]
     assert re.search(rf"^ *\d+ +failed \(4\) .* {damaged}$", program.stdout.read_text(), re.MULTILINE)
     assert re.search(rf"^ *\d+ +failed \(2\) .* {locked}$", program.stdout.read_text(), re.MULTILINE)
     assert re.fullmatch(r"(error: .*\n){2}", program.stderr.read_text())
@@ -177,15 +177,12 @@ def test_options_may_stand_between_overrides(tiny: list[str], tmp_path: Path) ->
     assert states(program) == ["not started"] * 2
 
 
-def test_paths_are_relative_to_where_the_command_was_typed(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_relative_to_where_the_command_was_typed(tiny: list[str], tmp_path: Path) -> None:
     """With `hydra.job.chdir=true` the runs went elsewhere, and the table said "not started"."""
-    monkeypatch.chdir(tmp_path)
     sweep = ["-m", *tiny, "pretrain=none", "runs_root=runs", "seed=0,1", "hydra.job.chdir=true"]
-    done = subprocess.run([sys.executable, str(TRAIN), *sweep], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^ *\d +(done) ", done.stdout, re.MULTILINE) == ["done", "done"]
+    program = Program(sweep, tmp_path / "output", directory=tmp_path)
+    assert program.wait() == 0, program.stderr.read_text()
+    assert states(program) == ["done", "done"]
     assert len(jobs(tmp_path / "runs")) == 2
 
 
@@ -217,21 +214,20 @@ def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp
     plugin = tmp_path / "hydra_plugins" / "search.py"
     plugin.parent.mkdir()
     plugin.write_text(SEARCH)
-    arguments = [
-        "-m",
-        *tiny,
-        f"runs_root={tmp_path / 'runs'}",
-        "hydra/sweeper=search",
-        "hydra/launcher=joblib",
-    ]
-    for more, results in ((["dry_run=true"], "results 0.0 0.0"), (["hydra.launcher.n_jobs=2"], "results 0.")):
-        done = subprocess.run(
-            [sys.executable, str(TRAIN), *arguments, *more],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"\n{results}" in done.stdout
+    arguments = ["-m", *tiny, f"runs_root={tmp_path / 'runs'}", "hydra/sweeper=search"]
+    environment = {"PYTHONPATH": str(tmp_path)}
+    program = Program([*arguments, "dry_run=true"], tmp_path / "output", environment)
+    assert program.wait() == 0, program.stderr.read_text()
+    assert "\nresults 0.0 0.0" in program.stdout.read_text()
+
+    side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *arguments, *side_by_side],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\nresults 0." in done.stdout
     assert len(jobs(tmp_path / "runs")) == 1

@@ -9,10 +9,12 @@ from typing import Any
 import hydra
 import pytest
 from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import compose
+from birthplace_lm.config.compose import compose, resolve_and_validate
 from birthplace_lm.config.groups import conf_dir, options
+from birthplace_lm.models.build import build_model
 
 CONF = conf_dir()
 FILES = sorted(str(file.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml"))
@@ -70,7 +72,10 @@ def choice(file: str) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_what_a_file_says_is_what_the_configuration_has(file: str) -> None:
-    """The bug: keys of train.yaml won over presets, so that `seed: 7` in an experiment was ignored."""
+    """It is valid, and its model builds.
+
+    The bug: keys of train.yaml won over presets, so that `seed: 7` in an experiment was ignored.
+    """
     config = composed(*choice(file))
     for key, value in own_keys(file).items():
         arrived = OmegaConf.to_container(config)
@@ -78,6 +83,15 @@ def test_what_a_file_says_is_what_the_configuration_has(file: str) -> None:
         for name in [*swept.rstrip(".").split("."), rest] if swept else before.split("."):
             arrived = arrived[name]  # type: ignore[call-overload, index]
         assert arrived == value, key
+    HydraConfig.instance().set_config(config)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    if OmegaConf.is_missing(config.data, "root"):
+        config.data.root = "DIR"
+    valid = resolve_and_validate(config)
+    group, _, name = file.removesuffix(".yaml").partition("/")
+    assert valid.labels.get(group, name) == name
+    assert build_model(valid.model, vocab_size=256).num_parameters > 0
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith(PRESETS)])

@@ -174,7 +174,7 @@ def test_the_nth_call_fails(
         n += 1
         folder = tmp_path / f"stage-{n}"
         failing = Failing(call, n, FAILURES[n % len(FAILURES)])
-        if n > amount(6, 10**6):
+        if n > amount(3, 10**6):
             break
         caught: Exception | None = None
         try:

@@ -54,13 +54,13 @@ def test_signalled_at_any_moment(
     moments = random.Random(int(number))
     ends: Counter[str] = Counter()
     runs = 0
-    while ends.total() < amount(3, 50):
+    while ends.total() < amount(2, 50):
         runs += 1
         root, run = tmp_path / str(runs), tmp_path / str(runs) / "run"
         code = -1
         while code != 0:
             program = Program([*arguments, f"runs_root={root}", f"run_dir={run}"], tmp_path / "output")
-            signalled = ends.total() < amount(3, 50)
+            signalled = ends.total() < amount(2, 50)
             if signalled:
                 await_handlers(program)
                 program.running(moments.uniform(0, seconds))

@@ -50,12 +50,12 @@ def test_killed_at_any_moment(
     moments = random.Random(variant)
     kills: Counter[str] = Counter()
     groups, runs, lost = [], 0, 0
-    while kills.total() < amount(6, 250):
+    while kills.total() < amount(4, 250):
         runs += 1
         killed = Run(arguments, tmp_path / str(runs))
         while True:
             program = killed.start()
-            if kills.total() < amount(6, 250) and program.running(moments.uniform(0, seconds)):
+            if kills.total() < amount(4, 250) and program.running(moments.uniform(0, seconds)):
                 program.send(9)
             code = program.wait()
             killed.check_where_it_went_on()

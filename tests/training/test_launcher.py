@@ -54,7 +54,7 @@ def test_killed_at_any_moment(arguments: list[str], tmp_path: Path, amount: Any,
     expected = outcome(whole / "run")
 
     moments = random.Random(0)
-    victims = itertools.islice(itertools.cycle([1, "parent", 0, "signal"]), amount(4, 20))
+    victims = itertools.islice(itertools.cycle([1, "parent", 0, "signal"]), amount(2, 20))
     kills, runs, longest = 0, 0, 0.0
     victim: Any = next(victims)
     while victim is not None:
@@ -159,7 +159,9 @@ def test_an_error_crosses_processes(error: BirthplaceError) -> None:
     assert (type(received), str(received), received.exit_code) == (type(error), str(error), error.exit_code)
 
 
-@pytest.mark.parametrize(("when", "rank"), [("training", 1), ("rendezvous", 0)])
+@pytest.mark.parametrize(
+    ("when", "rank"), [("training", 1), pytest.param("rendezvous", 0, marks=pytest.mark.torture)]
+)
 def test_a_process_that_hangs_is_killed_after_a_signal(
     when: str, rank: int, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_process_refuses_data_that_changed_after_preflight(configure: Any, tmp
     assert checkpoint.list_checkpoints(tmp_path) == []
 
 
+@pytest.mark.torture
 def test_a_spread_model_goes_on_and_is_one_file(arguments: list[str], tmp_path: Path) -> None:
     """FSDP2: stopped and started again it ends with the same weights, and one process can use them."""
     sharded = [*arguments, "trainer.strategy=fsdp2"]
