@@ -78,7 +78,7 @@ def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test that runs the program in this process leaves no handlers, and no recorded signal, behind."""
     for name in ("_received", "_process", "_second_ctrl_c"):
         monkeypatch.setattr(signals, name, getattr(signals, name))
-    handlers = {number: handler for number in signals.HANDLED if (handler := signal.getsignal(number))}
+    handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

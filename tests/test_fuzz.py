@@ -571,7 +571,7 @@ def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: 
     before = compose()
     keys = [key for key, _ in flat(OmegaConf.to_container(before))]
     counts: Counter[str] = Counter()
-    longest, tries = 0.0, amount(60, 2_000)
+    longest, tries = 0.0, amount(30, 2_000)
     for seed in range(tries):
         rng = random.Random(seed)
         overrides = [random_override(keys, rng) for _ in range(rng.choice([1, 1, 2, 3]))]

@@ -74,14 +74,16 @@ def test_every_line_of_the_embedded_corpus_has_its_person(corpus: Corpus) -> Non
         assert origin.fact_position(row.place or "", name, lines[name]) is not None, row
 
 
-def untrained(corpus: Corpus) -> TrainedModel:
+@pytest.fixture(scope="module")
+def base(corpus: Corpus) -> Knowledge:
+    """Of an untrained model; the tests replace its answers."""
     torch.manual_seed(0)
     model = build_model(compose(["model=tiny"]).model, len(corpus.vocab))
-    return TrainedModel(model, corpus.vocab, corpus.question)
+    return study_model("a", TrainedModel(model, corpus.vocab, corpus.question), corpus, MaskedForm(10))
 
 
-def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
-    knowledge = study_model("untrained", untrained(corpus), corpus, MaskedForm(10))
+def test_an_untrained_model_knows_nothing(base: Knowledge) -> None:
+    knowledge = base
     assert knowledge.exact_match == 0
     assert knowledge.bits.extractable < 0  # much worse than the prior
     assert knowledge.bits.stored is not None
@@ -172,8 +174,7 @@ def replace_root(export: Path, people: Path) -> Knowledge:
     return study(export)
 
 
-def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
-    base = study_model("a", untrained(corpus), corpus, None)
+def test_agreement_counts_the_other_runs(base: Knowledge) -> None:
     people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
     one: Knowledge = replace(base, people=people)
     other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])
@@ -183,9 +184,8 @@ def test_agreement_counts_the_other_runs(corpus: Corpus) -> None:
     assert agreed["a"].auroc == 1.0
 
 
-def test_tenths_are_equally_many_people(corpus: Corpus) -> None:
+def test_tenths_are_equally_many_people(base: Knowledge) -> None:
     """Bug: the surest answer of 101 was a dot of its own."""
-    base = study_model("a", untrained(corpus), corpus, None)
     people = [
         replace(p, log_p_answer=math.log((i + 1) / 101), answer=p.gold if i < 100 else "wrong")
         for i, p in enumerate(base.people[:101])
@@ -198,9 +198,8 @@ def test_tenths_are_equally_many_people(corpus: Corpus) -> None:
     assert len(axes.lines[-1].get_ydata()) == 3
 
 
-def test_seeds_are_pooled_by_person(corpus: Corpus) -> None:
+def test_seeds_are_pooled_by_person(base: Knowledge) -> None:
     """The same run twice has no more information than once: only counts of answers double."""
-    base = study_model("a", untrained(corpus), corpus, MaskedForm(10))
     half = [replace(p, answer=p.gold if i % 3 else p.answer) for i, p in enumerate(base.people)]
     twice = pool([replace(base, people=half), replace(base, people=half)])
     once = pool([replace(base, people=half)])

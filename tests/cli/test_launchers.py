@@ -93,7 +93,7 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def longer(people: Path) -> list[str]:
-    return [*quick(people), "attention=vanilla,synthesizer", "stages.finetune.max_epochs=40"]
+    return [*quick(people), "pretrain=none", "attention=vanilla,synthesizer", "stages.finetune.max_epochs=40"]
 
 
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.torture)])

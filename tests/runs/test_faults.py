@@ -238,12 +238,19 @@ def full(file: str, folder: Path) -> Any:
     return Disk(folder, meet)
 
 
+@pytest.fixture(scope="module")
+def whole_run(people: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The metrics of a run that is left alone."""
+    return run(quick(people, tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize(
     "file", ["config.yaml", "status.json", "metrics.json", "result.json", "dev.txt", "step-00000006.ckpt"]
 )
 def test_a_full_disk_ends_the_program_in_one_line(
     file: str,
     people: Path,
+    whole_run: dict[str, Any],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -263,8 +270,7 @@ def test_a_full_disk_ends_the_program_in_one_line(
     again = run(config)
     assert json.loads(status.read_text())["state"] == "done"
     assert orphans(tmp_path) == []
-    whole = quick(people, tmp_path / "whole", f"run_dir={tmp_path / 'whole'}")
-    assert again["weights_sha256"] == run(whole)["weights_sha256"]
+    assert again["weights_sha256"] == whole_run["weights_sha256"]
 
 
 def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
