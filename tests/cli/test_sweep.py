@@ -18,26 +18,30 @@ from program import TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.runs import checkpoint
 
-JOBS = ["pretrain=none,span_corruption", "seed=0,1"]
+
+@pytest.fixture(scope="module")
+def seeds(amount: Any) -> int:
+    return int(amount(2, 6))
 
 
 @pytest.fixture(scope="module")
-def sweep(people: Path) -> list[str]:
+def sweep(people: Path, seeds: int) -> list[str]:
     return [
-        "-m", *JOBS, "model=tiny", "model.n_layer=1", f"data.root={people}", "stages.pretrain.max_epochs=2",
-        "stages.pretrain.batch_size=10", "stages.finetune.max_epochs=2", "stages.finetune.batch_size=5",
+        "-m", "pretrain=none,span_corruption", f"seed=range({seeds})", "model=tiny", "model.n_layer=1",
+        f"data.root={people}", "stages.pretrain.max_epochs=2", "stages.pretrain.batch_size=10",
+        "stages.finetune.max_epochs=2", "stages.finetune.batch_size=5",
         "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=2",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(sweep: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """An undisturbed sweep of four jobs, and the seconds it took."""
+def whole(sweep: list[str], seeds: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """An undisturbed sweep of two jobs a seed, and the seconds it took."""
     root = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
     program = Program([*sweep, f"runs_root={root}"], root / "output")
     assert program.wait() == 0, program.stderr.read_text()
-    assert states(program) == ["done"] * 4
+    assert states(program) == ["done"] * 2 * seeds
     return root, time.monotonic() - began
 
 
@@ -62,15 +66,16 @@ def done(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_killed_at_any_moment(
-    sweep: list[str], whole: tuple[Path, float], tmp_path: Path, amount: Any, record: Any
+    sweep: list[str], seeds: int, whole: tuple[Path, float], tmp_path: Path, amount: Any, record: Any
 ) -> None:
+    count = 2 * seeds
     root, output = tmp_path / "runs", tmp_path / "output"
     moments = random.Random(0)
     kills = 0
     finished: dict[str, Any] = {}
-    while kills < amount(1, 10):
+    while kills < amount(1, 10) and len(finished) < count - 2:  # one more is to end before the signal
         program = Program([*sweep, f"runs_root={root}"], output)
-        if not program.running(moments.uniform(0, whole[1] / 2)):
+        if not program.running(moments.uniform(0, whole[1] / 4)):
             break
         program.send(9)
         assert program.wait() == 137
@@ -80,7 +85,7 @@ def test_killed_at_any_moment(
 
     before = len(finished)
     program = Program([*sweep, f"runs_root={root}"], output)
-    while program.running(0.01) and len(done(root)) < min(before + 1, 3):
+    while program.running(0.01) and len(done(root)) < min(before + 1, count - 1):
         pass
     program.send(signal.SIGTERM)
     code = program.wait()
@@ -94,7 +99,7 @@ def test_killed_at_any_moment(
         assert shown.count("stopped") == 1
         launched = re.findall(r"\[HYDRA\]\s+#(\d+) :", program.stdout.read_text())
         assert launched == [str(number) for number in range(shown.index("stopped") + 1)]
-        assert shown.count("not started") + shown.count("stopped before") == 4 - 1 - len(finished)
+        assert shown.count("not started") + shown.count("stopped before") == count - 1 - len(finished)
         messages = program.stderr.read_text()
         assert re.fullmatch(r"interrupted by SIGTERM .*; run the same command to resume\n", messages)
 
@@ -109,21 +114,26 @@ def test_killed_at_any_moment(
 
     finished = done(root)
     began = time.monotonic()
-    program = Program([*(a for a in sweep if a != "seed=0,1"), "seed=1", f"runs_root={root}"], output)
+    program = Program(
+        [*(a for a in sweep if not a.startswith("seed=")), "seed=1", f"runs_root={root}"], output
+    )
     assert program.wait() == 0
     each = (time.monotonic() - began) / 2
     assert 2 * each < whole[1] / 2  # most of it is the start of the program
     assert states(program) == ["done before"] * 2
     assert done(root) == finished
     record(
-        "sweep of 4 jobs", f"{kills} SIGKILLs and a SIGTERM, results identical, {each:.2f} s a finished job"
+        f"sweep of {count} jobs",
+        f"{kills} SIGKILLs and a SIGTERM, results identical, {each:.2f} s a finished job",
     )
 
 
-def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_a_failing_job_leaves_the_others(
+    sweep: list[str], seeds: int, whole: tuple[Path, float], tmp_path: Path
+) -> None:
     root = tmp_path / "runs"
     root.mkdir()
-    damaged, locked = (root / name for name in (jobs(whole[0])[0].name, jobs(whole[0])[2].name))
+    damaged, locked = (root / name for name in (jobs(whole[0])[0].name, jobs(whole[0])[seeds].name))
     shutil.copytree(whole[0] / damaged.name, damaged, symlinks=True)
     for name in ("metrics.json", "status.json", "finetune/result.json"):
         (damaged / name).unlink()
@@ -134,9 +144,9 @@ def test_a_failing_job_leaves_the_others(sweep: list[str], whole: tuple[Path, fl
         fcntl.lockf(file, fcntl.LOCK_EX)
         program = Program([*sweep, f"runs_root={root}"], tmp_path / "output")
         assert program.wait() == 1
-    assert len(done(root)) == 2
+    assert len(done(root)) == 2 * seeds - 2
     shown = states(program)
-    assert sorted(shown) == ["done"] * 2 + ["failed (2)", "failed (4)"]
+    assert sorted(shown) == ["done"] * (2 * seeds - 2) + ["failed (2)", "failed (4)"]
     assert re.search(rf"^ *\d+ +failed \(4\) .* {damaged}$", program.stdout.read_text(), re.MULTILINE)
     assert re.search(rf"^ *\d+ +failed \(2\) .* {locked}$", program.stdout.read_text(), re.MULTILINE)
     assert re.fullmatch(r"(error: .*\n){2}", program.stderr.read_text())
