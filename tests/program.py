@@ -92,7 +92,8 @@ def _train(
     os.environ.update(environment)
     if directory is not None:
         os.chdir(directory)
-    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
+    if "PYTHONPATH" in environment:  # the server has read its own already
+        sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
     multiprocessing.set_start_method("fork", force=True)  # of data workers; else they would inherit ours
     for number in SIGNALS:  # whoever runs the tests may ignore some
         signal.signal(number, signal.SIG_DFL)

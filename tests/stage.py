@@ -50,14 +50,17 @@ METRICS = RunMetrics(
 )
 
 
-def half(*axes: Sequence[Any]) -> list[Any]:
-    """For `parametrize`: the combinations whose positions have an even sum; --torture runs the others, too.
+def sampled(*axes: Sequence[Any], every: int = 2) -> list[Any]:
+    """For `parametrize`: every second combination (or third, ...); --torture runs the others, too.
 
-    Of three axes or more, every value of one still meets every value of another.
+    Every second are those whose positions have an even sum: of three axes or more, every value of one still
+    meets every value of another.
     """
-    marks: list[Any] = [(), pytest.mark.torture]
     return [
-        pytest.param(*(value for _, value in chosen), marks=marks[sum(place for place, _ in chosen) % 2])
+        pytest.param(
+            *(value for _, value in chosen),
+            marks=pytest.mark.torture if sum(place for place, _ in chosen) % every else (),
+        )
         for chosen in itertools.product(*map(enumerate, axes))
     ]
 

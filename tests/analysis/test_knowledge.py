@@ -83,14 +83,13 @@ def base(corpus: Corpus) -> Knowledge:
 
 
 def test_an_untrained_model_knows_nothing(base: Knowledge) -> None:
-    knowledge = base
-    assert knowledge.exact_match == 0
-    assert knowledge.bits.extractable < 0  # much worse than the prior
-    assert knowledge.bits.stored is not None
-    assert knowledge.bits.stored < 0
-    assert all(math.isnan(signal.auroc) for signal in knowledge.signals.values())
-    assert len(knowledge.people) == 140
-    assert knowledge.threshold.coverage == 0
+    assert base.exact_match == 0
+    assert base.bits.extractable < 0  # much worse than the prior
+    assert base.bits.stored is not None
+    assert base.bits.stored < 0
+    assert all(math.isnan(signal.auroc) for signal in base.signals.values())
+    assert len(base.people) == 140
+    assert base.threshold.coverage == 0
 
 
 @pytest.fixture

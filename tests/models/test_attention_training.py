@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import Stop, StopAt, digest, fit
+from stage import Stop, StopAt, digest, fit, sampled
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,12 +26,6 @@ from birthplace_lm.training.microbatching import microbatched_loss_sum
 
 NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
 SYMBOLS, STEPS, PROCESSES = 30, 2, 2
-
-
-def third(*names: str) -> list[Any]:
-    """Every third of them; --torture runs the others, too."""
-    marks: list[Any] = [(), pytest.mark.torture, pytest.mark.torture]
-    return [pytest.param(name, marks=marks[number % 3]) for number, name in enumerate(names)]
 
 
 def overrides_of(name: str) -> list[str]:
@@ -112,7 +106,7 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
             process.join()
 
 
-@pytest.mark.parametrize("name", third(*NAMES, "nope+canon"))
+@pytest.mark.parametrize("name", sampled([*NAMES, "nope+canon"], every=3))
 def test_resumes_bit_for_bit(name: str, configure: Any, tmp_path: Path) -> None:
     overrides = ["model.dropout=0.1", "checkpoint.every_n_steps=1", "model.n_layer=2", *overrides_of(name)]
     config = configure(*overrides, "stages.pretrain.max_epochs=1")  # three steps

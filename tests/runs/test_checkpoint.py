@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import digest, fit, forge, forked, half, orphans, quick, sign, write_config
+from stage import digest, fit, forge, forked, orphans, quick, sampled, sign, write_config
 from stage import run as run_pipeline
 
 from birthplace_lm.cli import app, session
@@ -162,7 +162,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize(("finished", "damage"), half([True, False], list(DAMAGE)))
+@pytest.mark.parametrize(("finished", "damage"), sampled([True, False], list(DAMAGE)))
 def test_falls_back_to_the_one_before(
     finished: bool,
     damage: str,
@@ -589,7 +589,7 @@ NOT_MEANT = [
 ]
 
 
-@pytest.mark.parametrize(("meant", "key"), half(NOT_MEANT, ["resume", "init_from"]))
+@pytest.mark.parametrize(("meant", "key"), sampled(NOT_MEANT, ["resume", "init_from"]))
 def test_a_checkpoint_that_cannot_be_meant(
     meant: tuple[str, str],
     key: str,

@@ -20,7 +20,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from program import Program
-from stage import digest, fit, forked, half, orphans, quick, run
+from stage import digest, fit, forked, orphans, quick, run, sampled
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app, session
@@ -115,7 +115,7 @@ def _at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("point", "step"), [*half(list(KILL_POINTS), [2, 6]), *half(list(PRUNING_POINTS), [6, 8])]
+    ("point", "step"), [*sampled(list(KILL_POINTS), [2, 6]), *sampled(list(PRUNING_POINTS), [6, 8])]
 )
 def test_killed_inside_a_save(
     point: str,
@@ -437,8 +437,8 @@ STAGES = ("pretrain", "finetune")
 @pytest.mark.parametrize(
     ("where", "value", "stage", "optimizer", "extra"),
     [
-        *half(PLACES, [float("nan")], STAGES, ["muon", "adamw"], [(), ACCUMULATED]),
-        *half(PLACES, [float("inf"), float("-inf")], STAGES[1:], ["muon"], [()]),
+        *sampled(PLACES, [float("nan")], STAGES, ["muon", "adamw"], [(), ACCUMULATED]),
+        *sampled(PLACES, [float("inf"), float("-inf")], STAGES[1:], ["muon"], [()]),
     ],
 )
 def test_stops_before_a_step_that_is_not_finite(
@@ -484,7 +484,8 @@ def test_stops_before_a_step_that_is_not_finite(
 
 
 @pytest.mark.parametrize(
-    ("where", "stage", "optimizer", "extra"), half(PLACES[:2], STAGES, ["muon", "adamw"], [(), ACCUMULATED])
+    ("where", "stage", "optimizer", "extra"),
+    sampled(PLACES[:2], STAGES, ["muon", "adamw"], [(), ACCUMULATED]),
 )
 def test_skips_a_step_that_is_not_finite(
     where: str,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig
-from stage import half, quick, run
+from stage import quick, run, sampled
 
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
@@ -81,7 +81,7 @@ def expected(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 @pytest.mark.parametrize(
     ("number", "names"),
     [
-        *half(NUMBERS, [("symlink", "lock", "fsync of folders")]),
+        *sampled(NUMBERS, [("symlink", "lock", "fsync of folders")]),
         (errno.EINVAL, ("fsync",)),
     ],
 )

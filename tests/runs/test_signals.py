@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from program import SIGNALS, Program, leftovers, outcome, saved_step, steps_taken, unfinished
 
+from birthplace_lm.runs import signals
+
 STOPPED = (
     r"interrupted by {name} (after step (?P<step>\d+) of (?P<stage>\w+)|before \w+( \w+)?|"
     r"during the evaluation); run the same command to resume\n"
@@ -116,3 +118,11 @@ def test_a_second_ctrl_c_kills(arguments: list[str], tmp_path: Path) -> None:
     program.send(signal.SIGINT)
     assert program.wait() == 130
     assert program.stderr.read_text() == f"\n{AGAIN}\n"
+
+
+@pytest.mark.parametrize("_once_more", [False, True])
+def test_a_test_leaves_no_handler_behind(_once_more: bool) -> None:
+    """Bug: default handlers were not restored, and a pool that was forked later did not end with SIGTERM."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signals.install()
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL

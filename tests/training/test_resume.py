@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import half, plan_of
+from stage import plan_of, sampled
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -144,7 +144,7 @@ EVERY_HOOK = {
 }
 
 
-@pytest.mark.parametrize(("variant", "stage"), half(list(EVERY_STEP), STAGES))
+@pytest.mark.parametrize(("variant", "stage"), sampled(list(EVERY_STEP), STAGES))
 def test_stopped_after_every_step(
     variant: str, stage: str, configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: Any
 ) -> None:
@@ -172,7 +172,7 @@ def test_stopped_after_every_step(
         assert_alike(folder, whole, f"after step {step}")
 
 
-@pytest.mark.parametrize(("variant", "stage"), half(list(EVERY_HOOK), STAGES))
+@pytest.mark.parametrize(("variant", "stage"), sampled(list(EVERY_HOOK), STAGES))
 def test_stopped_in_every_hook(
     variant: str,
     stage: str,
