@@ -1,10 +1,5 @@
 """LightningDataModules: span corruption for pretraining, question answering for finetuning."""
 
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +20,7 @@ from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText
 from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.text_form import LineForm, MaskedForm, TextForm, own_lines
+from birthplace_lm.data.workers import check_shared_memory, end_with_parent, threadless_context
 from birthplace_lm.errors import CheckpointError, InputError
 
 SPAN_CORRUPTION_NOTE = """
@@ -50,8 +46,6 @@ exact match counts it as one error.
 """
 QUESTIONS_PER_BATCH = 256
 VALIDATION_BATCHES = 4
-SHARED_MEMORY = "/dev/shm"
-SHARED_BYTES_PER_WORKER = 1 << 20
 MIN_BLOCK_PER_MASK = 16  # characters of the block for each of several masks
 
 
@@ -202,17 +196,17 @@ class BatchDataModule(L.LightningDataModule):
         )
 
     def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:
-        _check_shared_memory(num_workers)
+        check_shared_memory(num_workers)
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
-            multiprocessing_context=_clean_start() if num_workers and self._world_size > 1 else None,
+            multiprocessing_context=threadless_context() if num_workers and self._world_size > 1 else None,
             persistent_workers=num_workers > 0,
             # Otherwise an iterator would use the global random state, and a resumed run makes one more.
             generator=torch.Generator(),
-            worker_init_fn=_init_worker,
+            worker_init_fn=end_with_parent,
         )
 
 
@@ -356,49 +350,6 @@ def _shift(template: QuestionTemplate) -> int:
             f" be shifted by {MAX_SHIFT}; shorten it, or give stages.pretrain.dataset.min_shift and max_shift"
         )
     return characters
-
-
-def _clean_start() -> Any:
-    """Starts workers from a process without threads, where the system has such a start method.
-
-    A process of several has threads that communicate. A fork copies the locks that they hold at this moment,
-    and waits for them forever (pytorch/pytorch issue 130610).
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["birthplace_lm.data.batching"])  # torch takes seconds to import
-    return context
-
-
-def _check_shared_memory(num_workers: int) -> None:
-    """Workers return batches in shared memory; where it is short, torch names neither it nor the reason."""
-    if num_workers == 0 or not os.path.isdir(SHARED_MEMORY):
-        return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < num_workers * SHARED_BYTES_PER_WORKER:
-        raise InputError(
-            f"num_workers={num_workers}: needs {num_workers * SHARED_BYTES_PER_WORKER >> 10} kB of shared"
-            f" memory, and {SHARED_MEMORY} has {free >> 10} kB; enlarge it (docker run --shm-size=1g) or take"
-            " num_workers=0"
-        )
-
-
-def _init_worker(worker_id: int) -> None:
-    """Ends a worker when its training process ends, and not before.
-
-    A SIGTERM to all processes of a job would end torch's workers before the last step is saved, so workers
-    ignore it. torch does not notice a training process that is killed while the worker starts. The pid of
-    the parent does not help: with the start method forkserver it is that of the server.
-    """
-
-    def exit_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-        os._exit(1)
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:
