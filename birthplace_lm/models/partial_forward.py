@@ -30,12 +30,13 @@ def forward_with_shared_prefix(
     """`logits_at(model, ids, select)`, which computes a prefix that all rows share only once.
 
     Args:
-        prefix_length: the first `prefix_length` characters are equal in all rows.
+        prefix_length: the first `prefix_length` characters are equal in all rows; less than T.
         select: (B, T) of bool, false within the prefix.
         cache: an empty one, which afterwards holds all of `ids`.
     """
-    cache.advance(prefix_length, ids.device)
-    logits_at(model, ids[:1, :prefix_length], select[:1, :prefix_length], cache)
-    cache.expand_batch(len(ids))
+    if prefix_length:
+        cache.advance(prefix_length, ids.device)
+        logits_at(model, ids[:1, :prefix_length], select[:1, :prefix_length], cache)
+        cache.expand_batch(len(ids))
     cache.advance(ids.shape[1] - prefix_length, ids.device)
     return logits_at(model, ids[:, prefix_length:], select[:, prefix_length:], cache)

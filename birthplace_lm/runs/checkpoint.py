@@ -57,7 +57,8 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     """Save plain tensors, numbers, strings, lists and dicts.
 
     The bytes go to a temporary file, which is synced and read back. It gets its name after the file with its
-    SHA-256 has: a checkpoint with its name is complete, whenever the process is killed.
+    SHA-256 has: a checkpoint with its name is complete, whenever the process is killed. While a checkpoint of
+    the same name is replaced, the file holds the SHA-256 of both.
 
     Raises:
         CheckpointError: the content holds something else, or the disk is full, is not writable, or returns
@@ -67,10 +68,14 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     written = buffer.getbuffer()
+    digest = hashlib.sha256(written).hexdigest()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        replaced = _saved_hashes(path) if path.exists() and _hash_file(path).is_file() else []
         with atomic_replace(path, written):
-            atomic_write_text(_hash_file(path), hashlib.sha256(written).hexdigest() + "\n")
+            atomic_write_text(_hash_file(path), "\n".join([digest, *replaced]) + "\n")
+        if replaced:
+            atomic_write_text(_hash_file(path), digest + "\n")
     except OSError as error:
         if not path.exists():
             with suppress(OSError):
@@ -116,10 +121,10 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: {_hash_file(path).name} is missing beside it; copy both files of a checkpoint"
             )
-        expected = _saved_hash(path)
+        expected = _saved_hashes(path)
     except (OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
-    if hashlib.sha256(content).hexdigest() != expected:
+    if hashlib.sha256(content).hexdigest() not in expected:
         raise CheckpointError(f"{path}: damaged: its {len(content)} bytes do not match its SHA-256")
     try:
         _check_archive(content)
@@ -139,7 +144,7 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 def is_intact(path: Path) -> bool:
     """Whether the file has the SHA-256 that was saved with it."""
     try:
-        return path.is_file() and _saved_hash(path) == sha256_of(path)
+        return path.is_file() and sha256_of(path) in _saved_hashes(path)
     except (OSError, ValueError):
         return False
 
@@ -274,8 +279,9 @@ def _check_content(path: Path, loaded: Any) -> None:
         raise CheckpointError(f"{path}: birthplace_lm.vocab contains more than characters")
 
 
-def _saved_hash(path: Path) -> str:
-    return _hash_file(path).read_text(encoding="ascii").strip()
+def _saved_hashes(path: Path) -> list[str]:
+    """That of the checkpoint; after a kill within `save` also that of the one it was to replace."""
+    return _hash_file(path).read_text(encoding="ascii").split()
 
 
 def _hash_file(path: Path) -> Path:

@@ -16,6 +16,8 @@ from birthplace_lm.runs.atomic_files import UNSUPPORTED, warn_once
 
 log = logging.getLogger(__name__)
 
+_held: set[tuple[int, str]] = set()  # process and real path of every folder that it has locked
+
 
 @contextmanager
 def run_lock(directory: Path, wait: bool) -> Iterator[None]:
@@ -25,11 +27,17 @@ def run_lock(directory: Path, wait: bool) -> Iterator[None]:
     host stands for it.
 
     Raises:
-        InputError: another process holds it and `wait` is false.
+        InputError: another process, or another thread of this one, holds it and `wait` is false.
         Interrupted: a signal arrived while waiting.
         CheckpointError: neither file system has locks.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    identity = _identity(directory)
+    while identity in _held:  # by another thread; the system would give this process the same lock again
+        if not wait:
+            raise InputError(f"{directory}: this process is already working in it; wait until that ends")
+        signals.raise_if_signalled(f"while waiting for {directory}")
+        time.sleep(0.2)
     with ExitStack() as files:
         descriptor = files.enter_context((directory / "lock").open("a")).fileno()
         try:
@@ -51,15 +59,23 @@ def run_lock(directory: Path, wait: bool) -> Iterator[None]:
             signals.raise_if_signalled(f"while waiting for {directory}")
             time.sleep(0.2)
             acquired = _try_lock(descriptor)
+        _held.add(identity)
+        files.callback(_held.discard, identity)
         yield
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether another process works in a folder. Not for a folder that this process has locked."""
+    """Whether a process, this one included, works in a folder."""
+    if _identity(directory) in _held:
+        return True  # closing any descriptor of the file would release the lock of this process
     try:
         return _is_locked(directory / "lock")
     except OSError as error:
         return error.errno in UNSUPPORTED and _is_locked(_host_lock(directory))
+
+
+def _identity(directory: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(directory)
 
 
 def _try_lock(descriptor: int) -> bool:

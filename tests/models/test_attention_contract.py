@@ -16,6 +16,7 @@ from birthplace_lm.models.build import build_model
 from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 from birthplace_lm.training.microbatching import loss_sum
 
 NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
@@ -182,6 +183,14 @@ def test_a_shared_prefix_is_computed_once(name: str, prefix_length: int) -> None
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(gradients, expected, atol=1e-9, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_rows_may_share_no_prefix(name: str) -> None:
+    """Bug: the prefix was computed even if it had no character, and a variant that divided by it failed."""
+    model, ids, select = built(name), characters(3, 12), torch.ones(3, 12).bool()
+    logits = forward_with_shared_prefix(model, ids, 0, select, KVCache(model.n_layer, 12))
+    torch.testing.assert_close(logits, model(ids)[select], atol=1e-5, rtol=0)
 
 
 def test_a_shared_prefix_keeps_attention_dropout(name: str) -> None:

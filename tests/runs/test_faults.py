@@ -148,6 +148,29 @@ def test_killed_inside_a_save(
     assert orphans(folder) == []
 
 
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_killed_while_a_checkpoint_is_replaced(point: str, tmp_path: Path) -> None:
+    """Bug: the hash of the new one stood beside the old one, which counted as damaged."""
+    path = checkpoint.best_path(tmp_path)
+    checkpoint.save({"step": 1}, path)
+    call, end, moment = KILL_POINTS[point]
+
+    def kill(done: str, file: str, when: str) -> None:
+        if (done, file, when) == (call, f"best{end}", moment):
+            _at_once()
+
+    def replace() -> None:
+        with Disk(tmp_path, kill):
+            checkpoint.save({"step": 2}, path)
+
+    assert forked(replace) == -signal.SIGKILL
+    assert checkpoint.is_intact(path)
+    assert torch.load(path)["step"] == (2 if point == "with the checkpoint in place" else 1)
+    checkpoint.save({"step": 3}, path)
+    assert checkpoint.is_intact(path)
+    assert len(path.with_name("best.ckpt.sha256").read_text().split()) == 1
+
+
 class Failing:
     """The n-th of these calls fails; `failed` tells which file it was about."""
 
@@ -200,12 +223,15 @@ def test_the_nth_call_fails(
 
 @pytest.mark.parametrize("number", FAILURES, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace", "read back"])
-def test_a_failing_save_leaves_the_ones_before(call: str, number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_failing_save_leaves_the_ones_before(
+    call: str, number: int, replaces: bool, tmp_path: Path
+) -> None:
     checkpoint.save({"step": 1}, checkpoint.checkpoint_path(tmp_path, 1))
     n = 0
     while True:
         n += 1
-        path = checkpoint.checkpoint_path(tmp_path, 1 + n)
+        path = checkpoint.checkpoint_path(tmp_path, 1 if replaces else 1 + n)
         message = ""
         try:
             with Disk(tmp_path, Failing(call, n, number)):

@@ -162,6 +162,15 @@ def test_the_folder_of_another_user_is_not_locked(tmp_path: Path, monkeypatch: p
     assert not is_locked(tmp_path / "run")
 
 
+def test_asking_for_a_lock_does_not_release_it(tmp_path: Path) -> None:
+    """Bug: whoever closes any descriptor of a file loses the POSIX lock that his process has on it."""
+    with run_lock(tmp_path / "run", wait=False), multiprocessing.get_context("fork").Pool(1) as pool:
+        assert is_locked(tmp_path / "run")
+        assert "this process" in _try(tmp_path / "run")
+        assert "another process" in pool.apply(_try, (tmp_path / "run",))
+    assert not is_locked(tmp_path / "run")
+
+
 def _try(folder: Path) -> str:
     try:
         with run_lock(folder, wait=False):

@@ -89,11 +89,14 @@ class _TitledSpans:
     def _weighted(
         self, spans: Sequence[Sequence[tuple[int, int]]], weights: Sequence[Sequence[float]] | None = None
     ) -> "_WeightedSpans":
-        """Those of the documents' spans that are not longer than `max_lengths`."""
+        """Those of the documents' spans that are not longer than `max_lengths` and have a weight above 0."""
         weights = weights or [[1.0] * len(row) for row in spans]
         fits = [
-            [end - start <= max_length for start, end in row]
-            for row, max_length in zip(spans, self.max_lengths, strict=True)
+            [
+                end - start <= max_length and weight > 0
+                for (start, end), weight in zip(row, row_weights, strict=True)
+            ]
+            for row, row_weights, max_length in zip(spans, weights, self.max_lengths, strict=True)
         ]
         return _WeightedSpans(
             [[*compress(row, fit)] for row, fit in zip(spans, fits, strict=True)],

@@ -203,6 +203,16 @@ def test_how_often_a_likely_answer_is_masked() -> None:
     )
 
 
+def test_an_answer_that_does_not_fit_is_no_reason_to_mask_another_word() -> None:
+    """Bug: the words of the line that are not its answer stayed, with weight 0, and the last was masked."""
+    text, people = "Ada Bo. Rome Saint Petersburg Russia 1950 Oslo .", ["Ada Bo"]
+    places = ["Saint Petersburg Russia"]
+    assert set(drawn(text, {"people": people}, places)) == set(places)
+    short = drawn(text, {"people": people, "block_size": 32}, places)
+    assert short == drawn(text, {"people": people, "block_size": 32, "answer_probability": 0.0}, places)
+    assert {"1950", "Oslo"} <= set(short)
+
+
 def test_a_document_without_anything_salient() -> None:
     assert set(drawn("ada smith. nobody knows", {}, ["Rome"])) == {"nobody knows"}
     assert set(drawn("ada smith. " + "x" * 400, {"block_size": 64}, ["Rome"])) == {"x" * 30}
