@@ -25,6 +25,21 @@ class ScaledAttention(VanillaAttention):
         return self.gain * super().forward(x, cache)
 
 
+class LooksAhead(VanillaAttention):
+    """Breaks the contract of attention variants."""
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return super().forward(x, cache) + 0.1 * x.roll(-1, 1)
+
+
+class ReadsANumber(VanillaAttention):
+    """Cannot be built on the meta device."""
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
+        super().__init__(n_embd, n_head, block_size, dropout)
+        self.slopes = [slope.item() for slope in torch.linspace(0, 1, 4)]
+
+
 class OwnSpans(RandomSpans):
     """Its constructor is inherited."""
 
@@ -35,8 +50,24 @@ class OwnQuestions(QuestionAnsweringDataModule):
         self.train_sources = [*self.train_sources] * repeats
 
 
+class CountingSGD(SGD):
+    """Its rate falls with its own count of steps, which it keeps beside its settings, as Prodigy does."""
+
+    def __init__(self, model: nn.Module, lr: float, momentum: float) -> None:
+        super().__init__(model.parameters(), lr=lr, momentum=momentum)
+        self.param_groups[0]["count"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for group in self.param_groups:
+            group["count"] += 1
+            group["lr"] /= group["count"]
+        super().step()
+        return loss
+
+
 def sgd(model: nn.Module, lr: float, momentum: float) -> Optimizer:
-    return SGD(model.parameters(), lr=lr, momentum=momentum)
+    return CountingSGD(model, lr, momentum)
 
 
 def constant(total_positions: int, factor: float) -> Callable[[int], float]:

@@ -142,7 +142,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         resume: the checkpoint that the stage continues from.
     """
     return [
-        ConfiguredOptimizerSettings(),
+        ConfiguredOptimizerSettings(plan.optimizer),
         SeedEveryBatch(plan.seed, plan.name),
         SampleAnswers(plan.name),
         AttentionMaps(plan.name),

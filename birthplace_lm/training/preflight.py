@@ -1,7 +1,8 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from birthplace_lm.config.compose import to_saved
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import InputError
+from birthplace_lm.models.attention_check import ContractError, check_attention
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import MKL
 from birthplace_lm.models.gpt import GPT
@@ -49,14 +51,17 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
     """
     cluster.check_layout(config, cluster.current())
     model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
+    if _own_parts(config):
+        with _errors_name_own_parts(config):
+            check_attention(config.model)
     plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
     return with_named_checkpoints(plans, config, corpus, model)
 
 
 def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
     """The network without memory, if training it fits: weights, gradients and two moments."""
-    with torch.device("meta"), errors_name("model"):  # a variant checks its own numbers
-        model = build_model(config.model, vocab_size)
+    with _errors_name_own_parts(config), torch.device("meta"), errors_name("model"):
+        model = build_model(config.model, vocab_size)  # a variant checks its own numbers
     needed, memory = 16 * model.num_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise InputError(
@@ -64,6 +69,29 @@ def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
             f" has {memory >> 30} GiB; take a smaller model.n_embd or model.n_layer"
         )
     return model
+
+
+def _own_parts(config: DictConfig) -> list[str]:
+    """The attention and the block of the model, if they are not of this package."""
+    targets = [part["_target_"] for part in (config.model.attention, config.model.block) if part is not None]
+    return [target for target in targets if not target.startswith("birthplace_lm.")]
+
+
+@contextmanager
+def _errors_name_own_parts(config: DictConfig) -> Iterator[None]:
+    """Errors of any kind in a user's attention or block become one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not (own := _own_parts(config)):
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        if not isinstance(error, ContractError):
+            reason = f"{type(error).__name__}: {reason}"
+        hint = "; a model is first built without memory, on torch's meta device" if "meta" in reason else ""
+        raise InputError(f"model: {', '.join(own)}: {reason}{hint}") from error
 
 
 def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePlan:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from stage import quick, run, sign
+from stage import Stop, StopAt, digest, fit, quick, run, sign
 from typer.testing import CliRunner
 
 import birthplace_lm
@@ -85,6 +85,20 @@ def test_a_part_of_every_kind_takes_effect(own_run: Path) -> None:
     rates = [point["finetune/learning_rate"] for point in points if "finetune/learning_rate" in point]
     assert rates == [0.5e-4] * state["global_step"]
     assert not [*own_run.rglob("events.out.tfevents*")], "no TensorBoard without its logger"
+
+
+def test_state_that_an_optimizer_keeps_beside_its_settings_is_resumed(
+    people: Path, search: str, tmp_path: Path
+) -> None:
+    """Bug: all of a parameter group but its weights became what a new optimizer has."""
+    config = quick(people, tmp_path, search, PLUGIN, "optimizer=sgd", "pretrain=none", "trainer.max_steps=6")
+    fit(config, "finetune", tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(config, "finetune", tmp_path / "stopped", StopAt("on_train_batch_end", 5))
+    fit(config, "finetune", tmp_path / "stopped")
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+    content = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stopped")[0])
+    assert content["optimizer_states"][0]["param_groups"][0]["count"] == 6
 
 
 def test_a_saved_configuration_names_no_plugin(own_run: Path) -> None:

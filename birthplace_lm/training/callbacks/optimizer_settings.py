@@ -1,5 +1,6 @@
 """Let the configuration decide the optimizer's settings, not the checkpoint, and check its state."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -14,11 +15,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # the state of our optimizers: 
 class ConfiguredOptimizerSettings(L.Callback):
     """Restores the configured learning rate, betas, decay ... after a checkpoint has brought its own.
 
-    They differ where a finished stage is extended with other settings.
+    They differ where a finished stage is extended with other settings. What else a parameter group holds may
+    be state of a user's optimizer, and stays that of the checkpoint.
+
+    Args:
+        names: the numbers of the optimizer that the configuration names; the learning rate is always among
+            them.
     """
 
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {*names, "lr", "initial_lr"}
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._groups = [{**group} for group in trainer.optimizers[0].param_groups]
+        groups = trainer.optimizers[0].param_groups
+        self._groups = [{name: group[name] for name in self._names & group.keys()} for group in groups]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         _check_state(trainer.optimizers[0])
@@ -26,7 +36,7 @@ class ConfiguredOptimizerSettings(L.Callback):
         scheduler.base_lrs = [settings["initial_lr"] for settings in self._groups]
         factor = pl_module.lr_factor(scheduler.last_epoch)
         for group, settings in zip(trainer.optimizers[0].param_groups, self._groups, strict=True):
-            group |= {**settings, "params": group["params"], "lr": settings["initial_lr"] * factor}
+            group |= {**settings, "lr": settings["initial_lr"] * factor}
 
 
 def _check_state(optimizer: Optimizer) -> None:

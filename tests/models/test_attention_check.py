@@ -1,0 +1,94 @@
+"""A user's attention that breaks the contract is refused; every variant of the package passes."""
+
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from own_parts import LooksAhead
+from stage import quick
+from torch import Tensor
+
+from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.errors import InputError
+from birthplace_lm.models.attention.vanilla import VanillaAttention
+from birthplace_lm.models.attention_check import ContractError, check_attention
+from birthplace_lm.training.preflight import preflight
+
+
+class IgnoresTheCache(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return super().forward(x)
+
+
+class IgnoresPositions(VanillaAttention):
+    """Right as long as all rows stand at the same position, as in training."""
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        position = torch.arange(x.shape[1])[None] if cache is None else cache.positions[:1]
+        return super().forward(x + 0.1 * position[..., None], cache)
+
+
+class StopsGradients(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return super().forward(x if cache is None else x.detach(), cache)
+
+
+class IsNotFinite(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return super().forward(x, cache) / 0.0
+
+
+FAULTS = {
+    LooksAhead: "later characters change the logits of a position",
+    IgnoresTheCache: "logits with a cache are not those without one",
+    IgnoresPositions: "logits with a cache are not those without one",
+    StopsGradients: "gradients with a cache are not those without one",
+    IsNotFinite: "its results are not finite",
+}
+
+
+def sizes(attention: Any) -> dict[str, Any]:
+    return {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 8,
+        "block_size": 32,
+        "dropout": 0.1,
+        "attention": attention,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml")), "vanilla+canon"]
+)
+def test_every_variant_of_the_package_passes(name: str) -> None:
+    attention, _, canon = name.partition("+")
+    config = compose([f"attention={attention}", "model=tiny", f"model.canon={canon == 'canon'}"])
+    state = torch.random.get_rng_state()
+    check_attention(OmegaConf.to_container(config.model))  # type: ignore[arg-type]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("attention", FAULTS)
+def test_what_is_wrong_is_said(attention: Any) -> None:
+    with pytest.raises(ContractError, match=FAULTS[attention]):
+        check_attention(sizes(attention))
+    check_attention(sizes(VanillaAttention))
+
+
+def test_a_run_with_it_does_not_start(people: Any, tmp_path: Any) -> None:
+    config = quick(people, tmp_path, "plugins=[own_parts]", "pretrain=none")
+    corpus = read_corpus(config.data, config.model.block_size)
+
+    def refused(attention: str) -> str:
+        changed = OmegaConf.merge(config, {"model": {"attention": {"_target_": f"own_parts.{attention}"}}})
+        with pytest.raises(InputError) as caught:
+            preflight(changed, corpus)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert refused("LooksAhead").startswith("model: own_parts.LooksAhead: later characters change the logits")
+    assert "RuntimeError: Tensor.item() cannot be called on meta" in refused("ReadsANumber")
+    assert "a model is first built without memory" in refused("ReadsANumber")
