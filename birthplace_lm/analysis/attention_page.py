@@ -9,7 +9,7 @@ from PIL import Image
 
 from birthplace_lm.analysis.html_page import escape, write_html
 from birthplace_lm.data.vocab import MASK
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.errors import InputError
 from birthplace_lm.inference.attention_maps import attention_pictures
 from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
@@ -22,16 +22,13 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     """Ask about a person and write a picture of every layer: below each other, or as an HTML page.
 
     Raises:
-        CheckpointError: the attention of the model has no weights to draw.
-        InputError: the file cannot be written.
+        InputError: the attention of the model has no weights to draw, or the file cannot be written.
     """
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
     read, weights = model.attention(f"{question}{MASK}{answer.text}{MASK}")
     if weights is None:
-        raise CheckpointError(
-            "the attention of this model does not provide its weights; see docs/attention.md"
-        )
+        raise InputError("the attention of this model does not provide its weights; see docs/attention.md")
     pictures = attention_pictures(model.model, read, weights)
     if out.suffix == ".html":
         images = "".join(

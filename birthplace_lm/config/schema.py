@@ -24,7 +24,7 @@ def bounded(low: float, high: float, meaning: str, default: Any = MISSING) -> An
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
 
 
-def one_of(words: tuple[str | None, ...], meaning: str) -> Any:
+def one_of(words: tuple[str | bool | None, ...], meaning: str) -> Any:
     """A field whose value is one of these words, the first by default."""
     return field(default=words[0], metadata={"meaning": meaning, "words": words})
 
@@ -146,7 +146,7 @@ class Trainer:
     log_every_n_steps: int = bounded(1, 1_000_000, "optimizer steps between two points of a curve", 10)
     enable_progress_bar: bool = described("show progress", True)
     enable_model_summary: bool = described("print a table of the modules", False)
-    deterministic: Any = described("use deterministic kernels", None, "true, false, warn or null")
+    deterministic: Any = one_of((None, True, False, "warn"), "use deterministic kernels")
     benchmark: bool | None = described("let cuDNN choose kernels by timing them", None)
     inference_mode: bool = described("validate in torch.inference_mode", True)
     detect_anomaly: bool = described("let autograd report the operation that made NaN; slow", False)

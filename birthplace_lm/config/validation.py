@@ -52,7 +52,8 @@ def check_values(schema: Any, node: DictConfig, prefix: str = "") -> None:
                 raise InputError(f"plugins={value}: {[*wrong, 'birthplace_lm'][0]} is not a package of yours")
         elif "words" in f.metadata and value not in f.metadata["words"]:
             words = [word for word in f.metadata["words"] if word is not None]
-            raise InputError(f"{key}={value}: unknown; {suggest(str(value), words)}")
+            shown = [str(word).lower() if isinstance(word, bool) else word for word in words]
+            raise InputError(f"{key}={value}: unknown; {suggest(str(value), shown)}")
         elif "low" in f.metadata and value is not None:
             low, high = f.metadata["low"], f.metadata["high"]
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -134,6 +135,8 @@ def check_combinations(config: DictConfig) -> None:
         raise InputError(
             f"trainer.fast_dev_run={trainer.fast_dev_run}: must be true, false or a number of batches"
         )
+    if trainer.val_check_interval == 0:
+        raise InputError(f"trainer.val_check_interval={trainer.val_check_interval}: must be above 0")
     if trainer.accelerator == "cpu" and trainer.precision.startswith("16"):
         raise InputError(f"trainer.precision={trainer.precision}: needs a GPU; take bf16-mixed")
     if trainer.strategy == "fsdp2" and (stages.pretrain.ema_decay or stages.finetune.ema_decay):

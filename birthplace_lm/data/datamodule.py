@@ -227,7 +227,8 @@ class SpanCorruptionDataModule(BatchDataModule):
 
     Raises:
         ValueError: an argument is out of range; the message begins with its name.
-        InputError: the template has more characters before the name than a document can be shifted.
+        InputError: the template has more characters before the name than a document can be shifted, or the
+            sampler breaks the promise of `Spans`.
     """
 
     held_out_note = SPAN_CORRUPTION_NOTE
@@ -261,7 +262,8 @@ class SpanCorruptionDataModule(BatchDataModule):
             sampler = spans(documents=lines, people=people, places=places, block_size=span_block)
         except ValueError as error:
             raise ValueError(f"spans.{error}") from error
-        corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, masks_per_row)
+        corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, span_block, masks_per_row)
+        corruption.rows(torch.Generator().manual_seed(0))  # so that a wrong sampler ends the run at its start
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         self.text_form = self.text_form_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         shifted = LeftPadded(corruption, low, high, block_size)

@@ -25,6 +25,7 @@ class SpanCorruption:
         spans: samples what is masked and what is shown.
         closing_mask: end the row with one more MASK, as answers do.
         loss_on: "all" characters, or the masked "span": everything after the second MASK.
+        block_size: the most characters that a span with its title, context and MASKs may take.
         masks_per_row: spans of a row; a later one that overlaps an earlier one is left out.
 
     Raises:
@@ -32,7 +33,13 @@ class SpanCorruption:
     """
 
     def __init__(
-        self, documents: Tensor, spans: SpanSampler, closing_mask: bool, loss_on: str, masks_per_row: int = 1
+        self,
+        documents: Tensor,
+        spans: SpanSampler,
+        closing_mask: bool,
+        loss_on: str,
+        block_size: int,
+        masks_per_row: int = 1,
     ) -> None:
         if loss_on not in ("all", "span"):
             raise ValueError(f"loss_on={loss_on}: must be all or span")
@@ -46,6 +53,7 @@ class SpanCorruption:
         self.spans = spans
         self.closing_mask = closing_mask
         self.loss_on = loss_on
+        self.block_size = block_size
         self.masks_per_row = masks_per_row
 
     def __len__(self) -> int:
@@ -89,6 +97,14 @@ class SpanCorruption:
                 f"{type(self.spans).__name__}.sample: document {number + 1} of"
                 f" {self.document_lengths[number]} characters: {[int(edge[number]) for edge in span]} are not"
                 " in order; see birthplace_lm.data.masking.spans.Spans"
+            )
+        rooms = self.block_size - (title_end + context_end - context_start) - 3
+        if rooms.amin() < 0:
+            number = int(rooms.argmin())
+            raise InputError(
+                f"{type(self.spans).__name__}.sample: document {number + 1}:"
+                f" {[int(edge[number]) for edge in span]} show {self.block_size - 3 - int(rooms[number])}"
+                f" characters, and a block of {self.block_size} has room for {self.block_size - 3}"
             )
 
     def _pieces(self, span: Spans) -> tuple[Tensor, Tensor]:

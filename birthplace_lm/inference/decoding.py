@@ -21,7 +21,8 @@ class Answer:
 
     Attributes:
         text: the characters between the first and the second MASK.
-        log_probability: of `text` and the closing MASK given the question, in nats.
+        log_probability: of `text` and the closing MASK given the question, in nats; also where the answer was
+            cut off before that MASK.
     """
 
     text: str
@@ -92,15 +93,19 @@ def _decode(
     scores = torch.zeros(len(prompts), device=device)
     rows = torch.arange(len(prompts), device=device)  # the prompts that the cache holds
     active = torch.ones(len(prompts), dtype=torch.bool, device=device)  # those of `rows` without an end yet
-    for step in range(max_answer_length):
-        best, symbols = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
+    for step in range(max_answer_length + 1):
+        log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+        if step == max_answer_length:  # cut off: the MASK did not come by itself
+            scores[rows] += log_probabilities[:, vocab.mask_id].where(active, 0.0)
+            break
+        best, symbols = log_probabilities.max(dim=-1)
         scores[rows] += best.where(active, 0.0)
         active = active & (symbols != vocab.mask_id)
         for row, symbol, is_active in zip(rows.tolist(), symbols.tolist(), active.tolist(), strict=True):
             if is_active:
                 answers[row].append(symbol)
         n_active = int(active.sum())
-        if n_active == 0 or step == max_answer_length - 1:
+        if n_active == 0:
             break
         if n_active <= COMPACT_BELOW * len(rows):
             indices = active.nonzero()[:, 0]

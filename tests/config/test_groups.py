@@ -62,8 +62,9 @@ def composed(*overrides: str) -> DictConfig:
 def choice(file: str) -> list[str]:
     """The overrides that choose a file."""
     special = {
-        "finetune/after/none.yaml": ["pretrain=none"],
-        "finetune/after/language_modeling.yaml": ["pretrain=language_modeling"],
+        "finetune/after/name_to_birthplace/none.yaml": ["pretrain=none"],
+        "finetune/after/name_to_birthplace/language_modeling.yaml": ["pretrain=language_modeling"],
+        "finetune/after/cs224n_2021/none.yaml": ["finetune=cs224n_2021", "pretrain=none"],
         "model/for_data/biographies.yaml": [],
     }
     group, _, name = file.removesuffix(".yaml").partition("/")
@@ -130,6 +131,20 @@ def test_a_preset_of_a_user_wins_over_defaults_and_the_command_line_over_it(tmp_
         for key, value in wanted.items():
             assert OmegaConf.select(config, key) in (value, str(value)), key
         assert composed(search, f"{group}=mine", "seed=5", "labels.data=y").seed == 5
+
+
+def test_the_finetuning_of_a_user_wins_without_pretraining_too(tmp_path: Path) -> None:
+    """Bug: pretrain=none set the epochs and the rate of every finetuning."""
+    (tmp_path / "finetune/after/mine").mkdir(parents=True)
+    head = "# @package stages.finetune\n"
+    (tmp_path / "finetune/mine.yaml").write_text(head + "defaults: [name_to_birthplace]\nmax_epochs: 5\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    for pretrain in ("none", "language_modeling", "span_corruption"):
+        config = composed(search, "finetune=mine", f"pretrain={pretrain}")
+        assert (config.stages.finetune.max_epochs, config.stages.finetune.learning_rate) == (5, 1e-4)
+    (tmp_path / "finetune/after/mine/none.yaml").write_text(head + "max_epochs: 9\n")
+    assert composed(search, "finetune=mine", "pretrain=none").stages.finetune.max_epochs == 9
+    assert composed(search, "finetune=mine").stages.finetune.max_epochs == 5
 
 
 def test_a_partial_preset_of_a_user_keeps_the_other_defaults(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def batches(
     world_size: int = 1,
     plain: bool = False,
 ) -> EpochBatchDataset:
-    corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all")
+    corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all", 64)
     mixed = [LeftPadded(corruption, 2, 5, 64), corruption, Subsample(PLAIN, 10)]
     sources: list[Any] = [PLAIN] if plain else mixed
     return EpochBatchDataset(

@@ -46,7 +46,7 @@ def pairs(
     """Inputs and targets of every document, PADs at the end left out."""
     vocab = CharVocab.from_text("".join(documents))
     text = EncodedText.encode(documents, vocab)
-    corruption = SpanCorruption(text.pieces, spans, closing, loss_on, masks)
+    corruption = SpanCorruption(text.pieces, spans, closing, loss_on, 10_000, masks)
     rows = corruption.rows(torch.Generator().manual_seed(seed))
     inputs, targets = rows.inputs_and_targets(text.ids, vocab.pad_id)
     lengths = (rows.totals - 1).tolist()
@@ -175,7 +175,7 @@ def test_the_shown_text_can_be_put_together_again(
 
 def test_loss_on_something_else() -> None:
     with pytest.raises(ValueError, match="loss_on=masked: must be all or span"):
-        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), False, "masked")
+        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), False, "masked", 64)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,19 @@ def test_loss_on_something_else() -> None:
 )
 def test_masks_that_are_not_possible(masks: int, closing: bool, line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), closing, "all", masks)
+        SpanCorruption(torch.tensor([[65, 4]]), Given((0, 0, 0, 1, 4)), closing, "all", 64, masks)
+
+
+def test_spans_that_leave_no_room_are_refused() -> None:
+    """Bug: the model refused the row later, as an error of ours."""
+    for shown, block in ((10, 13), (10, 12)):
+        spans = Given((0, 0, 2, 5, shown))
+        corruption = SpanCorruption(torch.tensor([[65, 10]]), spans, True, "all", block)
+        if shown + 3 <= block:
+            assert corruption.rows(torch.Generator()).totals.tolist() == [block]
+        else:
+            with pytest.raises(InputError, match=r"document 1: .* show 10 characters.*room for 9"):
+                corruption.rows(torch.Generator())
 
 
 @pytest.mark.parametrize("edges", [(0, 0, 2, 200, 200), (0, 0, 5, 3, 8), (0, 4, 2, 5, 8), (3, 1, 3, 5, 8)])
@@ -198,6 +210,6 @@ def test_spans_outside_their_document_are_refused(edges: tuple[int, ...]) -> Non
         def sample(self, generator: torch.Generator, mask_index: int = 0) -> Spans:
             return Spans(*(torch.tensor([edge]) for edge in edges))
 
-    corruption = SpanCorruption(torch.tensor([[65, 10]]), Sampler(), True, "all")
+    corruption = SpanCorruption(torch.tensor([[65, 10]]), Sampler(), True, "all", 64)
     with pytest.raises(InputError, match=r"Sampler\.sample: document 1 of 10 characters: .* not in order"):
         corruption.rows(torch.Generator())

@@ -61,6 +61,8 @@ def naive(model: GPT, question: str, longest: int = 32) -> tuple[str, float]:
     while len(text) - len(prompt) < longest and text.count(MASK) < 2:
         logits = model(torch.tensor([VOCAB.encode(text)]))[0, -1]
         text += VOCAB.symbols[int(logits.argmax())]
+    if text.count(MASK) < 2:  # bug: the score of an answer that is cut off left out that it is complete
+        text += MASK
     ids = torch.tensor([VOCAB.encode(text)])
     steps = model(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
     return text.split(MASK)[1], steps[len(prompt) - 1 :].sum().item()

@@ -18,7 +18,7 @@ class RopeAttention(VanillaAttention):
         base: the slowest pair turns by about t / base.
 
     Raises:
-        ValueError: a head has an odd number of channels.
+        ValueError: a head has an odd number of channels, or `base` is not above 0.
 
     Source: Su et al. 2021, arXiv:2104.09864, with neighbouring channels as pairs; CS224N 2024.
     """
@@ -31,6 +31,8 @@ class RopeAttention(VanillaAttention):
             raise ValueError(
                 f"n_head={n_head}: leaves {self.depth} channels for a head; rope needs an even number"
             )
+        if not 0 < base < float("inf"):
+            raise ValueError(f"attention.base={base}: must be above 0")
         self.base = base
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:

@@ -19,6 +19,9 @@ class SynthesizerAttention(nn.Module):
     Args:
         positions: learned columns; None means `block_size - 1`, the 2021 layer.
 
+    Raises:
+        ValueError: `positions` is less than 1.
+
     Source: Tay et al. 2020, arXiv:2005.00743; CS224N 2021, assignment 5.
     """
 
@@ -27,7 +30,7 @@ class SynthesizerAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.depth = n_embd // n_head
-        columns = block_size - 1 if positions is None else positions
+        columns = learned_columns(positions, block_size)
         self.w1 = nn.Linear(n_embd, n_embd)
         self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
         self.b2 = nn.Parameter(torch.zeros(columns))
@@ -53,3 +56,15 @@ class SynthesizerAttention(nn.Module):
     def keys(self) -> Tensor:
         """(W2, b2)^T, (positions, D + 1), with a dimension of heads in front if each has its own."""
         return torch.cat((self.w2, self.b2[None])).T
+
+
+def learned_columns(positions: int | None, block_size: int) -> int:
+    """How many columns a synthesizer learns; None means `block_size - 1`, one for each input.
+
+    Raises:
+        ValueError: less than 1.
+    """
+    columns = block_size - 1 if positions is None else positions
+    if columns < 1:
+        raise ValueError(f"attention.positions={columns}: must be 1 or more")
+    return columns

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from birthplace_lm.models.attention.synthesizer import learned_columns
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.kv_cache import LayerKVCache
 from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads
@@ -19,6 +20,9 @@ class MixtureSynthesizerAttention(VanillaAttention):
     Args:
         positions: columns of W2; None means `block_size - 1`.
 
+    Raises:
+        ValueError: `positions` is less than 1.
+
     Source: Tay et al. 2020, arXiv:2005.00743; dense_plus_alpha of its code in mesh-tensorflow.
     """
 
@@ -26,7 +30,7 @@ class MixtureSynthesizerAttention(VanillaAttention):
         self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
     ) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        columns = block_size - 1 if positions is None else positions
+        columns = learned_columns(positions, block_size)
         self.w2 = nn.Parameter(torch.empty(self.depth, columns).uniform_(-0.001, 0.001))
         self.alpha = nn.Parameter(torch.zeros(1))
         self.attend = ScaledDotProductAttention(dropout, scale=1.0)

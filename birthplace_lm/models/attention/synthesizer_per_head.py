@@ -9,7 +9,8 @@ from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 class PerHeadSynthesizerAttention(SynthesizerAttention):
     """softmax(ReLU(x W1 + b1)_i W2_i + b2_i) v, causal, for head i.
 
-    The course, like the authors' code, shares W2 and b2 among the heads.
+    The course, like the authors' code, shares W2 and b2 among the heads. Arguments and errors are those of
+    `SynthesizerAttention`.
 
     Source: Tay et al. 2020, arXiv:2005.00743.
     """
