@@ -2,14 +2,16 @@
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from birthplace_lm.cli import analysis_commands, asking_commands, tool_commands
 from birthplace_lm.cli.streams import protect_standard_streams
-from birthplace_lm.errors import BirthplaceError, CheckpointError
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.runs import signals
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # typer has no public name for it
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,12 +59,19 @@ def main() -> None:
     protect_standard_streams(tolerated=BrokenPipeError)  # what a command prints is its result
     try:
         try:
-            app()
+            sys.exit(app(standalone_mode=False))
         finally:
             sys.stdout.flush()
+    except typer.Abort:
+        sys.exit(1)
     except BirthplaceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         sys.exit(CheckpointError.exit_code)
+    except UsageError as error:
+        if message := error.format_message().strip():  # none without a command, which prints the help
+            where = getattr(error.ctx, "command_path", None) or "birthplace-lm"
+            print(f"error: {message.rstrip('.')}; see {where} --help", file=sys.stderr)
+        sys.exit(InputError.exit_code)

@@ -4,7 +4,7 @@ The arguments in the configuration must be those of the class or function.
 """
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -57,6 +57,23 @@ def check_allowlist(node: Any, key: str, plugins: Collection[str] = ()) -> None:
     elif OmegaConf.is_list(node):
         for item in node:
             check_allowlist(item, key, plugins)
+
+
+def check_plugins(plugins: Collection[str]) -> None:
+    """Check that Python finds the packages that a user names.
+
+    Raises:
+        InputError: it does not find one.
+    """
+    for package in plugins:
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a package above it is missing, or fails to import
+            spec = None
+        if spec is None:
+            raise InputError(
+                f"plugins: no package {package}; install it, or give its folder as PYTHONPATH=FOLDER"
+            )
 
 
 def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> None:

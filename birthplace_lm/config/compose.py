@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from birthplace_lm.config.allowlist import check_allowlist
+from birthplace_lm.config.allowlist import check_allowlist, check_plugins
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import quote_paths
@@ -69,6 +69,7 @@ def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = N
     config = DictConfig(values)
     check_values(Config, config)
     check_names(config)
+    check_plugins(config.plugins if plugins is None else plugins)
     check_allowlist(config, "", config.plugins if plugins is None else plugins)
     check_combinations(config)
     OmegaConf.set_readonly(config, True)
@@ -88,12 +89,14 @@ def load_saved(file: Path, plugins: Collection[str] = ()) -> DictConfig:
         plugins: packages whose classes it may name; it cannot allow any itself.
 
     Raises:
-        InputError: the file is not one that a run has written.
+        InputError: there is no such file, or it is not one that a run has written.
     """
     try:
         text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{file.parent}: not a run directory or an export: it has no {file.name}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}") from error
+        raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
     return parse_saved(text, file, plugins)
 
 
@@ -107,8 +110,8 @@ def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictCon
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("has aliases, by which few lines can stand for any number")
         config = OmegaConf.create(text)
-        if not isinstance(config, DictConfig):
-            raise ValueError("is not a mapping")
+        if not isinstance(config, DictConfig) or not config:
+            raise ValueError("is empty, or no mapping; restore it, or train again with overwrite=true")
         if "${" in str(OmegaConf.to_container(config)):  # resolving would reveal environment variables
             raise ValueError("has interpolations; the configuration of a run has none")
         return resolve_and_validate(config, plugins)

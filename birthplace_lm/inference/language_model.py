@@ -69,8 +69,6 @@ class TrainedModel:
             CheckpointError: the last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
-        if not (run / "config.yaml").is_file():
-            raise InputError(f"{run}: not a run directory or an export: it has no config.yaml")
         config = load_saved(run / "config.yaml", plugins)
         question = QuestionTemplate.parse(config.data.question)
         *_, last = (name for name, settings in config.stages.items() if settings.enabled)
@@ -148,6 +146,9 @@ def _read_export(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
     file = folder / WEIGHTS
     try:
         vocab = CharVocab.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, InputError) as error:
+        raise CheckpointError(f"{folder}: not a valid export: {VOCABULARY}: {error}") from error
+    try:
         return file, list(vocab.symbols), safetensors.torch.load(file.read_bytes())
-    except (OSError, ValueError, AttributeError, SafetensorError, InputError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a valid export: {error}") from error

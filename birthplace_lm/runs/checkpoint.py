@@ -125,7 +125,10 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     except (OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if hashlib.sha256(content).hexdigest() not in expected:
-        raise CheckpointError(f"{path}: damaged: its {len(content)} bytes do not match its SHA-256")
+        raise CheckpointError(
+            f"{path}: damaged: its {len(content)} bytes do not match its SHA-256; copy it again, or train"
+            " again with overwrite=true"
+        )
     try:
         _check_archive(content)
         loaded = torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)

@@ -78,13 +78,20 @@ def named_checkpoint(key: str, value: str) -> Path:
 
         folders = (stage_directory(path, "finetune"), stage_directory(path, "pretrain"), path)
         finished = [folder for folder in folders if (folder / STAGE_RESULT).is_file()]
+        begun = [folder for folder in folders[:2] if any(folder.glob("step-*.ckpt"))]
+        if finished and begun and begun[0] not in finished:
+            raise CheckpointError(
+                f"{key}={value}: its stage {begun[0].name} is not finished; finish it, or name another stage:"
+                f" {key}={Path(value) / 'pretrain'}"
+            )
         path = next((max(folder.glob("step-*.ckpt"), default=path) for folder in finished), path)
         if path.is_dir():
             raise CheckpointError(f"{key}={value}: no finished stage; name the directory of a finished run")
     if path.is_dir():
         raise CheckpointError(f"{key}={value}: a directory; give one of its files step-NUMBER.ckpt")
     if not path.is_file():
-        raise CheckpointError(f"{key}={value}: no such checkpoint; give the path of a local file")
+        what = "run or checkpoint" if key in CHECKPOINT_KEYS else "checkpoint"
+        raise CheckpointError(f"{key}={value}: no such {what}; give the path of a local file")
     return path
 
 

@@ -117,7 +117,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     assert call(str(unfit), str(run)) == 2
     assert "none of the runs can be measured" in capsys.readouterr().err
     assert call(str(run)) == 2
-    assert "people.tsv: cannot read" in capsys.readouterr().err
+    assert "people.tsv: cannot be read; this needs people with five facts" in capsys.readouterr().err
 
 
 def test_a_run_that_tells_no_facts(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_checkpoint_counts_by_its_content(configure: Any, tmp_path: Path) -> N
         config = configure("pretrain=none", f"init_from={tmp_path / name}")
         directories.append(run_directory(identified(config)))
     assert directories[0] == directories[1] != directories[2]
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         identified(configure("pretrain=none", f"init_from={tmp_path / 'd'}"))
 
 

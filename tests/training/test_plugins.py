@@ -166,7 +166,7 @@ def message_of(config: DictConfig, changes: dict[str, object]) -> str:
     return str(caught.value)
 
 
-def test_mistakes_are_one_line(search: str) -> None:
+def test_mistakes_are_one_line(search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = compose([search, PLUGIN, "attention=scaled"])
     refused = message_of(own, {"plugins": []})
     assert refused.startswith(
@@ -175,13 +175,16 @@ def test_mistakes_are_one_line(search: str) -> None:
     )
     assert "'plugins=[own_parts]' to train" in refused
     # A package that is allowed allows no other whose name begins alike.
+    (tmp_path / "own.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     assert message_of(own, {"plugins": ["own"]}) == refused
     for plugins in (["a/b"], ["birthplace_lm"], ["own_parts", "x."]):
         assert "is not a package of yours" in message_of(own, {"plugins": plugins})
     target, absent = "model.attention._target_", "absent_package.attention.Mean"
     missing = message_of(own, {"plugins": ["absent_package"], target: absent})
-    assert missing.startswith(f"{target}={absent}: No module named 'absent_package'")
+    assert missing.startswith("plugins: no package absent_package; install it")
     assert "PYTHONPATH=FOLDER" in missing
+    assert "no package absent.part" in message_of(own, {"plugins": ["own_parts", "absent.part"]})
     assert "no attribute 'Men'" in message_of(own, {target: "own_parts.Men"})
     for other in ("constant", "not_a_callback"):
         refused = message_of(own, {target: f"own_parts.{other}"})

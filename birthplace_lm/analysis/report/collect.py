@@ -125,7 +125,10 @@ def _rank(run: "Run") -> tuple[float, float]:
 
 def _read(folder: Path) -> Run:
     try:
-        config = flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("config.yaml: is empty, or no mapping")
+        config = flatten(content)
         status = _read_status(folder / "status.json")
         state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
         if state == "running" and not is_locked(folder):

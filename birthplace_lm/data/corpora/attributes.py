@@ -30,6 +30,7 @@ from birthplace_lm.errors import InputError
 MAX_PEOPLE = 1_000_000
 MAX_DEV = 1000  # questions about people whom no training question names
 PEOPLE_FILE = "people.tsv"
+WANTED = "this needs people with five facts, of birthplace-lm make-biographies --attributes"
 PAIRS = len(GIVEN_NAMES) * len(SURNAMES)  # names of two words; of three where these are too few
 
 _UNIVERSITY_STEMS = """
@@ -295,9 +296,9 @@ def read_people(path: Path) -> list[Person]:
     try:
         header, *rows = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read; make it with birthplace-lm make-biographies") from error
+        raise InputError(f"{path}: cannot be read; {WANTED}") from error
     if header.split("\t")[1:] != [attribute.name for attribute in ATTRIBUTES]:
-        raise InputError(f"{path}: has other columns; make it anew with birthplace-lm make-biographies")
+        raise InputError(f"{path}: has other columns; {WANTED}")
     people = []
     for number, row in enumerate(rows, 2):
         name, *values = row.split("\t")
