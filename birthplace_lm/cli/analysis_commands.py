@@ -64,13 +64,7 @@ def report(
         figure.suffix not in (".svg", ".png") or not figure.parent.is_dir() or figure.is_dir()
     ):
         raise InputError(f"--figure {figure}: must be a .svg or .png file in an existing folder")
-    runs = find_runs(folder)
-    if form is Format.csv:
-        print(summary.as_csv(runs), end="")
-    elif form is Format.json:
-        print(summary.as_json(runs), end="")
-    else:
-        print(summary.as_tables(runs, markdown=form is Format.markdown))
+    runs = find_runs(folder)  # the tables come last: an error in a file is not below them
     if page is not None:
         from birthplace_lm.analysis.report.page import write_page
 
@@ -83,6 +77,12 @@ def report(
         from birthplace_lm.analysis.report.curves import write_curves
 
         write_curves(runs, curves_csv)
+    if form is Format.csv:
+        print(summary.as_csv(runs), end="")
+    elif form is Format.json:
+        print(summary.as_json(runs), end="")
+    else:
+        print(summary.as_tables(runs, markdown=form is Format.markdown))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
@@ -126,12 +127,38 @@ def test_keys_that_vary_together_are_one_column(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), model=sizes, correct=number)
     runs = find_runs(tmp_path)
     head, *rows = table_of_runs(runs)
-    assert head[0] == "block_size (+3)"
-    assert [row[0] for row in rows] == ["256", "128"]
-    assert [*labels(runs).values()] == ["block_size (+3)=256", "block_size (+3)=128"]
-    together = "block_size (+3): these vary together: block_size, n_embd, n_head, n_layer."
+    assert head[0] == "n_layer (+3)"
+    assert [row[0] for row in rows] == ["8", "4"]
+    assert [*labels(runs).values()] == ["n_layer (+3)=8", "n_layer (+3)=4"]
+    together = "n_layer (+3): these vary together: n_layer, n_embd, n_head, block_size."
     assert together in notes(runs)
     assert [row["n_head"] for row in json.loads(as_json(runs))] == [4, 2]
+
+
+def test_how_often_a_run_validates_does_not_name_a_column(tmp_path: Path) -> None:
+    for number, (epochs, every) in enumerate(((4, 2), (20, 10))):
+        stage = {"enabled": True, "max_epochs": epochs, "check_val_every_n_epoch": every}
+        write_run(tmp_path / str(number), stages={"pretrain": stage})
+    head, *_ = table_of_runs(find_runs(tmp_path))
+    assert head[0] == "pretrain.max_epochs (+1)"
+
+
+def test_labels_are_wrapped_and_do_not_narrow_the_axes(tmp_path: Path) -> None:
+    """Bug: a long label made the axes half as wide, and was cut at the edge of the figure."""
+    for number in range(2):
+        write_run(tmp_path / str(number), correct=10 + number, trainer={"gradient_clip_val": number})
+    runs = find_runs(tmp_path)
+
+    def drawn(label: str) -> tuple[float, list[str]]:
+        with mock.patch.object(plots, "labels", lambda runs: {run: f"{label}{run.name}" for run in runs}):
+            figure = plots.scores_figure(runs)
+        figure.canvas.draw()
+        return figure.axes[0].get_position().width, [text.get_text() for text in figure.axes[0].texts]
+
+    width, _ = drawn("short")
+    same, texts = drawn(", ".join(f"setting_{i}=value" for i in range(20)))
+    assert same == pytest.approx(width, abs=0.01)
+    assert max(len(line) for text in texts for line in text.splitlines()) <= plots.LABEL_CHARACTERS
 
 
 def test_a_run_that_starts_from_another_says_so(tmp_path: Path) -> None:
@@ -431,7 +458,7 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
         out = tmp_path / f"{name}.svg"
         plots.save_figure(runs, out, name)
         assert "n_layer" in out.read_text()
-    with pytest.raises(InputError, match="--against attention: no numeric setting"):
+    with pytest.raises(InputError, match="--against attention: no two finished runs differ in this"):
         plots.save_figure(runs, tmp_path / "figure.svg", "attention")
 
 
@@ -479,7 +506,9 @@ def test_every_corpus_has_its_majority_answer(tmp_path: Path) -> None:
 def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     for canon in (False, True):
         write_run(tmp_path / str(canon), model={"canon": canon})
-    with pytest.raises(InputError, match="--against canon: no numeric setting"):
+    with pytest.raises(
+        InputError, match=r"--against canon: no two .* with numbers as values; possible: none"
+    ):
         plots.save_figure(find_runs(tmp_path), tmp_path / "figure.svg", "canon")
 
 

@@ -114,3 +114,15 @@ def test_a_run_directory_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
             assert named_checkpoint(key, str(tmp_path)) == folder / f"step-{step:08d}.ckpt"
     with pytest.raises(CheckpointError, match="a directory"):
         named_checkpoint("resume", str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["init_from", "extend_from"])
+def test_a_run_that_is_not_finished_stands_for_none(key: str, tmp_path: Path) -> None:
+    """Bug: the weights after pretraining were taken from a run that was interrupted in finetuning."""
+    for stage in ("pretrain", "finetune"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "step-00000004.ckpt").touch()
+    (tmp_path / "pretrain" / "result.json").touch()
+    with pytest.raises(CheckpointError, match=r"its stage finetune is not finished.*/pretrain$"):
+        named_checkpoint(key, str(tmp_path))
+    assert named_checkpoint(key, str(tmp_path / "pretrain")).parent == tmp_path / "pretrain"

@@ -1,6 +1,7 @@
 """Plots of a report: exact match by setting, learning curves, kinds of answers."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -22,6 +23,8 @@ from birthplace_lm.errors import InputError
 
 WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
 LEGEND_LINE = 0.17  # inches
+LABEL_LINE = 0.17  # inches
+LABEL_CHARACTERS = 84  # of a line of a label
 SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 MIN_VALUES = 3  # of a numeric setting that has a figure of its own on the page
@@ -37,6 +40,25 @@ VALIDATION = "exact match of validations"  # on dev, or on the held-out rows
 SHARED = "#999999"  # of a curve that several settings share
 # Nine colours that are told apart best; more settings than that take them from a continuous scale.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines that fit the figure."""
+    return textwrap.fill(label, LABEL_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+
+
+def _label_rows(axes: Any, texts: Sequence[str], offset: float, **style: Any) -> None:
+    """Write a label above each row of the axes, and leave room for labels of several lines.
+
+    Labels take no part in the layout, which would shrink the axes to make room for long ones.
+    """
+    wrapped = [*map(_wrapped, texts)]
+    lines = max((text.count("\n") for text in wrapped), default=0) + 1
+    axes.figure.set_figheight(axes.figure.get_figheight() + LABEL_LINE * (lines - 1) * len(texts))
+    for row, text in enumerate(wrapped):
+        label = axes.text(y=row - offset, s=text, fontsize=8, va="bottom", linespacing=1.1, **style)
+        label.set_in_layout(False)
+    axes.set_ylim(len(texts) - 0.6, -0.75 - 0.1 * (lines - 1))
 
 
 def colors(runs: Sequence[Run]) -> dict[str, str]:
@@ -91,18 +113,16 @@ def scores_figure(runs: Sequence[Run]) -> Any:
             y = line + 0.1 * (number - (len(seeds) - 1) / 2) * min(1, 3 / len(seeds))
             axes.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.4)
             axes.plot(run.dev.exact_match, y, "o", color=color, markersize=4)
-        axes.text(
-            0.01,
-            line - 0.28,
-            names[seeds[0]],
-            fontsize=8,
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of the majority ends there
-        )
+    _label_rows(
+        axes,
+        [names[seeds[0]] for seeds in groups.values()],
+        0.28,
+        x=0.01,
+        transform=axes.get_yaxis_transform(),
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of the majority ends there
+    )
     _draw_majority(axes.axvline, runs)
     axes.set(xlabel="exact match on dev", yticks=[])
-    axes.set_ylim(len(groups) - 0.6, -0.75)
     _in_percent(axes.xaxis)
     axes.set_xlim(*_limits(axes.get_xlim()))
     axes.grid(alpha=0.3, axis="x")
@@ -169,7 +189,14 @@ def _numeric_setting(runs: Sequence[Run], name: str) -> Setting:
         if name in (*setting.keys, *setting.names):
             return setting
     available = ", ".join(setting.names[0] for setting in choices) or "none"
-    raise InputError(f"--against {name}: no numeric setting in which runs differ; there are: {available}")
+    keys = {key for run in runs for key in run.config}
+    if name == "seed":
+        reason = "the seed is no setting: a figure shows the mean over seeds"
+    elif name in keys or any(name in setting.names for setting in varying_settings(runs)):
+        reason = "no two finished runs differ in this setting alone, with numbers as values"
+    else:
+        reason = "no such setting"
+    raise InputError(f"--against {name}: {reason}; possible: {available}")
 
 
 def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]:
@@ -227,9 +254,11 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
 
 def _add_legend(figure: Any) -> None:
     """Add a legend below the axes, for which the figure grows."""
-    entries = len(figure.axes[0].get_legend_handles_labels()[1])
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * entries)
-    figure.legend(loc="outside lower left", fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    wrapped = [*map(_wrapped, names)]
+    lines = sum(text.count("\n") + 1 for text in wrapped)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
+    figure.legend(handles, wrapped, loc="outside lower left", fontsize=8)
 
 
 def _end_of_shared(curve: Curve, other: Curve) -> float:
@@ -246,6 +275,7 @@ def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> 
     """The shares of the kinds of answers on dev, a bar for each run with its label above it."""
     names = labels(runs)
     seeds = seed_varies(runs)
+    texts = []
     figure = new_figure(WIDTH, 1.1 + 0.42 * len(answers))
     axes = figure.subplots()
     for line, (run, counts) in enumerate(answers.items()):
@@ -254,9 +284,9 @@ def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> 
             share = counts[category] / counts.total()
             axes.barh(line, share, 0.4, left=left, color=color, label=category if line == 0 else None)
             left += share
-        label = f"{names[run]}, seed {run.display('seed')}" if seeds else names[run]
-        axes.text(0, line - 0.26, label, fontsize=8, va="bottom")
-    axes.set(xlim=(0, 1), ylim=(len(answers) - 0.6, -0.75), xlabel="share of the answers on dev", yticks=[])
+        texts.append(f"{names[run]}, seed {run.display('seed')}" if seeds else names[run])
+    _label_rows(axes, texts, 0.26, x=0)
+    axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=[])
     _in_percent(axes.xaxis)
     figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return figure

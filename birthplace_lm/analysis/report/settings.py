@@ -23,6 +23,9 @@ IGNORED_KEYS = {
     "init_from",  # part of the pretraining's name
 }
 NAMED_TOGETHER = 3  # so many keys that vary together are each named in a label
+# Of keys that vary together one names the column: these first, then the others, then how often to validate.
+FIRST_KEYS = ("n_layer", "n_embd", "max_epochs", "learning_rate", "batch_size", "n_head")
+LAST_KEYS = ("check_val_every_n_epoch", "val_check_interval", "max_steps", "every_n_steps", "keep_last")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,16 @@ def varying_settings(runs: Sequence[Run]) -> list[Setting]:
         Setting(
             tuple(group), tuple(names[key] for key in group), max(_path_parts(runs, key) for key in group)
         )
-        for group in together.values()
+        for group in (sorted(group, key=_importance) for group in together.values())
     ]
+
+
+def _importance(key: str) -> tuple[int, str]:
+    """What keys are sorted by."""
+    name = key.rpartition(".")[2]
+    if name in FIRST_KEYS:
+        return FIRST_KEYS.index(name), key
+    return len(FIRST_KEYS) + (name in LAST_KEYS), key
 
 
 def _path_parts(runs: Sequence[Run], key: str) -> int:
