@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -226,7 +227,14 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
         f"always {metrics.majority_answer!r}": _score(metrics.baseline),
         "run directory": path,
         **({"curves": f"birthplace-lm tensorboard {root}"} if "tensorboard" in config.logger else {}),
-        "ask it": f'birthplace-lm ask {path} "NAME"',
+        "ask it": " ".join(
+            [
+                "birthplace-lm ask",
+                shlex.quote(str(path)),
+                '"NAME"',
+                *(f"--plugin {p}" for p in config.plugins),
+            ]
+        ),
     }
 
 

@@ -37,16 +37,16 @@ def ask(
     abstain: Annotated[
         float | None,
         typer.Option(
-            min=0.5, max=0.999, metavar="PRECISION", help="Say 'I do not know' unless so many are right."
+            min=0.5, max=0.999, metavar="PRECISION", help="Say 'I do not know' where fewer would be right."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the question of the model about people; print the answers with their probabilities.
 
-    Where the corpus of the run is at hand, the three likeliest places of train follow. With --abstain 0.9 an
-    answer is given if its probability is one from which on, with 95 % confidence, at least 90 % of the
-    answers to held-out (or else dev) questions are right.
+    Where the corpus of the run is at hand, the three likeliest places of train follow. With --abstain 0.9 the
+    answer is "I do not know" below a threshold on the probability. The threshold is chosen on held-out (or
+    else dev) questions, so that at least 90 % of the answers above it are right, with 95 % confidence.
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
@@ -103,9 +103,7 @@ def ask(
             continue
         rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
         others = ", ".join(f"{place} {percent(p)}" for place, p in rest)
-        joint = (
-            "then" if rest is not likeliest else "written letter by letter; the likeliest train answers are"
-        )
+        joint = "then" if rest is not likeliest else "likeliest train answers:"
         print(
             f"{name}: {answer.text} ({percent(math.exp(answer.log_probability))})"
             f"{f'; {joint} {others}' if others else ''}"
@@ -116,8 +114,8 @@ def about_threshold(threshold: "Threshold", precision: float) -> str:
     """Which answers `ask --abstain` gives."""
     if math.isinf(threshold.score):
         return (
-            f"no answer is given: on {threshold.rows} questions that were not trained on, no probability is"
-            f" sure to reach {precision:.0%}"
+            f"no answer is given: on {threshold.rows} questions that were not trained on, no threshold"
+            f" reaches a precision of {precision:.0%} with 95 % confidence"
         )
     return (
         f"answers are given from a probability of {percent(math.exp(threshold.score))} on: of"

@@ -129,4 +129,6 @@ def suggest(wrong: str, valid: Sequence[str], prefix: str = "", elsewhere: Seque
     """Suggest the valid name nearest to a misspelt one, and list all if they are few."""
     close = [*(prefix + name for name in difflib.get_close_matches(wrong, valid, n=1)), *elsewhere]
     listed = f"valid: {', '.join(sorted(valid))}" if len(valid) <= 20 else "see python train.py --help"
+    if not valid:
+        listed = "there are none in its place; +KEY=VALUE adds one that the code takes"
     return f"did you mean {close[0]}? {listed}" if close else listed

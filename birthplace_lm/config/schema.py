@@ -87,7 +87,9 @@ class Stage:
 
     enabled: bool = described("run this stage", True)
     max_epochs: int = bounded(1, 1_000_000, "epochs to train")
-    check_val_every_n_epoch: int = bounded(1, 1_000_000, "epochs between two validations", 1)
+    check_val_every_n_epoch: int = bounded(
+        1, 1_000_000, "epochs between two validations, at most: the largest divisor of max_epochs up to it", 1
+    )
     batch_size: int = bounded(1, 1_000_000, "sequences in a batch; several processes share them")
     learning_rate: float = bounded(1e-12, 1.0, "peak learning rate")
     ema_decay: float = bounded(0.0, 0.999999, "decay of the moving average of weights (EMA); 0: none", 0.0)

@@ -24,8 +24,9 @@ from birthplace_lm.data.workers import check_shared_memory, end_with_parent, thr
 from birthplace_lm.errors import CheckpointError, InputError
 
 SPAN_CORRUPTION_NOTE = """
-The held-out loss (`val_loss`, nats per character) is measured on the lines of training with other draws of
-the masked spans. No line is held out, because the model must read about every person.
+The held-out loss (`val_loss`, nats per character) is measured on four batches of the lines of training, the
+same ones every time, with other draws of the masked spans. No line is held out, because the model must read
+about every person.
 
 It may rise while exact match rises, for two reasons. These lines stand without the shift of training
 (`min_shift`, `max_shift`): a model that recalls a place from a name where training and questions have it is
@@ -34,12 +35,14 @@ name: the surer a model is, the more nats a wrong one costs. Exact match counts 
 where training has it.
 """
 LANGUAGE_MODELING_NOTE = """
-The held-out loss (`val_loss`, nats per character) is that of the lines of training, without their shift. No
-line is held out, because the model must read about every person: it tells how well the text is learned.
+The held-out loss (`val_loss`, nats per character) is that of four batches of the lines of training, the
+same ones every time, without their shift. No line is held out, because the model must read about every
+person: it tells how well the text is learned.
 """
 QUESTION_ANSWERING_NOTE = """
-The held-out loss (`val_loss`, nats per character) is that of the places of the evaluated questions: dev, or
-the rows of `data.holdout_size`. The log of the run warns about those that are also training questions.
+The held-out loss (`val_loss`, nats per character) is that of the places, with the MASKs around them, of
+four batches of the evaluated questions, the same ones every time: dev, or the rows of `data.holdout_size`.
+The log of the run warns about those that are also training questions.
 
 It may rise while exact match stays or rises: a wrong place costs more nats the surer the model is, and
 exact match counts it as one error.

@@ -153,6 +153,7 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # short epochs are meant
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # between Lightning and torch
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.global_step < plan.total_steps:
