@@ -219,6 +219,7 @@ def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
     path = run_directory(config)
     root = config.runs_root if config.run_dir is None else path
+    plugins = "".join(f" --plugin {package}" for package in config.plugins)
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
         "pretraining": metrics.pretrain,
@@ -227,14 +228,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
         f"always {metrics.majority_answer!r}": _score(metrics.baseline),
         "run directory": path,
         **({"curves": f"birthplace-lm tensorboard {root}"} if "tensorboard" in config.logger else {}),
-        "ask it": " ".join(
-            [
-                "birthplace-lm ask",
-                shlex.quote(str(path)),
-                '"NAME"',
-                *(f"--plugin {p}" for p in config.plugins),
-            ]
-        ),
+        "ask it": f'birthplace-lm ask {shlex.quote(str(path))} "NAME"{plugins}',
     }
 
 
