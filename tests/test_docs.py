@@ -32,6 +32,7 @@ from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs.identity import run_directory, with_inputs
+from birthplace_lm.training.preflight import preflight
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -53,6 +54,9 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "mine/my_package/attention.py",
     "mine/conf/attention/distance.yaml",
     "mine/conf/callbacks/beep.yaml",
+    "mine/conf/pretrain/lines.yaml",
+    "mine/conf/finetune/short.yaml",
+    "mine/conf/finetune/after/short/none.yaml",
     "callbacks=[early_stopping,beep]",
 }
 
@@ -378,8 +382,30 @@ def test_an_attention_in_a_package_of_its_own(
     ids = torch.tensor([lm.vocab.encode(f"{question}⁇{answer.text}⁇")])
     with torch.no_grad():
         scores = lm.model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[len(question) :, 0]
-    expected = [float(scores.sum()), float(scores[:-1].sum())]  # the last if the answer fills the block
-    assert any(answer.log_probability == pytest.approx(total, abs=1e-4) for total in expected)
+    assert answer.log_probability == pytest.approx(float(scores.sum()), abs=1e-4)
+
+
+def test_a_data_module_in_a_package_of_its_own(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings,) = [block for block in blocks(TEXTS["docs/plugins.md"], "yaml") if "LinesDataModule" in block]
+    (tmp_path / "my_lines").mkdir()
+    (tmp_path / "conf" / "pretrain").mkdir(parents=True)
+    (tmp_path / "my_lines" / "__init__.py").touch()
+    (tmp_path / "my_lines" / "data.py").write_text(
+        "from birthplace_lm.data.datamodule import LanguageModelingDataModule\n"
+        "class LinesDataModule(LanguageModelingDataModule):\n"
+        "    def __init__(self, corpus, loading, block_size):\n"
+        "        super().__init__(corpus, loading, block_size, 0.0, None, None)\n"
+    )
+    (tmp_path / "conf" / "pretrain" / "lines.yaml").write_text(settings.replace("my_package", "my_lines"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    config = compose([search, "plugins=[my_lines]", "pretrain=lines", "model=tiny", f"data.root={people}"])
+    corpus = read_corpus(config.data, config.model.block_size)
+    plan, _ = preflight(config, corpus)
+    assert plan.dataset["_target_"] == "my_lines.data.LinesDataModule"
+    assert plan.total_steps == 50 * -(-len(corpus.documents.training_lines) // 32)
 
 
 def test_every_package_is_in_the_wheel() -> None:
