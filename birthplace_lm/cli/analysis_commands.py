@@ -202,7 +202,7 @@ def knowledge(
     if page is not None:
         write_page(studies, page)
     if as_json:
-        print_json([made.to_dict() for made in studies])
+        print_json([study.to_dict() for study in studies])
         return
     for title, table in tables_of(studies):
         print(f"\n{title}")

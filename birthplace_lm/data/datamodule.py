@@ -224,7 +224,7 @@ class SpanCorruptionDataModule(BatchDataModule):
             questions, and `block_size`.
         closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
             the block.
-        question_fraction: fraction of the train questions in an epoch, sampled anew in every epoch.
+        question_fraction: fraction of the train questions in an epoch, sampled again in every epoch.
         min_shift, max_shift: of the documents, see `LeftPadded`; None: the number of characters before the
             name in a question, so that names have the same positions in both. Questions are not shifted.
 
@@ -312,7 +312,7 @@ class LanguageModelingDataModule(BatchDataModule):
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
         # For curves, one line about each person: all of them would take longer than an epoch.
-        self.text_form = LineForm(own_lines(corpus.documents.training_lines), low, most=1)
+        self.text_form = LineForm(own_lines(corpus.documents.training_lines), low, max_lines=1)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [lines]

@@ -19,7 +19,7 @@ class ExampleSource(Protocol):
 
 
 class Subsample:
-    """A random subset of another source, of `count` rows, sampled anew in every epoch."""
+    """A random subset of another source, of `count` rows, sampled again in every epoch."""
 
     def __init__(self, source: ExampleSource, count: int) -> None:
         self.source = source

@@ -66,12 +66,12 @@ class LineForm:
 
     lines: Mapping[str, Sequence[str]]
     shift: int = 0
-    most: int = 16
+    max_lines: int = 16
 
     def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]:
         pads = [vocab.pad_id] * self.shift
         tellings = []
-        for line in [*dict.fromkeys(self.lines.get(name, ()))][: self.most]:
+        for line in [*dict.fromkeys(self.lines.get(name, ()))][: self.max_lines]:
             place = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)").search(line, len(name))
             if place is not None and answer and place.end() < len(line):
                 ids = vocab.encode(line[: place.end() + 1])

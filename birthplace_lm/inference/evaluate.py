@@ -42,6 +42,9 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
     Args:
         run: the run directory.
         on_gpu: use a GPU if one is available.
+
+    Raises:
+        Interrupted: a signal arrived.
     """
     model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     splits = {

@@ -112,17 +112,17 @@ def recall(
     """
     tellings = [
         [
-            one
-            for one in form.tellings(*fact, vocab)
-            if len(one.prompt) + len(one.target) <= model.block_size + 1
+            telling
+            for telling in form.tellings(*fact, vocab)
+            if len(telling.prompt) + len(telling.target) <= model.block_size + 1
         ]
         for fact in zip(names, answers, strict=True)
     ]
-    log_p, greedy = score_tellings(model, [one for several in tellings for one in several], vocab.pad_id)
-    sizes = [len(several) for several in tellings]
-    nothing = Recall(None, None)
+    log_p, greedy = score_tellings(model, [telling for row in tellings for telling in row], vocab.pad_id)
+    sizes = [len(row) for row in tellings]
+    not_told = Recall(None, None)
     return [
-        Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean())) if len(p) else nothing
+        Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean())) if len(p) else not_told
         for p, g in zip(log_p.split(sizes), greedy.split(sizes), strict=True)
     ]
 

@@ -24,7 +24,7 @@ class MicroBatch:
     Attributes:
         rows: their indices.
         width: length of the longest row.
-        prefix_length: so many first characters are equal in all rows, and none of them is a target.
+        prefix_length: length of the prefix that is equal in all rows; none of its characters is a target.
     """
 
     rows: Tensor
@@ -60,7 +60,7 @@ def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, pad_id: int, prefix_le
     """`model.loss(inputs, targets, pad_id, "sum")`, with logits at the targets only.
 
     Args:
-        prefix_length: so many first characters are equal in all rows, and none of them is a target.
+        prefix_length: length of the prefix that is equal in all rows; none of its characters is a target.
     """
     select = targets != pad_id
     if prefix_length:

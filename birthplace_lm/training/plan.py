@@ -30,6 +30,7 @@ class StagePlan:
         max_steps: optimizer steps to end after; -1 for the end of the epochs.
         total_steps: optimizer steps of the whole stage.
         processes: to train in; 1 is this process.
+        float32_products: the library that multiplies float32 matrices on a CPU, mkl or onednn.
         stop_timeout_seconds: time for processes to stop after a signal, before they are killed.
         max_nonfinite_steps: steps that may be skipped because their gradient is not finite.
         save_every_n_steps, keep_last: of checkpoints.

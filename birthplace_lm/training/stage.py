@@ -50,6 +50,12 @@ def fit_stage(
         plan: of the stage.
         corpus: its data.
         init: the content of `plan.init_checkpoint`, if it has been read.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be written, or all that the stage has are damaged.
+        NonFiniteError: a loss or gradient is not finite, and the configuration does not skip it.
+        Interrupted: a signal arrived; the last step is saved.
+        InternalError: the stage ended early without a reason.
     """
     folder = plan.directory
     result = folder / STAGE_RESULT
@@ -124,6 +130,8 @@ def train_stage(
         corpus: its data.
         resume: a checkpoint to continue from; without one training starts from `plan.init_checkpoint`.
         init: the content of that, if it has been read.
+
+    Errors are those of `fit_stage`.
     """
     with float32_products(plan.float32_products):
         _train(plan, corpus, resume, init)

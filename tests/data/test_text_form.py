@@ -27,7 +27,7 @@ def test_a_line_tells_a_fact_behind_the_name_with_the_character_after_it() -> No
     ]
     assert form.tellings("Cy", "Rome", VOCAB) == []
     assert form.tellings("Nobody", "Rome", VOCAB) == []
-    assert len(LineForm(own_lines(LINES), most=1).tellings("Ada Rome", "Rome", VOCAB)) == 1
+    assert len(LineForm(own_lines(LINES), max_lines=1).tellings("Ada Rome", "Rome", VOCAB)) == 1
 
 
 def test_language_modeling_has_loss_on_every_next_character() -> None:

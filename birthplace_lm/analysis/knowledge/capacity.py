@@ -27,7 +27,7 @@ from birthplace_lm.inference.run_corpus import corpus_of_run
 from birthplace_lm.runs.directory import RunDirectory
 from birthplace_lm.runs.metrics import RunMetrics
 
-MOST_PEOPLE = 2000  # who are asked about; the rest is taken to be like them
+MAX_PEOPLE = 2000  # who are asked about; the rest is taken to be like them
 BITS_PER_PERSON = sum(attribute.bits for attribute in ATTRIBUTES)
 
 
@@ -86,7 +86,7 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
         raise InputError(f"{run}: not finished, or an export; capacity counts the steps of a finished run")
     people = read_people(data_root(config.data) / PEOPLE_FILE)
     trained = TrainedModel.from_run(run, plugins)
-    count = min(len(people), MOST_PEOPLE)
+    count = min(len(people), MAX_PEOPLE)
     chosen = [people[i * len(people) // count] for i in range(count)]
     names = [person.name for person in chosen]
     bits, right = {}, 0.0

@@ -18,7 +18,7 @@ from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.gpt import Block
 
 COUNT = 1000
-FEWEST = 50  # names that a corpus must have the parts for
+MIN_NAMES = 50  # names that a corpus must have the parts for
 BATCH = 256
 
 
@@ -67,7 +67,7 @@ def ask_about_invented(
     template = corpus.question
     train = [(template.name_in(row.question) or row.question, row.place or "") for row in corpus.train.rows]
     names = invent_names(corpus, count)
-    if len(names) < FEWEST:
+    if len(names) < MIN_NAMES:
         return None
     model, vocab = trained.model, trained.vocab
     questions = [vocab.replace_unknown(template.about(name)) for name in names]
@@ -107,10 +107,10 @@ def pool_invented(runs: Sequence[Invented]) -> Invented:
     """The answers of several runs as those of one."""
     similar = {}
     for kind in runs[0].similar:
-        ones = [run.similar[kind] for run in runs]
-        total = sum(one.total for one in ones)
-        chance = sum(one.chance * one.total for one in ones) / max(1, total)
-        similar[kind] = Similarity(sum(one.matches for one in ones), total, chance)
+        by_run = [run.similar[kind] for run in runs]
+        total = sum(similarity.total for similarity in by_run)
+        chance = sum(similarity.chance * similarity.total for similarity in by_run) / max(1, total)
+        similar[kind] = Similarity(sum(similarity.matches for similarity in by_run), total, chance)
     return Invented(
         names=[name for run in runs for name in run.names],
         answers=[answer for run in runs for answer in run.answers],

@@ -79,6 +79,9 @@ def study_model(
         text_form: how the text of pretraining tells a place; None if it does not.
         pretrained: the model after pretraining, which recalls the text; None: `trained`.
         setting: see `Knowledge`.
+
+    Raises:
+        InputError: the dev questions have no places.
     """
     model, vocab, template = trained.model, trained.vocab, corpus.question
     rows = [row for row in corpus.dev.rows if row.place]

@@ -73,7 +73,10 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     title = f"Runs of {root.resolve().name}"
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in _origin())]
     if done:
-        figures = [scores_figure(done), *(setting_figure(done, it) for it in numeric_settings(done))]
+        figures = [
+            scores_figure(done),
+            *(setting_figure(done, setting) for setting in numeric_settings(done)),
+        ]
         curves = (
             ("exact_match", VALIDATION),
             ("loss", "training loss, nats per character"),

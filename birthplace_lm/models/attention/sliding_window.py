@@ -13,13 +13,16 @@ class SlidingWindowAttention(VanillaAttention):
     The whole model sees `n_layer (window - 1) + 1` characters. With `full_layers=1` and a window of m it is a
     Perceiver AR with m latents, in which every position, not only the last m, has a prediction: the first
     layer reads everything into the latents, the others let a latent see the last m latents. A sequence of up
-    to m characters is computed exactly as by the original, which would be computed anew for every later
+    to m characters is computed exactly as by the original, which would be computed again for every later
     prediction.
 
     Args:
         window: number of positions.
-        full_layers: so many first layers see everything.
+        full_layers: number of first layers that see everything.
         layer: number of this layer, from 0; the model passes it.
+
+    Raises:
+        ValueError: `window` is less than 1, or `full_layers` negative.
 
     Source: Beltagy et al. 2020, arXiv:2004.05150; Hawthorne et al. 2022, arXiv:2202.07765 (Perceiver AR).
     """

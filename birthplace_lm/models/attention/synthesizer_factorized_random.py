@@ -14,6 +14,9 @@ class FactorizedRandomSynthesizerAttention(RandomSynthesizerAttention):
     Args:
         rank: columns of L and R.
 
+    Raises:
+        ValueError: `rank` is less than 1.
+
     Source: Tay et al. 2020, arXiv:2005.00743.
     """
 
