@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# oneDNN compiles code for every shape, and shapes change with every batch. It would keep 1,024 pieces of it, half
-# a gigabyte; the layers and micro-batches of a step share a few. Read at the first product.
+# oneDNN compiles code for every shape, and shapes change with every batch. It would keep 1,024 pieces of it,
+# half a gigabyte; the layers and micro-batches of a step share a few. Read at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 MKL, ONEDNN = "mkl", "onednn"

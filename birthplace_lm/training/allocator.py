@@ -9,9 +9,9 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 def release_free_memory() -> None:
     """Return the free pages of the heap to the operating system now. Does nothing if there is no malloc_trim.
 
-    With `disable_malloc_trim` the heap only grows: batches whose shapes keep changing and the caches of answers leave
-    gaps that fit nothing else. Releasing them takes less than a tenth of a second, and the next step a
-    fraction of its time to get pages again, so this belongs between validations, not between steps.
+    With `disable_malloc_trim` the heap only grows: batches whose shapes keep changing and the caches of
+    answers leave gaps that fit nothing else. Releasing them takes less than a tenth of a second, and the next
+    step a fraction of its time to get pages again, so this belongs between validations, not between steps.
     """
     with suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
