@@ -126,7 +126,7 @@ def about_threshold(threshold: "Threshold", precision: float) -> str:
 
 def _name(model: "TrainedModel", typed: str) -> str:
     """The name in a typed name or question."""
-    return model.question.name_in(normalise(typed)) or normalise(typed)
+    return model.question.name_or_text(normalise(typed))
 
 
 @app.command()

@@ -227,7 +227,7 @@ def training_batches(config: DictConfig, corpus: Corpus, count: int) -> list[Bat
 
 
 def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
-    names = [(corpus.question.name_in(row.question) or row.question).split() for row in corpus.dev.rows]
+    names = [corpus.question.name_or_text(row.question).split() for row in corpus.dev.rows]
     mixed = (
         f"{a[0]} {b[-1]}" for shift in range(len(names)) for a, b in zip(names, names[shift:], strict=False)
     )

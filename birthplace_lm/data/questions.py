@@ -67,10 +67,14 @@ class QuestionTemplate:
         fits = question.startswith(self.prefix) and question.endswith(self.suffix) and end > len(self.prefix)
         return question[len(self.prefix) : end] if fits else None
 
+    def name_or_text(self, question: str) -> str:
+        """The name in a question; the whole text if the question has another wording."""
+        return self.name_in(question) or question
+
     def about_typed(self, text: str) -> str:
         """The normalised question about a typed name; a whole question is taken as it is."""
         normalised = normalise(text)
-        return self.about(self.name_in(normalised) or normalised)
+        return self.about(self.name_or_text(normalised))
 
 
 def normalise(text: str) -> str:

@@ -97,7 +97,7 @@ def abstention_threshold(trained: TrainedModel, corpus: Corpus, precision: float
 
 
 def _about_name(typed: str, question: QuestionTemplate, corpus: Corpus | None) -> list[str]:
-    name = question.name_in(typed) or typed
+    name = question.name_or_text(typed)
     if name != typed:
         return [f"{typed}: a whole question; a name is enough", *_about_name(name, question, corpus)]
     if name.endswith("?"):

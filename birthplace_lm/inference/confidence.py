@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from birthplace_lm.runs.metrics import wilson
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Sequence[float], Sequence[bool]], float]
 BINS = 15  # of equal mass, for the calibration error
-Z = 1.959964  # of a two-sided 95 % interval
 COVERAGES = 10  # equal steps, of which a threshold is chosen
 Z_THRESHOLD = 2.575829  # one-sided, 5 % for all COVERAGES together (Bonferroni)
 
@@ -96,19 +97,6 @@ def risk_coverage(scores: Sequence[float], correct: Sequence[bool]) -> Floats:
     expected = _mean_of_equals(values, 1 - np.asarray(correct, float))
     order = np.argsort(-values, kind="stable")
     return np.cumsum(expected[order]) / np.arange(1, len(values) + 1)
-
-
-def wilson(right: float, total: float, z: float = Z) -> tuple[float, float]:
-    """The Wilson interval of a share, of 95 % by default.
-
-    Of several answers a person, give both numbers divided by how many they are.
-    """
-    if total == 0:
-        return 0.0, 1.0
-    share, z2 = right / total, z * z
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

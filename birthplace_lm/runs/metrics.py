@@ -15,7 +15,22 @@ METRICS_FILE = "metrics.json"  # in a run directory
 STAGE_RESULT = "result.json"  # in the folder of a stage
 SCORES = ("dev", "baseline", "test", "holdout")
 
+Z = 1.959964  # of a two-sided 95 % interval
+
 T = TypeVar("T")
+
+
+def wilson(right: float, total: float, z: float = Z) -> tuple[float, float]:
+    """The Wilson interval of a share, of 95 % by default.
+
+    Of several answers a person, give both numbers divided by how many they are.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = right / total, z * z
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)
@@ -33,9 +48,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of `exact_match`."""
-        z, n, p = 1.959964, self.total, self.exact_match
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return wilson(self.correct, self.total)
 
     def __str__(self) -> str:
         low, high = self.interval

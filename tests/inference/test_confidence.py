@@ -14,8 +14,8 @@ from birthplace_lm.inference.confidence import (
     calibration_error,
     choose_threshold,
     risk_coverage,
-    wilson,
 )
+from birthplace_lm.runs.metrics import Score, wilson
 
 
 def test_auroc_is_the_share_of_ordered_pairs() -> None:
@@ -93,6 +93,7 @@ def test_risk_and_coverage_do_not_depend_on_the_order_of_ties() -> None:
 )
 def test_wilson_intervals_of_textbooks(right: int, total: int, low: float, high: float) -> None:
     assert wilson(right, total) == pytest.approx((low, high), abs=1e-3)
+    assert Score(right, total).interval == wilson(right, total)
 
 
 def test_a_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:

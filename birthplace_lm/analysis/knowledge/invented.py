@@ -65,7 +65,7 @@ def ask_about_invented(
         count: of the people, or as many as there are.
     """
     template = corpus.question
-    train = [(template.name_in(row.question) or row.question, row.place or "") for row in corpus.train.rows]
+    train = [(template.name_or_text(row.question), row.place or "") for row in corpus.train.rows]
     names = invent_names(corpus, count)
     if len(names) < MIN_NAMES:
         return None
@@ -134,7 +134,7 @@ def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:
     """First and last words of the names in the corpus, newly combined: distinct, and nobody of the corpus."""
     files = [split for split in (corpus.train, corpus.dev, corpus.test) if split is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
-    names = sorted({corpus.question.name_in(row.question) or row.question for row in rows})
+    names = sorted({corpus.question.name_or_text(row.question) for row in rows})
     parts = [name_parts(name) for name in names if name_parts(name)]
     first, last = (sorted({part[end] for part in parts}) for end in (0, 1))
     draw = random.Random(seed)

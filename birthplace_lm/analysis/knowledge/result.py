@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from birthplace_lm.analysis.knowledge.invented import Invented
-from birthplace_lm.inference.confidence import Threshold, risk_coverage, wilson
+from birthplace_lm.inference.confidence import Threshold, risk_coverage
 from birthplace_lm.inference.knowledge import Bits
+from birthplace_lm.runs.metrics import wilson
 
 
 @dataclass(frozen=True)

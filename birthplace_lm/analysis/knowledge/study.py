@@ -88,7 +88,7 @@ def study_model(
     if not rows:
         raise InputError(f"{name}: its dev questions have no places")
     questions, golds = [row.question for row in rows], [row.place or "" for row in rows]
-    names = [template.name_in(question) or question for question in questions]
+    names = [template.name_or_text(question) for question in questions]
     prior = PlacePrior.of(corpus)
     places = sorted(prior.counts)
 

@@ -22,8 +22,7 @@ from birthplace_lm.analysis.report.settings import (
     varying_settings,
 )
 from birthplace_lm.analysis.report.tables import Table, as_markdown, as_text, fit, plain
-from birthplace_lm.inference.confidence import wilson
-from birthplace_lm.runs.metrics import RunMetrics
+from birthplace_lm.runs.metrics import RunMetrics, wilson
 
 INTERVAL_NOTE = (
     "Intervals are 95 % (Wilson) over the names of dev, which all seeds answer; seeds differ by more."

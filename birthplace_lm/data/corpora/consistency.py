@@ -1,7 +1,7 @@
 """Warnings about files that can be read and do not fit together: wording, people, answers and characters."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
@@ -51,7 +51,7 @@ def check_people(questions: Questions, documents: Documents, template: QuestionT
     missing = [
         row
         for row in questions.rows
-        if (name := template.name_in(row.question) or row.question) not in beginnings and name not in text
+        if (name := template.name_or_text(row.question)) not in beginnings and name not in text
     ]
     what = f"questions are about nobody who has a line in {documents.path}"
     return _warning(questions.path, missing, len(questions.rows), what, [row.question for row in missing])
@@ -103,13 +103,15 @@ def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
 
 
 def titles(lines: Iterable[str]) -> set[str]:
+    """What may be the title of a line, of all lines; see `titles_of`."""
+    return {title for line in lines for title in titles_of(line)}
+
+
+def titles_of(line: str) -> Iterator[str]:
     """Text in front of every full stop: "J. R. Smith. Born" gives "J", "J. R" and "J. R. Smith"."""
-    titles: set[str] = set()
-    for line in lines:
-        end = -1
-        while (end := line.find(". ", end + 1)) >= 0:
-            titles.add(line[:end])
-    return titles
+    end = -1
+    while (end := line.find(". ", end + 1)) >= 0:
+        yield line[:end]
 
 
 def _letters(place: str) -> str:

@@ -1,10 +1,11 @@
 """Changes of a corpus that show what its lines are worth: people left out, places replaced."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from birthplace_lm.data.corpora.consistency import titles_of
 from birthplace_lm.data.corpora.qa_files import Documents, Questions, read_field
 from birthplace_lm.data.corpora.text_file import TextFile
 from birthplace_lm.data.questions import QuestionTemplate
@@ -13,7 +14,7 @@ from birthplace_lm.errors import InputError
 
 def names_of(questions: Questions, template: QuestionTemplate) -> set[str]:
     """The people that questions ask about."""
-    return {template.name_in(row.question) or row.question for row in questions.rows}
+    return {template.name_or_text(row.question) for row in questions.rows}
 
 
 def exclude_people(documents: Documents, names: Collection[str]) -> tuple[Documents, list[str]]:
@@ -84,7 +85,7 @@ def replace_places(
     """
     golds: dict[str, str] = {}
     for row in (row for questions in files for row in questions.rows):
-        name = template.name_in(row.question) or row.question
+        name = template.name_or_text(row.question)
         if name in replacements and row.place and golds.setdefault(name, row.place) != row.place:
             number = replacements[name][1]
             raise InputError(f"{path}:{number}: {name} has two answers, {golds[name]} and {row.place}")
@@ -122,13 +123,7 @@ def _around_place(text: str, name: str, place: str) -> list[str]:
 
 def owner(line: str, names: Collection[str]) -> str | None:
     """The name that a line begins with, followed by a full stop; the longest one."""
-    return max((title for title in _titles(line) if title in names), key=len, default=None)
-
-
-def _titles(line: str) -> Iterator[str]:
-    end = -1
-    while (end := line.find(". ", end + 1)) >= 0:
-        yield line[:end]
+    return max((title for title in titles_of(line) if title in names), key=len, default=None)
 
 
 def _with_answers(
@@ -136,6 +131,6 @@ def _with_answers(
 ) -> Questions:
     rows = []
     for row in questions.rows:
-        name = template.name_in(row.question) or row.question
+        name = template.name_or_text(row.question)
         rows.append(replace(row, place=replacements[name][0]) if name in replacements else row)
     return replace(questions, rows=rows)

@@ -14,7 +14,7 @@ def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | Non
     """
     files = [file for file in (corpus.train, corpus.dev, corpus.test) if file is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
-    names = {corpus.question.name_in(row.question) or row.question for row in rows}
+    names = {corpus.question.name_or_text(row.question) for row in rows}
     names |= titles(corpus.documents.lines)
     within_a_line = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", corpus.documents.text)
     if name in names or (" " in name and within_a_line):

@@ -55,7 +55,7 @@ class KnowledgeBits(L.Callback):
         prompts = [question_prompt(pl_module.model, vocab, question) for question in questions]
         log_p = {"extractable": log_probabilities(pl_module.model, vocab, prompts, places).tolist()}
         if data.text_form is not None:
-            names = [template.name_in(question) or question for question in questions]
+            names = [template.name_or_text(question) for question in questions]
             recalls = recall(pl_module.model, vocab, data.text_form, names, places)
             log_p["stored"] = [one.log_p for one in recalls]
         bits = {"prior": sum(map(prior.bits, places))}

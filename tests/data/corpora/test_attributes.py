@@ -125,7 +125,7 @@ def test_what_is_out_of_range(tmp_path: Path, people: int, wording: Wording) -> 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name\tplace\n", "has other columns"), (None, "cannot read")],
+    [("name\tplace\n", "has other columns"), (None, "cannot be read")],
 )
 def test_a_file_of_people_that_is_none(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
