@@ -59,7 +59,7 @@ def main() -> None:
     protect_standard_streams(tolerated=BrokenPipeError)  # what a command prints is its result
     try:
         try:
-            sys.exit(app(standalone_mode=False))
+            sys.exit(app(prog_name="birthplace-lm", standalone_mode=False))
         finally:
             sys.stdout.flush()
     except typer.Abort:
@@ -72,6 +72,6 @@ def main() -> None:
         sys.exit(CheckpointError.exit_code)
     except UsageError as error:
         if message := error.format_message().strip():  # none without a command, which prints the help
-            where = getattr(error.ctx, "command_path", None) or "birthplace-lm"
+            where = error.ctx.command_path if error.ctx else "birthplace-lm"
             print(f"error: {message.rstrip('.')}; see {where} --help", file=sys.stderr)
         sys.exit(InputError.exit_code)

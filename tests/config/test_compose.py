@@ -217,6 +217,7 @@ INVALID = [  # overrides, how the message begins
     ("trainer.accelerator=cpu precision=16-mixed", "trainer.precision=16-mixed: needs a GPU"),
     ("trainer.devices={a:1}", "trainer.devices={'a': 1}: must not be a mapping"),
     ("trainer.deterministic=nan", "trainer.deterministic=nan: unknown; valid: false, true, warn"),
+    ("trainer.val_check_interval=0", "trainer.val_check_interval=0: must be above 0"),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be of type tuple[float, float]"),
     ("optimizer.betas=[0.9,nan]", "optimizer.betas=[0.9, nan]: must be finite"),
     (f"optimizer.weight_decay={10**400}", "optimizer.weight_decay=1000"),
