@@ -48,7 +48,7 @@ At best it knows the people of its corpus; about others it invents an answer and
 | --- | --- |
 {table}
 
-`model.safetensors` holds the weights, `config.yaml` the whole configuration, `vocab.json` the characters.
+`model.safetensors` holds the weights, `config.json` the whole configuration, `vocab.json` the characters.
 
 ```bash
 birthplace-lm ask . "Full Name"

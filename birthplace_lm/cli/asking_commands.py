@@ -50,6 +50,7 @@ def ask(
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
+    from birthplace_lm.config.compose import config_file
     from birthplace_lm.data.corpora.people import closest_people
     from birthplace_lm.inference.asking import (
         abstention_threshold,
@@ -60,7 +61,7 @@ def ask(
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
-        if len(name.encode()) < 256 and Path(name, "config.yaml").is_file():
+        if len(name.encode()) < 256 and config_file(Path(name)).is_file():
             raise InputError(f"{name}: a second run directory; ask one run at a time")
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")

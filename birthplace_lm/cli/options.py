@@ -13,7 +13,7 @@ from birthplace_lm.errors import InputError
 
 def _complete_runs(typed: str) -> list[str]:
     """Shell completion: run directories that begin with the typed text, also those in `runs`."""
-    files = [*Path().glob(f"{typed}*/config.yaml"), *Path("runs").glob("*/config.yaml")]
+    files = [*Path().glob(f"{typed}*/config.*"), *Path("runs").glob("*/config.yaml")]
     return sorted({str(file.parent) for file in files if str(file).startswith(typed)})
 
 

@@ -20,7 +20,7 @@ def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpo
     Example: birthplace-lm export runs/vanilla-... model && birthplace-lm ask model "Ada Lovelace"
     """
     from birthplace_lm.analysis.model_card import model_card
-    from birthplace_lm.config.compose import load_saved
+    from birthplace_lm.config.compose import load_config
     from birthplace_lm.inference.asking import about_state
     from birthplace_lm.inference.export import export_model
     from birthplace_lm.inference.language_model import TrainedModel
@@ -29,7 +29,7 @@ def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpo
     trained = TrainedModel.from_run(run, plugin or (), checkpoint)
     for warning in about_state(run, plugin or ()):
         print(f"warning: {warning}", file=sys.stderr)
-    config = load_saved(run / "config.yaml", plugin or ())
+    config = load_config(run, plugin or ())
     metrics = RunDirectory(run, config).metrics
     card = model_card(config, trained.model.num_parameters, metrics, "Trained with birthplace_lm.")
     export_model(trained, config, out, card)

@@ -3,6 +3,7 @@
 Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import hydra
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from birthplace_lm.config.allowlist import check_allowlist, check_plugins
@@ -21,6 +22,9 @@ from birthplace_lm.config.overrides import quote_paths
 from birthplace_lm.config.schema import PRECISION_ALIASES, Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
+
+RUN_CONFIG = "config.yaml"
+EXPORTED_CONFIG = "config.json"
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -76,14 +80,31 @@ def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = N
     return config
 
 
-def to_saved(config: DictConfig | ListConfig) -> str:
+def to_saved(config: DictConfig) -> str:
     """The text of a config.yaml: without `plugins`, which whoever reads it must name."""
     plain: Any = OmegaConf.to_container(config)
     return OmegaConf.to_yaml(OmegaConf.create({**plain, "plugins": []}))
 
 
+def to_exported(config: DictConfig) -> str:
+    """The text of a config.json: as `to_saved`."""
+    plain: Any = OmegaConf.to_container(config)
+    return json.dumps({**plain, "plugins": []}, ensure_ascii=False, indent=2) + "\n"
+
+
+def config_file(folder: Path) -> Path:
+    """The file with the configuration of a run directory (config.yaml) or of an export (config.json)."""
+    run, export = folder / RUN_CONFIG, folder / EXPORTED_CONFIG
+    return export if export.is_file() and not run.is_file() else run
+
+
+def load_config(folder: Path, plugins: Collection[str] = ()) -> DictConfig:
+    """The resolved configuration of a run directory or an export; see `load_saved`."""
+    return load_saved(config_file(folder), plugins)
+
+
 def load_saved(file: Path, plugins: Collection[str] = ()) -> DictConfig:
-    """The resolved configuration of a run, from its config.yaml.
+    """The resolved configuration in a file that a run or an export has written.
 
     Args:
         plugins: packages whose classes it may name; it cannot allow any itself.
@@ -101,7 +122,9 @@ def load_saved(file: Path, plugins: Collection[str] = ()) -> DictConfig:
 
 
 def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictConfig:
-    """The resolved configuration in the text of a config.yaml; interpolations are refused.
+    """The resolved configuration in the text of a config.yaml, or of a config.json, which is YAML as well.
+
+    Interpolations are refused.
 
     Raises:
         InputError: a run has not written this; the message names `file`.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.people import closest_people
 from birthplace_lm.data.questions import QuestionTemplate, normalise
@@ -32,7 +32,7 @@ def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = (
         InputError: the config.yaml of the run cannot be read.
     """
     warnings = about_state(run, plugins)
-    config = load_saved(run / "config.yaml", plugins)
+    config = load_config(run, plugins)
     corpus = corpus_of(run, plugins)
     question = QuestionTemplate.parse(config.data.question)
     for name in dict.fromkeys(names):
@@ -49,7 +49,7 @@ def about_state(run: Path, plugins: Collection[str] = ()) -> list[str]:
     Raises:
         InputError: the config.yaml of the run cannot be read.
     """
-    status = RunDirectory(run, load_saved(run / "config.yaml", plugins)).status
+    status = RunDirectory(run, load_config(run, plugins)).status
     if (state := status.get("state", "done")) == "done":
         return []
     return [f"{run}: {state} in {status.get('stage')}, not finished; its command continues it"]
@@ -57,7 +57,7 @@ def about_state(run: Path, plugins: Collection[str] = ()) -> list[str]:
 
 def corpus_of(run: Path, plugins: Collection[str] = ()) -> Corpus | None:
     """The corpus of a run; None if its files are not there, or no longer those that it was trained on."""
-    config = load_saved(run / "config.yaml", plugins)
+    config = load_config(run, plugins)
     with suppress(BirthplaceError):  # the files have moved, or the model comes from another machine
         return corpus_of_run(run, config)
     return None

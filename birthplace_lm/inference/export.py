@@ -6,7 +6,7 @@ from pathlib import Path
 import safetensors.torch
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import to_saved
+from birthplace_lm.config.compose import EXPORTED_CONFIG, to_exported
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import VOCABULARY, WEIGHTS, TrainedModel
 from birthplace_lm.runs.atomic_files import atomic_replace, atomic_write_text
@@ -22,7 +22,7 @@ MACHINE_SPECIFIC = {
 
 
 def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str) -> None:
-    """Write `model.safetensors`, `config.yaml`, `vocab.json` and a model card, for `birthplace_lm.load`.
+    """Write `model.safetensors`, `config.json`, `vocab.json` and a model card, for `birthplace_lm.load`.
 
     Paths of this machine are removed from the configuration.
 
@@ -46,7 +46,7 @@ def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str
         if any(out.iterdir()):
             raise InputError(f"{out}: is not empty; choose a new folder")
         with atomic_replace(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"})):
-            atomic_write_text(out / "config.yaml", to_saved(portable))
+            atomic_write_text(out / EXPORTED_CONFIG, to_exported(portable))
             atomic_write_text(out / "README.md", card)
             atomic_write_text(
                 out / VOCABULARY, json.dumps(trained.vocab.to_dict(), ensure_ascii=False) + "\n"

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
@@ -25,7 +25,7 @@ from birthplace_lm.runs.auto_precision import faster_library
 from birthplace_lm.runs.directory import stage_directory
 from birthplace_lm.runs.metrics import METRICS_FILE
 
-WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an export, beside its config.yaml
+WEIGHTS, VOCABULARY = "model.safetensors", "vocab.json"  # of an export, beside its config.json
 LAST, BEST = "last", "best"  # which checkpoint of a run
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 MOVE = "copy them too, or move the model with birthplace-lm export RUN OUT"
@@ -69,7 +69,7 @@ class TrainedModel:
             CheckpointError: the last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
-        config = load_saved(run / "config.yaml", plugins)
+        config = load_config(run, plugins)
         question = QuestionTemplate.parse(config.data.question)
         *_, last = (name for name, settings in config.stages.items() if settings.enabled)
         exported = (run / WEIGHTS).is_file()

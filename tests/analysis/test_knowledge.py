@@ -168,8 +168,8 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
 
 def replace_root(export: Path, people: Path) -> Knowledge:
     """Study an export whose data lies in a folder; it does not name one."""
-    config = export / "config.yaml"
-    config.write_text(config.read_text().replace("root: null", f"root: {people}"))
+    config = export / "config.json"
+    config.write_text(config.read_text().replace('"root": null', f'"root": "{people}"'))
     return study(export)
 
 

@@ -199,11 +199,11 @@ def test_what_is_exported_answers_alike(
 ) -> None:
     out = tmp_path / "model"
     assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
-    names = ["README.md", "config.yaml", "model.safetensors", "vocab.json"]
+    names = ["README.md", "config.json", "model.safetensors", "vocab.json"]
     assert sorted(p.name for p in out.iterdir()) == names
     dev = json.loads((run / "metrics.json").read_text())["dev"]
     assert f"| exact match on dev | {dev['correct']}/8 = " in (out / "README.md").read_text()
-    assert str(tmp_path) not in (out / "config.yaml").read_text()
+    assert str(tmp_path) not in (out / "config.json").read_text()
     one, other = birthplace_lm.load(run), birthplace_lm.load(out)
     ids = torch.arange(40).view(2, 20)
     assert torch.equal(one.model(ids), other.model(ids))

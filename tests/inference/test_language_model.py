@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from birthplace_lm.config.compose import compose, load_saved
+from birthplace_lm.config.compose import compose, load_config, to_saved
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError
@@ -55,8 +55,16 @@ def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
 
 def test_an_export_names_no_path_of_this_machine(exported: Path) -> None:
     """Bug: extend_from and data.replace stayed."""
-    assert "/here" not in (exported / "config.yaml").read_text()
-    assert load_saved(exported / "config.yaml").data.replace == "other.tsv"
+    assert "/here" not in (exported / "config.json").read_text()
+    assert load_config(exported).data.replace == "other.tsv"
+
+
+def test_an_export_of_before_config_json_is_read(exported: Path) -> None:
+    config = load_config(exported)
+    (exported / "config.json").unlink()
+    (exported / "config.yaml").write_text(to_saved(config))
+    assert load_config(exported) == config
+    assert TrainedModel.from_run(exported).answer(["Ada Bee"])
 
 
 WINDOWS = """

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
 from birthplace_lm.analysis.report.tables import Table
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
 from birthplace_lm.data.corpora.corpus import Corpus, data_root
 from birthplace_lm.errors import InputError
@@ -74,7 +74,7 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
         CheckpointError: the files of the corpus have changed since.
         InputError: the run, or its corpus, is none of these.
     """
-    config = load_saved(run / "config.yaml", plugins)
+    config = load_config(run, plugins)
     corpus = corpus_of_run(run, config)
     pretrain = config.stages.pretrain
     data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None

@@ -15,7 +15,7 @@ from birthplace_lm.analysis.knowledge import origin
 from birthplace_lm.analysis.knowledge.confidences import with_confidence
 from birthplace_lm.analysis.knowledge.invented import ask_about_invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
 from birthplace_lm.errors import InputError
@@ -48,7 +48,7 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
         CheckpointError: the files of the corpus have changed since.
         InputError: the run, or its corpus, cannot be read.
     """
-    config = load_saved(run / "config.yaml", plugins)
+    config = load_config(run, plugins)
     corpus = corpus_of_run(run, config)
     trained = TrainedModel.from_run(run, plugins)
     pretrain = config.stages.pretrain

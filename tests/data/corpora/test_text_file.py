@@ -133,10 +133,10 @@ def test_binary_data_is_refused_after_one_chunk(tmp_path: Path, monkeypatch: pyt
 
 def test_combining_marks_do_not_stall(tmp_path: Path) -> None:
     path = write(tmp_path, "a" + "\u0323\u0301" * 24_000 + "\n")
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(InputError, match=r":1: over 30 combining marks"):
         read_documents(path)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @given(st.text("aé€😀\n\r\t ", min_size=1, max_size=40), st.integers(1, 7))
