@@ -35,7 +35,8 @@ def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str
         InputError: `out` is not empty.
         CheckpointError: `out` cannot be written.
     """
-    portable = OmegaConf.create(OmegaConf.to_yaml(config))
+    portable = config.copy()
+    OmegaConf.set_readonly(portable, False)
     for key, value in MACHINE_SPECIFIC.items():
         OmegaConf.update(portable, key, value)
     if portable.data.replace is not None:

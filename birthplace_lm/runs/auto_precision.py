@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from birthplace_lm.config.compose import load_saved
+from birthplace_lm.config.compose import load_config
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.identity import hashed_config, run_directory
 
@@ -100,7 +100,7 @@ def _with_precision(config: DictConfig, precision: str) -> DictConfig:
 def _has_begun(config: DictConfig) -> bool:
     """Whether the run directory holds this run, begun with precision=auto."""
     try:
-        saved = load_saved(run_directory(config) / "config.yaml", config.plugins)
+        saved = load_config(run_directory(config), config.plugins)
     except InputError:  # missing, or damaged: whoever claims the directory reports it
         return False
     return saved.precision == "auto" and hashed_config(saved) == hashed_config(config)

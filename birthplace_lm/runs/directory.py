@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from birthplace_lm.config.compose import load_saved, to_saved
+from birthplace_lm.config.compose import RUN_CONFIG, load_saved, to_saved
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.atomic_files import (
@@ -27,7 +27,7 @@ from birthplace_lm.runs.identity import first_difference, hashed_config
 from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics
 
-BOOTSTRAP_FILES = {"lock", f"config.yaml{TEMPORARY}"}  # left by a process that was killed at its start
+BOOTSTRAP_FILES = {"lock", f"{RUN_CONFIG}{TEMPORARY}"}  # left by a process that was killed at its start
 LINKED_FOLDER_LIMIT = 4096  # bytes of a file that stands for a link
 
 
@@ -37,7 +37,7 @@ def check_run_dir(path: Path, config: DictConfig) -> None:
     Raises:
         InputError: it belongs to another configuration, or holds other files.
     """
-    saved = path / "config.yaml"
+    saved = path / RUN_CONFIG
     if saved.is_file():
         requested, existing = hashed_config(config), hashed_config(load_saved(saved, config.plugins))
         if requested != existing:
@@ -137,10 +137,10 @@ class RunDirectory:
             self._clear()
         remove_temp_files(self.path)
         remove_temp_files(self.path / "predictions")
-        atomic_write_text(self.path / "config.yaml", to_saved(self.config))
+        atomic_write_text(self.path / RUN_CONFIG, to_saved(self.config))
 
     def _clear(self) -> None:
-        last = self.path / "config.yaml"  # until then a process that is killed can claim the folder again
+        last = self.path / RUN_CONFIG  # until then a process that is killed can claim the folder again
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == last):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
