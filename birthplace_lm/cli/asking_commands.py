@@ -15,7 +15,9 @@ from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import InputError
 
 if TYPE_CHECKING:
+    from birthplace_lm.data.corpora.corpus import Corpus
     from birthplace_lm.inference.confidence import Threshold
+    from birthplace_lm.inference.decoding import Answer
     from birthplace_lm.inference.language_model import TrainedModel
 
 app = typer.Typer()
@@ -51,13 +53,7 @@ def ask(
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
     from birthplace_lm.config.compose import config_file
-    from birthplace_lm.data.corpora.people import closest_people
-    from birthplace_lm.inference.asking import (
-        abstention_threshold,
-        corpus_of,
-        likeliest_places,
-        warnings_about,
-    )
+    from birthplace_lm.inference.asking import corpus_of, likeliest_places, warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
@@ -76,39 +72,52 @@ def ask(
     answers = model.answer_questions(questions)
     corpus = corpus_of(run, plugin or ())
     places = [[] for _ in names] if corpus is None else likeliest_places(model, corpus, questions)
-    least = -math.inf
-    unknown: set[str] = set()  # the threshold says nothing about people whom the corpus does not have
+    withheld = [False for _ in names]
     if abstain is not None:
         if corpus is None:
             raise InputError("--abstain: the corpus of the run is not there; it chooses the threshold")
-        threshold = abstention_threshold(model, corpus, abstain)
-        least = threshold.score
-        unknown = {name for name in names if closest_people(_name(model, name), corpus) is not None}
-        print(about_threshold(threshold, abstain), file=sys.stderr)
+        withheld = _withheld(model, corpus, names, answers, abstain)
+    rows = [*zip(names, answers, places, withheld, strict=True)]
     if as_json:
         print_json(
             [
                 {
                     "name": name,
-                    "answer": None if answer.log_probability < least or name in unknown else answer.text,
+                    "answer": None if unknown else answer.text,
                     "log_probability": answer.log_probability,
                     "places": dict(likeliest),
                 }
-                for name, answer, likeliest in zip(names, answers, places, strict=True)
+                for name, answer, likeliest, unknown in rows
             ]
         )
-        return
-    for name, answer, likeliest in zip(names, answers, places, strict=True):
-        if answer.log_probability < least or (abstain is not None and name in unknown):
-            print(f"{name}: I do not know")
-            continue
-        rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
-        others = ", ".join(f"{place} {percent(p)}" for place, p in rest)
-        joint = "then" if rest is not likeliest else "likeliest train answers:"
-        print(
-            f"{name}: {answer.text} ({percent(math.exp(answer.log_probability))})"
-            f"{f'; {joint} {others}' if others else ''}"
-        )
+    else:
+        for name, answer, likeliest, unknown in rows:
+            print(f"{name}: {'I do not know' if unknown else _described(answer, likeliest)}")
+
+
+def _withheld(
+    model: "TrainedModel", corpus: "Corpus", names: list[str], answers: list["Answer"], precision: float
+) -> list[bool]:
+    """Which answers are not given, for a precision of the others; the threshold is printed."""
+    from birthplace_lm.data.corpora.people import closest_people
+    from birthplace_lm.inference.asking import abstention_threshold
+
+    threshold = abstention_threshold(model, corpus, precision)
+    print(about_threshold(threshold, precision), file=sys.stderr)
+    return [
+        # The threshold says nothing about people whom the corpus does not have.
+        answer.log_probability < threshold.score or closest_people(_name(model, name), corpus) is not None
+        for name, answer in zip(names, answers, strict=True)
+    ]
+
+
+def _described(answer: "Answer", likeliest: list[tuple[str, float]]) -> str:
+    """An answer and the likeliest places of train, each with its probability."""
+    rest = likeliest[1:] if likeliest and likeliest[0][0] == answer.text else likeliest
+    others = ", ".join(f"{place} {percent(p)}" for place, p in rest)
+    joint = "then" if rest is not likeliest else "likeliest train answers:"
+    more = f"; {joint} {others}" if others else ""
+    return f"{answer.text} ({percent(math.exp(answer.log_probability))}){more}"
 
 
 def about_threshold(threshold: "Threshold", precision: float) -> str:

@@ -5,6 +5,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +214,11 @@ def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]
     groups = group_by_settings(finished, others).values()
     comparable = [run for line in groups if len({run.config[key] for run in line}) > 1 for run in line]
     others = [other for other in shown_settings(comparable) if other.keys != setting.keys]
-    return [
+    lines = [
         (", ".join(filter(None, (other.label(line[0]) for other in others))) or "exact match", line)
         for line in group_by_settings(comparable, others).values()
     ]
+    return sorted(lines, key=itemgetter(0))  # a label has the same color in the figures of two reports
 
 
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
