@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+from hydra.utils import get_class
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import CheckpointError, InternalError
@@ -167,7 +168,10 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
     if trainer.global_step < plan.total_steps:
         ending = f"{plan.name} ended after step {trainer.global_step} of {plan.total_steps}"
         flags = [key for key in EARLY_STOP_FLAGS if plan.trainer[key]]
-        reasons = [*(f"trainer.{key}" for key in flags), *(f"callbacks.{key}" for key in plan.callbacks)]
+        callbacks = [
+            key for key, made in plan.callbacks.items() if get_class(made["_target_"]) is not BestCheckpoint
+        ]
+        reasons = [*(f"trainer.{key}" for key in flags), *(f"callbacks.{key}" for key in callbacks)]
         if not reasons:
             raise InternalError(ending)
         log.info("%s, by %s", ending, " or ".join(reasons))

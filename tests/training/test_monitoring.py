@@ -1,5 +1,6 @@
 """Early stopping and the best checkpoint; resume with callbacks that keep state."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     fit(stopping(people, root), "finetune", root / "stage")
     return root / "stage"
+
+
+def test_the_log_names_what_may_have_ended_a_stage(
+    people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It named best_checkpoint too, which ends nothing."""
+    with caplog.at_level(logging.INFO):
+        fit(stopping(people, tmp_path), "finetune", tmp_path / "stage")
+    assert "finetune ended after step 9 of 18, by callbacks.early_stopping or callbacks.noise" in caplog.text
 
 
 def test_a_stage_ends_early(whole: Path) -> None:
