@@ -1,4 +1,4 @@
-"""Quote paths and the question for Hydra's grammar, so that users type only the quotes of the shell."""
+"""Overrides as users type them: quote paths and the question for Hydra's grammar, write a value as text."""
 
 import os
 import re
@@ -28,6 +28,11 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     return [
         _quote(a, match[1], match[2], multirun) if (match := _TEXT.fullmatch(a)) else a for a in arguments
     ]
+
+
+def as_typed(value: object) -> str:
+    """A value as it is typed after `KEY=`."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _quote(argument: str, key: str, value: str, multirun: bool) -> str:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import conf_dir, options
+from birthplace_lm.config.overrides import as_typed
 from birthplace_lm.config.schema import Config, Stage
 
 Row = tuple[str, str, str, str]
@@ -81,7 +82,7 @@ def option_keys(file: Path) -> list[tuple[str, str, str]]:
                 yield from arguments(value, f"{key}.{name}")
             elif "_target_" in node and not name.startswith("_") and key != "trainer":
                 stage_key = re.sub(r"^stages\.\w+\.schedule", "stages.STAGE.schedule", f"{key}.{name}")
-                yield f"`{stage_key}`", comments.get(name, ""), f"`{_text(value)}`"
+                yield f"`{stage_key}`", comments.get(name, ""), f"`{as_typed(value)}`"
 
     content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     return [*dict.fromkeys(arguments(content, package[1] if package else file.parent.name))]
@@ -100,7 +101,7 @@ def _default(defaults: DictConfig, key: str) -> str:
     values = [OmegaConf.select(defaults, key.replace("STAGE", stage)) for stage in ("pretrain", "finetune")]
     if isinstance(values[0], DictConfig):
         return "see the option"
-    texts = list(dict.fromkeys(f"`{_text(value)}`" for value in values))
+    texts = list(dict.fromkeys(f"`{as_typed(value)}`" for value in values))
     return " in pretraining, ".join(texts) + (" in finetuning" if len(texts) > 1 else "")
 
 
@@ -109,7 +110,7 @@ def _range(f: Field[Any]) -> str:
         null = ", or null" if f.default is None or "None" in str(f.type) else ""
         return f"{_number(f.metadata['low'])} to {_number(f.metadata['high'])}{null}"
     if "words" in f.metadata:
-        return ", ".join(f"`{_text(word)}`" for word in f.metadata["words"])
+        return ", ".join(f"`{as_typed(word)}`" for word in f.metadata["words"])
     if "factory" in f.metadata:
         return "a mapping with `_target_`"
     return f.metadata["values"] or ("true, false or null" if "None" in str(f.type) else "true or false")
@@ -117,10 +118,6 @@ def _range(f: Field[Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _table(head: list[str], rows: Any) -> list[str]:

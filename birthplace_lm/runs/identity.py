@@ -48,6 +48,14 @@ CHECKPOINT_KEYS = ("init_from", "extend_from")
 FILE_KEYS = ("corpus", "train", "dev", "test", "replace")
 
 
+def flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfig:
     """The configuration with `inputs`: the SHA-256 of every file that the run reads.
 

@@ -1,6 +1,5 @@
 """A new run beside earlier ones: what differs from the nearest, and how to continue that one instead."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.config.overrides import as_typed
 from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.runs.directory import RunDirectory
-from birthplace_lm.runs.identity import hashed_config, run_directory
+from birthplace_lm.runs.identity import flatten, hashed_config, run_directory
 from birthplace_lm.runs.lock import is_locked
 
 MAX_RUNS = 20  # that are read, the newest first: a few milliseconds each
@@ -37,12 +37,12 @@ def nearest_run(config: DictConfig) -> str | None:
     labels = config.labels
     pattern = f"{labels.attention}-{labels.pretrain}-{labels.data}-s{config.seed}-*/config.yaml"
     files = Path(config.runs_root).expanduser().glob(pattern)
-    ours = _flat(hashed_config(config))
+    ours = flatten(hashed_config(config))
     nearest: tuple[int, Path, Differences] | None = None
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[:MAX_RUNS]:
         with suppress(Exception):  # written by another version, or damaged: no run to continue
             saved = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
-            theirs = _flat(hashed_config(OmegaConf.create(saved)))
+            theirs = flatten(hashed_config(OmegaConf.create(saved)))
             differing = {key: (theirs.get(key), ours.get(key)) for key in sorted({*theirs, *ours})}
             differing = {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
             if differing and (nearest is None or len(differing) < nearest[0]):
@@ -67,7 +67,7 @@ def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
         if not extends:
             return "; it is done"
         return f"; it is done; to train that one longer instead, add extend_from={path}"
-    overrides = [f"{key}={_typed(theirs)}" for key, (theirs, _) in differing.items()]
+    overrides = [f"{key}={as_typed(theirs)}" for key, (theirs, _) in differing.items()]
     with suppress(BirthplaceError, HydraException):
         if run_directory(_overridden(config, overrides)).resolve() == path.resolve():
             return f"; to continue that one instead, give {' '.join(overrides)}"
@@ -77,12 +77,7 @@ def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
 def _shown(key: str, value: Any) -> str:
     if key == "trainer.strategy" and value is None:
         return "another"  # those that do not shard the model count as one
-    return f"{_typed(value):.20}"
-
-
-def _typed(value: Any) -> str:
-    """A value as an override has it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{as_typed(value):.20}"
 
 
 def _overridden(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -96,10 +91,3 @@ def _overridden(config: DictConfig, overrides: list[str]) -> DictConfig:
     for override in OverridesParser.create().parse_overrides(overrides):
         OmegaConf.update(changed, override.key_or_group, override.value())
     return resolve_and_validate(changed)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -13,7 +13,7 @@ import yaml
 from birthplace_lm.analysis.report.tables import plain
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import stage_directory
-from birthplace_lm.runs.identity import CHECKPOINT_KEYS
+from birthplace_lm.runs.identity import CHECKPOINT_KEYS, flatten
 from birthplace_lm.runs.lock import is_locked
 from birthplace_lm.runs.metrics import METRICS_FILE, RunMetrics, Score
 
@@ -149,13 +149,6 @@ def _read_status(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} is no mapping")
     return content
-
-
-def flatten(node: Any, key: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted keys."""
-    if isinstance(node, dict):
-        return {k: v for name, inner in node.items() for k, v in flatten(inner, f"{key}.{name}").items()}
-    return {key.lstrip("."): node}
 
 
 def _progress(folder: Path) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from birthplace_lm.analysis.report.collect import Run, flatten, value_in
+from birthplace_lm.analysis.report.collect import Run, value_in
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH
+from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH, flatten
 
 GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "labels.data": "data"}
 NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
@@ -177,7 +177,8 @@ def _changed_files(runs: Sequence[Run]) -> list[str]:
 @cache
 def _composed(choice: tuple[str, ...]) -> Mapping[str, Any]:
     overrides = [f"{group}={option}" for group, option in zip(GROUPS.values(), choice, strict=True)]
-    return flatten(OmegaConf.to_container(compose([*overrides, "data.root=."])))
+    plain: Any = OmegaConf.to_container(compose([*overrides, "data.root=."]))
+    return flatten(plain)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
