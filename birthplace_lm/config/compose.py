@@ -115,7 +115,8 @@ def load_saved(file: Path, plugins: Collection[str] = ()) -> DictConfig:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{file.parent}: not a run directory or an export: it has no {file.name}") from None
+        names = f"{RUN_CONFIG} or {EXPORTED_CONFIG}"
+        raise InputError(f"{file.parent}: not a run directory or an export: it has no {names}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
     return parse_saved(text, file, plugins)

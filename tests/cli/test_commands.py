@@ -169,7 +169,7 @@ def test_report_has_a_row_and_a_curve(
     [
         (
             ["ask", "{tmp}/nowhere", "X"],
-            "{tmp}/nowhere: not a run directory or an export: it has no config.yaml",
+            "{tmp}/nowhere: not a run directory or an export: it has no config.yaml or config.json",
         ),
         (["knowledge", "{tmp}/nowhere"], "{tmp}/nowhere: not a run directory or an export"),
         (["ask", "{tmp}"], "Missing argument 'NAME...'; see birthplace-lm ask --help"),
