@@ -139,6 +139,9 @@ def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictCon
         if "${" in str(OmegaConf.to_container(config)):  # resolving would reveal environment variables
             raise ValueError("has interpolations; the configuration of a run has none")
         return resolve_and_validate(config, plugins)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{file}: {where}{error.problem}") from error
     except Exception as error:  # of any kind: YAML, OmegaConf and Python each have their own
         reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{file}: {reason}") from error

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from birthplace_lm.config.compose import compose, load_config, to_saved
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
-from birthplace_lm.errors import CheckpointError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
@@ -57,6 +57,14 @@ def test_an_export_names_no_path_of_this_machine(exported: Path) -> None:
     """Bug: extend_from and data.replace stayed."""
     assert "/here" not in (exported / "config.json").read_text()
     assert load_config(exported).data.replace == "other.tsv"
+
+
+def test_a_damaged_configuration_is_named_with_its_line(exported: Path) -> None:
+    """The message was "while parsing a flow node"."""
+    text = (exported / "config.json").read_text()
+    (exported / "config.json").write_text("".join(text.splitlines(keepends=True)[:3]))
+    with pytest.raises(InputError, match=r"config\.json: line 4: \w"):
+        load_config(exported)
 
 
 def test_an_export_of_before_config_json_is_read(exported: Path) -> None:
