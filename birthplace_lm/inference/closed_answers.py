@@ -12,8 +12,7 @@ from torch import Tensor
 
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.kv_cache import KVCache
-from birthplace_lm.models.partial_forward import forward_with_shared_prefix
+from birthplace_lm.models.partial_forward import read_prompts
 
 BATCH = 128  # questions that walk the trie together
 
@@ -102,15 +101,9 @@ def _walk(
     model: GPT, trie: Sequence[_Edge], prompts: Sequence[Sequence[int]], pad_id: int, top: int | None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each answer with its log-probability (B) after each prompt."""
-    device = model.tok_emb.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.tensor([[*p, *[pad_id] * (width - len(p))] for p in prompts], device=device)
-    equal = (ids == ids[:1]).all(0).long().cumprod(0)
-    prefix_length = min(int(equal.sum()), int(lengths.min()) - 1)
-    last = torch.arange(width, device=device) == lengths[:, None] - 1
-    cache = KVCache(model.n_layer, model.block_size)
-    logits = forward_with_shared_prefix(model, ids, prefix_length, last, cache)
+    width = max(map(len, prompts))
+    logits, lengths, cache = read_prompts(model, prompts, pad_id, model.block_size)
+    device = logits.device
     room = model.block_size - lengths
     best = torch.full((len(prompts), top or 1), -torch.inf, device=device)  # of the answers so far
 

@@ -8,8 +8,7 @@ import torch
 from birthplace_lm.data.questions import MAX_ANSWER_LENGTH, answer_room
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.kv_cache import KVCache
-from birthplace_lm.models.partial_forward import forward_with_shared_prefix
+from birthplace_lm.models.partial_forward import read_prompts
 
 # Share of active rows. Above it, copying the cache costs more than decoding the finished rows, too.
 COMPACT_BELOW = 0.5
@@ -77,17 +76,9 @@ def _decode(
     model: GPT, vocab: CharVocab, prompts: Sequence[list[int]], max_answer_length: int
 ) -> Iterator[tuple[list[int], float]]:
     """Ids of each answer without its closing MASK, and its log-probability."""
-    device = model.tok_emb.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.tensor([p + [vocab.pad_id] * (width - len(p)) for p in prompts], device=device)
-    cache = KVCache(model.n_layer, width + max_answer_length)
-    # All questions start alike: their common prefix is computed once. It excludes each last character.
-    equal = (ids == ids[:1]).all(0).long().cumprod(0)
-    prefix_length = min(int(equal.sum()), int(lengths.min()) - 1)
-    # Prompts are padded on the right: what is cached for PAD is overwritten before anything attends to it.
-    last = torch.arange(width, device=device) == lengths[:, None] - 1
-    logits = forward_with_shared_prefix(model, ids, prefix_length, last, cache)
+    width = max(map(len, prompts))
+    logits, lengths, cache = read_prompts(model, prompts, vocab.pad_id, width + max_answer_length)
+    device = logits.device
 
     answers: list[list[int]] = [[] for _ in prompts]
     scores = torch.zeros(len(prompts), device=device)

@@ -3,6 +3,9 @@
 They call the same modules as `GPT.forward`, so any attention variant works with them.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from birthplace_lm.models.gpt import GPT
@@ -40,3 +43,29 @@ def forward_with_shared_prefix(
         cache.expand_batch(len(ids))
     cache.advance(ids.shape[1] - prefix_length, ids.device)
     return logits_at(model, ids[:, prefix_length:], select[:, prefix_length:], cache)
+
+
+def read_prompts(
+    model: GPT, prompts: Sequence[Sequence[int]], pad_id: int, size: int
+) -> tuple[Tensor, Tensor, KVCache]:
+    """Read prompts of different lengths into a cache; a prefix that all of them share is computed once.
+
+    Prompts are padded on the right: what the cache holds for PAD must be overwritten, by
+    `KVCache.set_positions`, before anything attends to it.
+
+    Args:
+        prompts: ids; none is empty.
+        size: the most positions that a row of the cache will have.
+
+    Returns:
+        Logits (B, V) of the character after each prompt, the lengths of the prompts (B), and the cache.
+    """
+    device = model.tok_emb.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    shortest, width = int(lengths.min()), int(lengths.max())
+    ids = torch.tensor([[*p, *[pad_id] * (width - len(p))] for p in prompts], device=device)
+    equal = (ids == ids[:1]).all(0).long().cumprod(0)
+    prefix_length = min(int(equal.sum()), shortest - 1)  # without each last character
+    last = torch.arange(width, device=device) == lengths[:, None] - 1
+    cache = KVCache(model.n_layer, size)
+    return forward_with_shared_prefix(model, ids, prefix_length, last, cache), lengths, cache
