@@ -32,6 +32,7 @@ from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs.identity import run_directory, with_inputs
+from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.preflight import preflight
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "runs/pretrained/",
     "sed=1",
     "mine/my_package/attention.py",
+    "mine/my_package/data.py",
     "mine/conf/attention/distance.yaml",
     "mine/conf/callbacks/beep.yaml",
     "mine/conf/pretrain/lines.yaml",
@@ -388,24 +390,26 @@ def test_an_attention_in_a_package_of_its_own(
 def test_a_data_module_in_a_package_of_its_own(
     people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (settings,) = [block for block in blocks(TEXTS["docs/plugins.md"], "yaml") if "LinesDataModule" in block]
+    text = TEXTS["docs/plugins.md"]
+    (settings,) = [block for block in blocks(text, "yaml") if "LinesDataModule" in block]
+    (code,) = [block for block in blocks(text, "python") if "LinesDataModule" in block]
     (tmp_path / "my_lines").mkdir()
     (tmp_path / "conf" / "pretrain").mkdir(parents=True)
     (tmp_path / "my_lines" / "__init__.py").touch()
-    (tmp_path / "my_lines" / "data.py").write_text(
-        "from birthplace_lm.data.datamodule import LanguageModelingDataModule\n"
-        "class LinesDataModule(LanguageModelingDataModule):\n"
-        "    def __init__(self, corpus, loading, block_size):\n"
-        "        super().__init__(corpus, loading, block_size, 0.0, None, None)\n"
-    )
+    (tmp_path / "my_lines" / "data.py").write_text(code)
     (tmp_path / "conf" / "pretrain" / "lines.yaml").write_text(settings.replace("my_package", "my_lines"))
     monkeypatch.syspath_prepend(str(tmp_path))
     search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
     config = compose([search, "plugins=[my_lines]", "pretrain=lines", "model=tiny", f"data.root={people}"])
     corpus = read_corpus(config.data, config.model.block_size)
     plan, _ = preflight(config, corpus)
+    lines = corpus.documents.training_lines
     assert plan.dataset["_target_"] == "my_lines.data.LinesDataModule"
-    assert plan.total_steps == 50 * -(-len(corpus.documents.training_lines) // 32)
+    assert plan.total_steps == 50 * -(-len(lines) // 32)
+    (batch,) = build_datamodule(plan, corpus).train_dataloader()
+    rows = [[i for i in row if i != corpus.vocab.pad_id] for row in batch["inputs"].tolist()]
+    assert len(rows) == len(lines)
+    assert all(any(line.startswith(corpus.vocab.decode(row)) for line in lines) for row in rows)
 
 
 def test_every_package_is_in_the_wheel() -> None:

@@ -115,7 +115,8 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
     for name, measured in rates.items():
         rate = median(measured)
         ratio = median(a / b for a, b in zip(measured, bare, strict=True))
-        lines.append(f"| {name} | {rate:,.0f} | {rate * cost / machine:.2f} | {ratio:.2f} |")
+        share = "" if name == other else f"{rate * cost / machine:.2f}"  # `cost` is not that of `other`
+        lines.append(f"| {name} | {rate:,.0f} | {share} | {ratio:.2f} |")
     return "\n".join(lines)
 
 

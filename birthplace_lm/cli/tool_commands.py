@@ -67,7 +67,7 @@ def make_biographies(
         str, typer.Option(metavar="N,N,...", help="How often lines are repeated; people take turns.")
     ] = "1",
     attributes: Annotated[
-        bool, typer.Option("--attributes", help="Five facts about everybody, as in bioS, not the birthplace.")
+        bool, typer.Option("--attributes", help="Five facts about everybody, as in bioS, not only one.")
     ] = False,
     biographies: Annotated[
         int, typer.Option(min=1, help="With --attributes: lines about each person, in other wordings.")
