@@ -10,7 +10,7 @@ import typer
 
 from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, percent, print_json
 from birthplace_lm.data.corpora.consistency import check_characters, check_form
-from birthplace_lm.data.corpora.qa_files import read_questions
+from birthplace_lm.data.corpora.qa_files import read_questions, with_equivalents
 from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import InputError
 
@@ -163,16 +163,16 @@ def predict(
     from birthplace_lm.runs.atomic_files import atomic_write_text
 
     file = read_questions(questions, "optional", "QUESTIONS")
-    rows = file.rows
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
-    misfits = check_form(file, model.question, model.vocab) + check_characters(file, model.vocab)
+    file = with_equivalents(file, model.vocab)
+    misfits = check_form(file, model.question) + check_characters(file, model.vocab)
     for warning in (*about_state(run, plugin or ()), *file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
-    answers = model.answer_questions([row.question for row in rows], precision)
+    answers = model.answer_questions([row.question for row in file.rows], precision)
     text = "".join(answer.line + "\n" for answer in answers)
-    places = [row.place for row in rows]
+    places = [row.place for row in file.rows]
     scored = all(place is not None for place in places)
     result = score([answer.text for answer in answers], [place or "" for place in places]) if scored else None
     if output is not None:

@@ -28,16 +28,13 @@ The held-out loss (`val_loss`, nats per character) is measured on four batches o
 same ones every time, with other draws of the masked spans. No line is held out, because the model must read
 about every person.
 
-It may rise while exact match rises, for two reasons. These lines stand without the shift of training
-(`min_shift`, `max_shift`): a model that recalls a place from a name where training and questions have it is
-confidently wrong about a name elsewhere. And they include spans, such as dates, that do not follow from the
-name: the surer a model is, the more nats a wrong one costs. Exact match counts the birthplace alone, asked
-where training has it.
+It may rise while exact match rises: some spans, such as dates, do not follow from the name, and the surer a
+model is, the more nats a wrong one costs. Exact match counts the birthplace alone.
 """
 LANGUAGE_MODELING_NOTE = """
 The held-out loss (`val_loss`, nats per character) is that of four batches of the lines of training, the
-same ones every time, without their shift. No line is held out, because the model must read about every
-person: it tells how well the text is learned.
+same ones every time. No line is held out, because the model must read about every person: it tells how well
+the text is learned.
 """
 QUESTION_ANSWERING_NOTE = """
 The held-out loss (`val_loss`, nats per character) is that of the places, with the MASKs around them, of
@@ -78,7 +75,8 @@ class BatchDataModule(L.LightningDataModule):
 
     Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
     that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`,
-    and may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows.
+    may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows, and may have
+    `warnings` for the log.
 
     Attributes:
         corpus: all data of the run.
@@ -86,6 +84,7 @@ class BatchDataModule(L.LightningDataModule):
     """
 
     held_out_note = ""
+    warnings: Sequence[str] = ()
     text_form: TextForm | None = None
     ids: Tensor
     train_sources: Sequence[ExampleSource]
@@ -216,8 +215,8 @@ class BatchDataModule(L.LightningDataModule):
 class SpanCorruptionDataModule(BatchDataModule):
     """Pretraining data: one corrupted row per document, mixed with some of the train questions.
 
-    Validation has the same documents, not shifted, with spans that training never samples: the model must
-    read about every person, so no document is held out.
+    Validation has the same documents with spans that training never samples: the model must read about every
+    person, so no document is held out.
 
     Args:
         spans: factory of the span sampler, called with `documents`, `people` and `places` of the train
@@ -271,7 +270,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         self.text_form = self.text_form_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         shifted = LeftPadded(corruption, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
-        self.validation_sources = [corruption]
+        self.validation_sources = [shifted]
 
     @classmethod
     def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
@@ -315,7 +314,14 @@ class LanguageModelingDataModule(BatchDataModule):
         self.text_form = LineForm(own_lines(corpus.documents.training_lines), low, max_lines=1)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
-        self.validation_sources = [lines]
+        self.validation_sources = [shifted]
+        cut = int((lines.rest > 0).sum())
+        if cut:
+            self.warnings = [
+                f"{cut} of {len(lines)} lines are longer than the {lines.block_size} characters that"
+                f" model.block_size={block_size} leaves: an epoch reads a random window of each, often"
+                " without its name"
+            ]
 
     @classmethod
     def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:

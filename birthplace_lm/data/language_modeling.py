@@ -21,6 +21,7 @@ class LanguageModeling:
     """
 
     def __init__(self, documents: Tensor, block_size: int) -> None:
+        self.block_size = block_size
         self.starts, lengths = documents.unbind(1)
         self.lengths = lengths.clamp(max=block_size)
         self.rest = lengths - self.lengths

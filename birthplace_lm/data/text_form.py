@@ -61,7 +61,7 @@ class LineForm:
     Attributes:
         lines: of every person, by name.
         shift: PADs in front.
-        most: so many different lines of a person count.
+        max_lines: so many different lines of a person count.
     """
 
     lines: Mapping[str, Sequence[str]]

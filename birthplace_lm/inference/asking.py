@@ -68,10 +68,7 @@ def likeliest_places(
 ) -> list[list[tuple[str, float]]]:
     """For each question the train answers with the highest probabilities, the likeliest first."""
     places = sorted({row.place for row in corpus.train.rows if row.place})
-    prompts = [
-        question_prompt(trained.model, trained.vocab, trained.vocab.replace_unknown(normalise(question)))
-        for question in questions
-    ]
+    prompts = [question_prompt(trained.model, trained.vocab, normalise(question)) for question in questions]
     scores = answer_log_probabilities(trained.model, trained.vocab, prompts, places, top=count)
     best = scores.topk(min(count, len(places)), 1)
     return [

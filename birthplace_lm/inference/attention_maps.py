@@ -41,7 +41,8 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
     Raises:
         InputError: the text has no character that the model knows.
     """
-    ids = vocab.encode("".join(c for c in text if c in vocab))[-model.block_size :]
+    readable = vocab.replace_unknown(text)
+    ids = vocab.encode("".join(c for c in readable if c in vocab))[-model.block_size :]
     if not ids:
         raise InputError(f"text={text!r}: has no character that the model knows; give a question")
     with record_attention_weights(model) as recorded:

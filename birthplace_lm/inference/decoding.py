@@ -43,8 +43,8 @@ def answer_questions(
     """Answer every question greedily. The batch that a question is in does not change its answer.
 
     The prompt is `question MASK`. The answer ends with the next MASK or after `max_answer_length` characters,
-    at most half of the block. Characters outside the vocabulary are dropped from the question. A question
-    that does not fit into the rest of the block loses its beginning.
+    at most half of the block. A character outside the vocabulary is replaced by its equivalent, or dropped. A
+    question that does not fit into the rest of the block loses its beginning.
 
     Args:
         model: in evaluation mode, on any device.
@@ -68,7 +68,7 @@ def question_prompt(
 ) -> list[int]:
     """The ids of `question MASK`; a question that leaves no room for an answer loses its beginning."""
     max_length = model.block_size - answer_room(model.block_size, max_answer_length)
-    ids, _ = vocab.encode_known(question)
+    ids, _ = vocab.encode_known(vocab.replace_unknown(question))
     return [*ids[-(max_length - 1) :], vocab.mask_id]
 
 

@@ -64,10 +64,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
     golds = [row.place or "" for row in corpus.dev.rows]
     scores["baseline"] = score([corpus.majority] * len(golds), golds)
     prior = PlacePrior.of(corpus)
-    prompts = [
-        question_prompt(model, corpus.vocab, corpus.vocab.replace_unknown(row.question))
-        for row in corpus.dev.rows
-    ]
+    prompts = [question_prompt(model, corpus.vocab, row.question) for row in corpus.dev.rows]
     log_p = log_probabilities(model, corpus.vocab, prompts, golds)
     return Evaluation(
         scores,
@@ -79,9 +76,7 @@ def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
 
 def _answer_all(model: GPT, corpus: Corpus, rows: list[Question], file: Path) -> Score | None:
     """Write the predictions; score them if all gold places are available."""
-    answers = answer_questions(
-        model, corpus.vocab, [corpus.vocab.replace_unknown(row.question) for row in rows]
-    )
+    answers = answer_questions(model, corpus.vocab, [row.question for row in rows])
     file.parent.mkdir(exist_ok=True)
     atomic_write_text(file, "".join(a.line + "\n" for a in answers))
     places = [row.place for row in rows]

@@ -103,7 +103,7 @@ class TrainedModel:
         """
         if precision not in (FLOAT32, BFLOAT16):
             raise ValueError(f"precision={precision}: must be {FLOAT32} or {BFLOAT16}")
-        texts = [self.vocab.replace_unknown(normalise(question)) for question in questions]
+        texts = [normalise(question) for question in questions]
         device = self.model.tok_emb.weight.device.type
         library = faster_library(self.model.tok_emb.embedding_dim) if device == "cpu" else MKL
         autocast = torch.autocast(device, torch.bfloat16, enabled=precision == BFLOAT16)

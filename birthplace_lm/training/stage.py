@@ -159,6 +159,8 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
         data.train_rows,
         plan.describe_step(),
     )
+    for warning in data.warnings:
+        log.warning("%s: %s", plan.name, warning)
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

@@ -111,7 +111,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     write_config(unfit, with_inputs(config, read_corpus(config.data, 128).sha256))
     assert call(str(unfit), str(run)) == 0
     captured = capsys.readouterr()
-    assert f"warning: left out: {unfit}: its pretraining tells no facts" in captured.err
+    assert f"warning: left out: {unfit}: not pretrained on whole lines; capacity" in captured.err
     assert "bits/parameter" in captured.out
     (tmp_path / "people" / "people.tsv").unlink()
     assert call(str(unfit), str(run)) == 2
@@ -120,11 +120,12 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     assert "people.tsv: cannot be read; this needs people with five facts" in capsys.readouterr().err
 
 
-def test_a_run_that_tells_no_facts(tmp_path: Path) -> None:
-    """Bug: a run on another corpus was refused for its missing people.tsv."""
-    config = compose(["pretrain=none"])
+@pytest.mark.parametrize("pretrained", ["none", "span_corruption"])
+def test_a_run_that_reads_no_whole_lines(pretrained: str, tmp_path: Path) -> None:
+    """Bugs: one on another corpus was refused for its missing people.tsv; masked spans counted as facts."""
+    config = compose([f"pretrain={pretrained}"])
     write_config(tmp_path / "run", with_inputs(config, read_corpus(config.data, 128).sha256))
-    with pytest.raises(InputError, match="tells no facts"):
+    with pytest.raises(InputError, match="not pretrained on whole lines; capacity needs"):
         measure_capacity(tmp_path / "run")
 
 

@@ -1,6 +1,7 @@
 """Invented people: their names, similarity of names, and what chance would give."""
 
 import random
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ def test_answers_of_the_nearest_are_found(corpus: Corpus, monkeypatch: Any) -> N
     assert 0.7 < similarity.matches / similarity.total <= 1  # several people share a surname
     assert similarity.total < 300
     assert result.similar["nearest name by edit distance"].chance < 0.1
+
+
+def test_nobody_in_train_has_a_similar_name(tmp_path: Path) -> None:
+    """Bug: a warning of numpy about the mean of nothing."""
+    (tmp_path / "train.tsv").write_text("".join(f"Where was P{i} born?\tRome\n" for i in range(9)))
+    names = [f"A{i} B{j}" for i in range(12) for j in range(12) if (i + j) % 2]
+    (tmp_path / "dev.tsv").write_text("".join(f"Where was {name} born?\tRome\n" for name in names))
+    lines = [f"{name}. Born in Rome ." for name in (*names, *(f"P{i}" for i in range(9)))]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    corpus = read_corpus(compose([f"data.root={tmp_path}", "data.test=null"]).data, 128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = ask_about_invented(untrained(corpus), corpus, [0.0] * len(names))
+    assert result is not None
+    assert [s.chance for s in result.similar.values() if not s.total] == [0.0, 0.0]
 
 
 def test_a_corpus_of_single_words_has_nobody_to_invent(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_facts_about_a_line() -> None:
     assert origin.fact_position("Rom", "Ada Bo", [LINE]) is None
     assert origin.fact_position("Rome", "Ada Romeo", ["Ada Romeo. Born in Rome ."]) == 19
     assert origin.repetitions("Ada Bo", [LINE]) == 2
+    assert origin.repetitions("Ada Bo", [LINE, "Ada Bo. Bo .", LINE]) == 2  # copies do not count
+    assert origin.repetitions("Ada Bo", []) == 0
     assert origin.name_parts("Ada Maria Bo") == ["Ada", "Bo"]
     assert origin.name_parts("Ada") == []
 

@@ -344,6 +344,9 @@ def test_errors_are_those_of_the_corpus_of_the_run(tmp_path: Path) -> None:
     write_page(find_runs(tmp_path), tmp_path, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "gold: " not in page
+    (run / "predictions" / "dev.txt").write_text("".join(f" {row.place}\n" for row in dev))
+    write_page(find_runs(tmp_path), tmp_path, tmp_path / "wrong.html")
+    assert "gold: " in (tmp_path / "wrong.html").read_text()
     assert "changed is not shown: " in page
     assert "the files of its corpus have changed" in page
 

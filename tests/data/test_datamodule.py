@@ -23,6 +23,7 @@ from birthplace_lm.config.schema import Data
 from birthplace_lm.data.corpora.corpus import Corpus, embedded_corpus_dir, read_corpus
 from birthplace_lm.data.datamodule import (
     BatchDataModule,
+    LanguageModelingDataModule,
     LoaderConfig,
     QuestionAnsweringDataModule,
     SpanCorruptionDataModule,
@@ -359,12 +360,33 @@ def is_running(pid: int) -> bool:
 
 
 def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
-    """The documents are the same, their spans are not, whatever the seed; and nothing is shifted or asked."""
+    """The documents are the same, their spans are not, whatever the seed; and nothing is asked."""
     held_out = rows(corpus, pretraining(corpus).val_dataloader()[0])
     assert 3 * 128 < len(set(held_out)) <= 4 * 128
     trained = [set(rows(corpus, epoch_of(pretraining(corpus, seed=seed)))) for seed in (0, 1)]
     assert all(len(seen & set(held_out)) < 10 for seen in trained)  # short ones may agree by chance
     assert questions_of(held_out) == []
+
+
+def test_validation_has_names_where_training_has_them(corpus: Corpus) -> None:
+    """Bug: its lines were not shifted, so the loss rose while the model learned."""
+    loading = LoaderConfig(128, 0, 0, shuffle=True, length_bucket=4)
+    modeling = LanguageModelingDataModule(corpus, loading, BLOCK, 0.0, None, None)
+    for data in (pretraining(corpus, questions=0.0, shifts=None), modeling):
+        for batches in (data.train_dataloader(), data.val_dataloader()[0]):
+            read = torch.cat(
+                [(batch["inputs"] != corpus.vocab.pad_id).float().argmax(1) for batch in batches]
+            )
+            assert read.unique().tolist() == [len("Where was ")]
+
+
+def test_lines_that_language_modeling_cuts_are_counted(corpus: Corpus) -> None:
+    loading = LoaderConfig(128, 0, 0, shuffle=True, length_bucket=4)
+    room = BLOCK - len("Where was ")
+    (warning,) = LanguageModelingDataModule(corpus, loading, BLOCK, 0.0, None, None).warnings
+    longer = sum(len(line) > room for line in corpus.documents.training_lines)
+    assert warning.startswith(f"{longer} of {len(corpus.documents.lines)} lines are longer than the {room} ")
+    assert LanguageModelingDataModule(corpus, loading, 1024, 0.0, None, None).warnings == ()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

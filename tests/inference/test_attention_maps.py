@@ -54,6 +54,14 @@ def expected(attention: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
     return weights
 
 
+def test_the_text_is_the_one_that_is_answered() -> None:
+    """Bug: a curly apostrophe was left out, where the model reads a plain one."""
+    vocab = CharVocab.from_text("Where was Al O'Hara born?")
+    model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
+    text, _ = attention_weights(model, vocab, f"Where was Al O\u2019Hara born?{MASK}")
+    assert text == f"Where was Al O'Hara born?{MASK}"
+
+
 @pytest.mark.parametrize("text", ["", "Ж"])
 def test_a_text_without_any_character_that_the_model_knows(text: str, vocab: CharVocab) -> None:
     """Bug: a RuntimeError of torch."""

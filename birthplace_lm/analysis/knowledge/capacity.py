@@ -20,6 +20,7 @@ from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
 from birthplace_lm.data.corpora.corpus import Corpus, data_root
+from birthplace_lm.data.text_form import LineForm
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.knowledge import recall
 from birthplace_lm.inference.language_model import TrainedModel
@@ -79,13 +80,13 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
     pretrain = config.stages.pretrain
     data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None
     form = data_module and data_module.text_form_of(pretrain.dataset, corpus)
-    if form is None:
-        raise InputError(f"{run}: its pretraining tells no facts; capacity needs pretrain=language_modeling")
+    if not isinstance(form, LineForm):  # another form does not say which fact is asked for
+        raise InputError(f"{run}: not pretrained on whole lines; capacity needs pretrain=language_modeling")
     metrics = RunDirectory(run, config).metrics
     if metrics is None:
         raise InputError(f"{run}: not finished, or an export; capacity counts the steps of a finished run")
     people = read_people(data_root(config.data) / PEOPLE_FILE)
-    trained = TrainedModel.from_run(run, plugins)
+    trained = TrainedModel.from_run(run, plugins, stage="pretrain")
     count = min(len(people), MAX_PEOPLE)
     chosen = [people[i * len(people) // count] for i in range(count)]
     names = [person.name for person in chosen]

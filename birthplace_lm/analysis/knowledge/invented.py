@@ -70,7 +70,7 @@ def ask_about_invented(
     if len(names) < MIN_NAMES:
         return None
     model, vocab = trained.model, trained.vocab
-    questions = [vocab.replace_unknown(template.about(name)) for name in names]
+    questions = [template.about(name) for name in names]
     answers = answer_questions(model, vocab, questions)
     texts = [answer.text for answer in answers]
     train_names = [name for name, _ in train]
@@ -127,7 +127,8 @@ def _similarity(
     counts = chosen.sum(1)
     rows = counts > 0
     matches = ((chosen & is_answer).sum(1)[rows] / counts[rows]).sum()
-    return Similarity(float(matches), int(rows.sum()), float(np.asarray(chance)[rows].mean()))
+    mean_chance = float(np.asarray(chance)[rows].mean()) if rows.any() else 0.0
+    return Similarity(float(matches), int(rows.sum()), mean_chance)
 
 
 def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:

@@ -92,10 +92,8 @@ def study_model(
     prior = PlacePrior.of(corpus)
     places = sorted(prior.counts)
 
-    answers = answer_questions(model, vocab, [vocab.replace_unknown(question) for question in questions])
-    question_prompts = [
-        question_prompt(model, vocab, vocab.replace_unknown(question)) for question in questions
-    ]
+    answers = answer_questions(model, vocab, questions)
+    question_prompts = [question_prompt(model, vocab, question) for question in questions]
     began = time.perf_counter()
     log_p = answer_log_probabilities(model, vocab, question_prompts, places).double()
     seconds = time.perf_counter() - began

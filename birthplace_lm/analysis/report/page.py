@@ -172,7 +172,7 @@ def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
     counts: Counter[str] = Counter()
     errors = []
     for row, answer in zip(dev, answers, strict=True):
-        if answer.strip() == row.place:
+        if answer == row.place:
             counts["right"] += 1
             continue
         errors.append((row.question, answer, row.place or ""))

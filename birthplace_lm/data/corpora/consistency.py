@@ -83,19 +83,16 @@ def check_spelling(train: Questions, dev: Questions) -> list[str]:
     return _warning(dev.path, others, len(dev.rows), what, examples)
 
 
-def check_form(questions: Questions, template: QuestionTemplate, vocab: CharVocab) -> list[str]:
+def check_form(questions: Questions, template: QuestionTemplate) -> list[str]:
     """Warns about questions that do not fit the template."""
-    others = [row for row in questions.rows if template.name_in(vocab.replace_unknown(row.question)) is None]
+    others = [row for row in questions.rows if template.name_in(row.question) is None]
     what = f"questions are not {template.text!r}"
     return _warning(questions.path, others, len(questions.rows), what, [row.question for row in others])
 
 
 def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
     """Warns about questions with characters that the model does not know: they are dropped."""
-    unknown = {
-        row: "".join(c for c in vocab.replace_unknown(row.question) if c not in vocab)
-        for row in questions.rows
-    }
+    unknown = {row: "".join(c for c in row.question if c not in vocab) for row in questions.rows}
     rows = [row for row, characters in unknown.items() if characters]
     what = "questions have characters that the model does not know and that are dropped"
     examples = [", ".join(map(describe, dict.fromkeys(unknown[row]))) for row in rows]

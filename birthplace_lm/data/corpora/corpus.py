@@ -31,6 +31,7 @@ from birthplace_lm.data.corpora.qa_files import (
     majority_answer,
     read_documents,
     read_questions,
+    with_equivalents,
 )
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
@@ -154,6 +155,7 @@ def _read(
     dev = read_questions(root / names[2], key="data.dev")
     test = read_questions(root / names[3], "optional", "data.test") if names[3] else None
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
+    test = with_equivalents(test, vocab) if test is not None else None
     replacements: Mapping[str, tuple[str, int]] = {}
     if replace is not None:
         replacements = read_replacements(root / replace)
@@ -212,7 +214,7 @@ def _check_questions(
     if test is not None:
         check_lengths(test, None, block_size)
     for other in (train, dev, test):
-        if other is not None and (misfits := check_form(other, template, vocab)):
+        if other is not None and (misfits := check_form(other, template)):
             raise InputError(f"{misfits[0]}; correct them, or give their wording as data.question")
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -87,6 +87,12 @@ class Questions:
     sha256: str
     notes: list[str]
     warnings: list[str]
+
+
+def with_equivalents(questions: Questions, vocab: CharVocab) -> Questions:
+    """The questions with an equivalent for every character that the vocabulary lacks, where it has one."""
+    rows = [replace(row, question=vocab.replace_unknown(row.question)) for row in questions.rows]
+    return replace(questions, rows=rows)
 
 
 def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:

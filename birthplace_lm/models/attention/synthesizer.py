@@ -13,8 +13,8 @@ class SynthesizerAttention(nn.Module):
     """softmax(ReLU(x W1 + b1)_i W2 + b2) v, causal, for head i; no query-key product, no 1/sqrt(D).
 
     W2 (D, positions) and b2 (positions) are shared by the heads and cut to the first T columns. A sequence of
-    `block_size` characters has `block_size - 1` inputs, so the layer learns that many columns. Positions
-    beyond them, which never occur in training, get the score 0.
+    `block_size` characters has `block_size - 1` inputs, so by default the layer learns that many columns.
+    Positions beyond them, which then never occur in training, get the score 0.
 
     Args:
         positions: learned columns; None means `block_size - 1`, the 2021 layer.

@@ -13,8 +13,8 @@ class FactorizedDenseSynthesizerAttention(nn.Module):
     """softmax(score) v, causal; score of position j = A[j // columns] B[j mod columns].
 
     For head i, A (rows numbers) and B (columns numbers) are linear in ReLU(x W1 + b1)_i, so that every
-    position has a score of its own. Repeating both, as some public code does, gives only as many different
-    scores as their lengths have in common.
+    position has a score of its own. Repeating both, as some public code does, gives no more different scores
+    than the least common multiple of their lengths.
 
     Args:
         rows, columns: lengths of A and B.

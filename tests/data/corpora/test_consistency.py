@@ -9,7 +9,7 @@ import pytest
 from birthplace_lm.config.schema import Data
 from birthplace_lm.data.corpora.consistency import check_characters, check_form, check_places, check_room
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
-from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
+from birthplace_lm.data.corpora.qa_files import read_documents, read_questions, with_equivalents
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import InputError
@@ -117,17 +117,17 @@ def test_typographic_characters_are_read_as_the_plain_ones(tmp_path: Path) -> No
     vocab = CharVocab.from_text("Where was O'Neil-B born?")
     (tmp_path / "q.tsv").write_text("Where was O\u2019Neil\u2013B born\uff1f\n", encoding="utf-8")
     read = read_questions(tmp_path / "q.tsv", "optional")
-    assert check_characters(read, vocab) == check_form(read, DEFAULT, vocab) == []
-    assert vocab.replace_unknown(read.rows[0].question) == "Where was O'Neil-B born?"
+    plain = with_equivalents(read, vocab)
+    assert check_characters(plain, vocab) == check_form(plain, DEFAULT) == []
+    assert plain.rows[0].question == "Where was O'Neil-B born?"
     curly = CharVocab.from_text("O\u2019N")
     assert curly.replace_unknown("O'N") == "O\u2019N"
     assert curly.replace_unknown("ßO\u2047") == "ßO\u2047"
 
 
 def test_a_file_with_commas_for_tabs_is_not_of_the_form(tmp_path: Path) -> None:
-    vocab = CharVocab.from_text("Where was O'Neil-B born?")
     (tmp_path / "q.tsv").write_text("Where was Ada born?,London\nWhere was Bo born?\n", encoding="utf-8")
-    (warning,) = check_form(read_questions(tmp_path / "q.tsv", "optional"), DEFAULT, vocab)
+    (warning,) = check_form(read_questions(tmp_path / "q.tsv", "optional"), DEFAULT)
     assert ":1: 1 of 2 questions are not 'Where was {name} born?', e.g. Where was Ada born?,London" in warning
 
 

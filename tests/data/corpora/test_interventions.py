@@ -8,6 +8,7 @@ from stage import run
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.data.corpora.people import closest_people
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.identity import config_hash, hashed_config, with_inputs
 
@@ -42,6 +43,18 @@ def test_the_people_of_a_split_are_left_out(folder: Path, split: str, left: list
     assert [line.partition(". ")[0] for line in corpus.documents.lines] == left
     assert corpus.vocab == corpus_of(folder).vocab
     assert any("1 lines excluded" in note for note in corpus.notes)
+
+
+def test_typographic_characters_of_the_test_questions(folder: Path) -> None:
+    """Bug: the line of a person whose name the test file has with a curly apostrophe was not left out."""
+    (folder / "corpus.txt").write_text(FILES["corpus.txt"] + "Al O'Hara. Born in Rome .\n")
+    (folder / "test.tsv").write_text("Where was Al O\u2019Hara born?\n", encoding="utf-8")
+    corpus = corpus_of(folder, "data.exclude=test")
+    assert not any(line.startswith("Al") for line in corpus.documents.lines)
+    assert not corpus.warnings
+    corpus = corpus_of(folder)
+    assert [closest_people(name, corpus) for name in ("Al O\u2019Hara", "Al O'Hara")] == [None, None]
+    assert closest_people("Al O'Haran", corpus) == ["Al O'Hara"]
 
 
 def test_people_without_a_line_are_not_left_out(folder: Path) -> None:
