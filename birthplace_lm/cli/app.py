@@ -20,9 +20,9 @@ from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.config.overrides import quote_paths
+from birthplace_lm.config.overrides import checked_overrides
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, Interrupted
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.find import find_run
 from birthplace_lm.runs.identity import run_directory
@@ -33,6 +33,8 @@ from birthplace_lm.training.distributed.cluster import Placement
 
 if TYPE_CHECKING:
     from birthplace_lm.training.plan import StagePlan
+
+INFO, INFO_CHOICES = ("-i", "--info"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 log = logging.getLogger("birthplace_lm")
 OPTIONS_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd",
@@ -78,7 +80,7 @@ def _run_job(config: DictConfig) -> float | None:
     except Exception as error:
         failure = error
         if not isinstance(failure, BirthplaceError):
-            failure = InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
+            failure = sweep.unexpected(error)
         state.report_error(failure, show_traceback=bool(config.get("traceback")))
         if job.mode == RunMode.MULTIRUN and not state.record_job_failure(job.job.num, failure):
             raise failure from error
@@ -125,7 +127,7 @@ def _as_rank(placement: Placement, work: Callable[[], object]) -> int:
 def _main(arguments: Sequence[str]) -> int:
     state = session.current()
     try:
-        sys.argv[1:] = quote_paths(options_first(arguments))  # Hydra reads them there
+        sys.argv[1:] = checked_overrides(options_first(arguments))  # Hydra reads them there
     except InputError as error:
         state.report_error(error)
         return state.exit_code()
@@ -134,13 +136,15 @@ def _main(arguments: Sequence[str]) -> int:
     except BirthplaceError as error:  # of a job in another process
         state.report_error(error) if state.jobs_log_to_files else state.record_error(error)
     except sweep.SweepRejected as rejected:
-        state.report_error(rejected.error)
+        state.report_error(rejected.error, rejected.show_traceback)
     except sweep.SweepStopped:
         pass  # reported by the job
-    except PermissionError as error:  # the folder of a sweep
-        state.report_error(CheckpointError(f"{error.filename}: {error.strerror}"))
     except Exception as error:  # Hydra's, before a job begins: a job reports its own errors
-        state.report_error(to_input_error(error))
+        if isinstance(error, OSError) and error.filename is not None:  # the folder of a sweep
+            where = "a sweep writes into hydra.sweep.dir, by default below runs_root"
+            state.report_error(CheckpointError(f"{error.filename}: {error.strerror}; {where}"))
+        else:
+            state.report_error(to_input_error(error))
     if state.jobs:
         from birthplace_lm.analysis.report.tables import show  # a single run does not pay for the import
 
@@ -154,8 +158,11 @@ def options_first(arguments: Sequence[str]) -> list[str]:
     options: list[str] = []
     overrides: list[str] = []
     for argument in arguments:
-        takes_value = bool(options) and options[-1] in OPTIONS_WITH_VALUE
+        before = options[-1] if options else ""
+        takes_value = before in OPTIONS_WITH_VALUE or (before in INFO and argument in INFO_CHOICES)
         (options if argument.startswith("-") or takes_value else overrides).append(argument)
+    if options and options[-1] in INFO:  # otherwise it would take the first override
+        options.append("all")
     return options + overrides
 
 

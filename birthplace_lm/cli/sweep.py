@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.errors import BirthplaceError, InputError
+from birthplace_lm.errors import BirthplaceError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory
 from birthplace_lm.runs.find import find_run
@@ -52,9 +52,10 @@ class Job:
 class SweepRejected(BaseException):
     """A job is not valid, so none starts. Not an Exception: those of a callback Hydra turns into warnings."""
 
-    def __init__(self, error: BirthplaceError) -> None:
+    def __init__(self, error: BirthplaceError, show_traceback: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.show_traceback = show_traceback
 
 
 class SweepStopped(BaseException):
@@ -80,18 +81,29 @@ class ValidateSweep(Callback):
         state = session.current()
         loader = GlobalHydra.instance().config_loader()
         seen: set[str] = set()
-        for number, overrides in enumerate(_expand(config, loader)):
+        try:
+            jobs = _expand(config, loader)
+        except Exception as error:
+            raise SweepRejected(to_input_error(error)) from error
+        for number, overrides in enumerate(jobs):
             try:
                 state.jobs.append(_checked_job(config, loader, number, overrides, seen))
             except Exception as error:
-                reason = error if isinstance(error, BirthplaceError) else to_input_error(error)
+                reason = error if isinstance(error, BirthplaceError) else unexpected(error)
                 state.jobs.clear()
                 job = f"(job {number}: {' '.join(overrides)})"
-                raise SweepRejected(type(reason)(f"{reason} {job}")) from error
+                raise SweepRejected(
+                    type(reason)(f"{reason} {job}"), show_traceback="traceback=true" in overrides
+                ) from error
         state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
             threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
             _keep_from_children(signal.SIGINT, signal.SIGHUP)
+
+
+def unexpected(error: Exception) -> InternalError:
+    """The line for an exception that is no error of this program: of a user's part, or a mistake of ours."""
+    return InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
 
 
 def searches(settings: Any) -> bool:
@@ -145,7 +157,10 @@ def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
 
 
 def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[str], seen: set[str]) -> Job:
-    composed = loader.load_sweep_config(config, overrides)
+    try:
+        composed = loader.load_sweep_config(config, overrides)
+    except Exception as error:
+        raise to_input_error(error) from error
     OmegaConf.set_struct(composed, False)
     composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)

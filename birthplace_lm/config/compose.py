@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from birthplace_lm.config.allowlist import check_allowlist, check_plugins
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.config.overrides import quote_paths
+from birthplace_lm.config.overrides import checked_overrides
 from birthplace_lm.config.schema import PRECISION_ALIASES, Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
@@ -37,7 +37,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         raise InputError(f"overrides={overrides!r}: must be a list of texts: ['KEY=VALUE']")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            config = hydra.compose("train", quote_paths(overrides), return_hydra_config=True)
+            config = hydra.compose("train", checked_overrides(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
         except Exception as error:  # of any kind: a TypeError at attention=[{a:1}], an OSError at a long name
             raise to_input_error(error) from error

@@ -31,7 +31,9 @@ def to_input_error(error: Exception) -> InputError:
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         if error.options is None:
-            return InputError(f"{error.missing_cfg_file}.yaml: no such file; a defaults list names it")
+            return InputError(
+                f"{error.missing_cfg_file}.yaml: no such file; a defaults list or --config-name names it"
+            )
         group, _, wrong = error.missing_cfg_file.rpartition("/")
         if group in ("hydra/launcher", "hydra/sweeper") and wrong in PLUGINS:
             return InputError(f"{group}={wrong}: not installed; pip install {PLUGINS[wrong]}")
@@ -55,6 +57,8 @@ def to_input_error(error: Exception) -> InputError:
         return InputError(f"no name for a group: {', '.join(sorted(options()))} need the name of a file")
     if match := re.match(r"Ambiguous value for argument '(.*)'", first):
         return InputError(f"{match[1]}: several values; add -m to run each, or write [...] for a list")
+    if match := re.match(r"Multiple values for (\S+)\. To override", first):
+        return InputError(f"{match[1]}: chosen twice; write {match[1]}=NAME, once and without +")
     if match := re.match(r"(\S+) appears more than once in the final defaults list", first):
         return InputError(f"{match[1]}: chosen twice; in a defaults list write `override /{match[1]}: NAME`")
     # The name of the file is in the message alone; what is wrong with it is an exception of its own.

@@ -129,7 +129,9 @@ class Trainer:
         "numeric precision; by default that of the key precision",
     )
     max_epochs: int | None = bounded(1, 1_000_000, "epochs of every stage; null: the stage's own", None)
-    max_steps: int = bounded(-1, 1_000_000_000, "optimizer steps of every stage; -1: no limit", -1)
+    max_steps: int = bounded(
+        -1, 1_000_000_000, "optimizer steps of every stage, at least 1; -1: no limit", -1
+    )
     max_time: str | None = described("longest time of a stage", None, "DD:HH:MM:SS or null")
     accumulate_grad_batches: int = bounded(1, 1_000_000, "batches to an optimizer step", 1)
     gradient_clip_val: float | None = bounded(0.0, 1e9, "where gradients are clipped; null: nowhere", 1.0)

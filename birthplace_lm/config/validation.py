@@ -135,6 +135,8 @@ def check_combinations(config: DictConfig) -> None:
         raise InputError(
             f"trainer.fast_dev_run={trainer.fast_dev_run}: must be true, false or a number of batches"
         )
+    if trainer.max_steps == 0:
+        raise InputError("trainer.max_steps=0: must be 1 or more, or -1 for no limit")
     if trainer.val_check_interval == 0:
         raise InputError(f"trainer.val_check_interval={trainer.val_check_interval}: must be above 0")
     if trainer.accelerator == "cpu" and trainer.precision.startswith("16"):

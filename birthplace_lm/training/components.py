@@ -80,7 +80,10 @@ def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
 
 
 def training_clock(plan: StagePlan, train_rows: int) -> TrainingClock:
-    """The clock of a stage, by which its learning rate goes."""
+    """The clock of a stage, by which its learning rate goes; an epoch is as long as the trainer makes it."""
+    limit = plan.trainer["limit_train_batches"]
+    if isinstance(limit, int):
+        train_rows = min(train_rows, limit * plan.loading.batch_size)
     rows_per_step = plan.loading.batch_size * plan.trainer["accumulate_grad_batches"]
     return TrainingClock(train_rows, rows_per_step, plan.model["block_size"] - 1)
 

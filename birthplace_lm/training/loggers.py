@@ -48,6 +48,11 @@ def tensorboard_of(trainer: L.Trainer) -> SummaryWriter | None:
     return writers[0] if writers else None
 
 
+def validation_step(trainer: L.Trainer) -> int:
+    """The step at which Lightning logs a validation; between accumulated batches that of the next step."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 def tensorboard_logger(folder: Path, name: str, first_step: int) -> TensorBoardLogger:
     """TensorBoard. A start from step 0 replaces earlier curves; before a resume see `TrainingCurves`."""
     # name="" and version="" keep the event files of a stage in one folder.

@@ -136,11 +136,12 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         config_sha256=config_hash(hashed_config(config, name)),
         start_over=config.resume == "never",
     )
-    _check_share(plan)
     data = build_datamodule(plan, corpus)
-    flags = _resolve_limits(plan, data)
+    _check_shares(plan, data)
+    plan = replace(plan, trainer=_resolve_limits(plan, data))
     clock = training_clock(plan, data.train_rows)
-    total_steps = clock.steps_of(flags["max_epochs"], plan.max_steps)
+    total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
+    plan = replace(plan, trainer=_validate_at_the_end(plan.trainer, -(-total_steps // clock.steps_per_epoch)))
     with errors_name(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
     key = f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer"
@@ -149,7 +150,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     checked_kind(optimizer, Optimizer, key)
     configured_callbacks(plan)
     check_installed(plan.logger)
-    return replace(plan, trainer=flags, total_steps=total_steps)
+    return replace(plan, total_steps=total_steps)
 
 
 def _library(config: DictConfig) -> str:
@@ -160,9 +161,15 @@ def _library(config: DictConfig) -> str:
     return faster_library(config.model.n_embd) if matters else MKL
 
 
-def _check_share(plan: StagePlan) -> None:
-    """Check that every process has a row of each batch."""
-    rows = plan.loading.batch_size
+def _check_shares(plan: StagePlan, data: BatchDataModule) -> None:
+    """Check that every process has a row of each batch, and a question to ask."""
+    rows, questions = plan.loading.batch_size, len(data.questions)
+    if questions < plan.processes:
+        key = f"data.holdout_size={questions}" if data.corpus.holdout else f"data.dev: {questions} questions"
+        raise InputError(
+            f"{key}: the {plan.processes} processes share the questions of a validation; give"
+            f" {plan.processes} or more, or at most {questions} processes (trainer.devices)"
+        )
     if rows < plan.processes:
         raise InputError(
             f"stages.{plan.name}.batch_size={rows}: the {plan.processes} processes share the rows of a batch;"
@@ -175,12 +182,17 @@ def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[s
     own = {key: flags[key] if flags[key] is not None else stage[key] for key in TRAINER_OVERRIDES}
     if isinstance(flags["val_check_interval"], int):
         own["check_val_every_n_epoch"] = None  # every so many batches, across epochs
-    else:  # the largest divisor, so that the last epoch ends with a validation
-        every = min(own["check_val_every_n_epoch"], own["max_epochs"])
-        own["check_val_every_n_epoch"] = next(n for n in range(every, 0, -1) if own["max_epochs"] % n == 0)
     placement = cluster.current()
     own["num_nodes"] = 1 if placement is None else placement.hosts
     return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps
+
+
+def _validate_at_the_end(flags: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The flags with the largest divisor of the epochs, so that the last one ends with a validation."""
+    every = flags["check_val_every_n_epoch"]
+    if every is not None:
+        every = next(n for n in range(min(every, epochs), 0, -1) if epochs % n == 0)
+    return {**flags, "check_val_every_n_epoch": every}
 
 
 def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from birthplace_lm.training.plan import StagePlan
 
 log = logging.getLogger(__name__)
 
-EARLY_STOP_FLAGS = ("max_time", "limit_train_batches", "overfit_batches", "fast_dev_run")
+EARLY_STOP_FLAGS = ("max_time", "fast_dev_run")
 
 
 def fit_stage(
@@ -159,6 +159,10 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
         data.train_rows,
         plan.describe_step(),
     )
+    if not any(map(module.lr_factor, range(plan.total_steps))):
+        log.warning(
+            "%s: its schedule has a learning rate of 0 at every step, so it learns nothing", plan.name
+        )
     for warning in data.warnings:
         log.warning("%s: %s", plan.name, warning)
     with warnings.catch_warnings():

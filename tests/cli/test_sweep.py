@@ -12,10 +12,15 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from omegaconf import OmegaConf
 from program import TRAIN, Program, leftovers, outcome
 
+from birthplace_lm.cli import sweep as validation
+from birthplace_lm.cli.app import options_first
+from birthplace_lm.errors import InternalError
 from birthplace_lm.runs import checkpoint
 
 
@@ -165,6 +170,7 @@ def test_a_failing_job_leaves_the_others(
         (["attention=vanila,vanilla"], "vanila"),
         (["seed=1,2", "run_dir=${runs_root}/one"], "run_dir"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; pip install hydra-optuna-sweeper"),
+        (["stages.pretrain.learning_rate=interval(0,1)"], "does not support sweep type : INTERVAL_SWEEP"),
         (["hydra.launcher=joblib"], "hydra.launcher=joblib: is a group; write hydra/launcher=joblib"),
     ],
 )
@@ -176,6 +182,40 @@ def test_is_refused_before_anything_is_created(
     assert re.fullmatch(f"error: .*{reason}.*\n", program.stderr.read_text())
     assert program.stdout.read_text() == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_exception_of_a_part_is_no_mistake_in_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a TypeError of a user's optimizer was reported as a group without a name, with code 2."""
+    hydra = {group: {"_target_": f"hydra.Basic{group.title()}"} for group in ("sweeper", "launcher")}
+    monkeypatch.setattr(validation, "GlobalHydra", mock.MagicMock())
+    monkeypatch.setattr(validation, "_expand", lambda *args: [["seed=0", "traceback=true"]])
+    monkeypatch.setattr(validation, "_checked_job", mock.Mock(side_effect=TypeError("no 'momentums'")))
+    with pytest.raises(validation.SweepRejected) as rejected:
+        validation.ValidateSweep().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+    assert rejected.value.show_traceback
+    assert type(rejected.value.error) is InternalError
+    assert str(rejected.value.error).startswith("TypeError: no 'momentums'; traceback=true shows")
+
+
+def test_a_sweep_cannot_write_into_a_file(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    program = Program(["-m", *tiny, f"runs_root={tmp_path / 'file'}", "seed=0,1"], tmp_path / "output")
+    assert program.wait() == 1
+    assert "file: File exists; a sweep writes into hydra.sweep.dir" in program.stderr.read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("seed=1 --info defaults-tree", "--info defaults-tree seed=1"),
+        ("seed=1 --info", "--info all seed=1"),
+        ("--info seed=1", "--info all seed=1"),
+        ("-i config -m seed=0,1", "-i config -m seed=0,1"),
+        ("seed=1 --cfg job model=tiny --resolve", "--cfg job --resolve seed=1 model=tiny"),
+    ],
+)
+def test_overrides_stand_behind_options(typed: str, read: str) -> None:
+    assert options_first(typed.split()) == read.split()
 
 
 def test_options_may_stand_between_overrides(tiny: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import TEXT_KEYS
-from birthplace_lm.config.overrides import quote_paths
+from birthplace_lm.config.overrides import checked_overrides
 from birthplace_lm.errors import InputError
 
 
@@ -36,13 +36,13 @@ from birthplace_lm.errors import InputError
 )
 def test_a_path_or_question_needs_no_quotes_of_hydra(key: str, path: str) -> None:
     """The bug: `cannot be read; expected KEY=VALUE`."""
-    override = OverridesParser.create().parse_override(quote_paths([f"{key}={path}"])[0])
+    override = OverridesParser.create().parse_override(checked_overrides([f"{key}={path}"])[0])
     assert (override.key_or_group, override.value()) == (key, path)
 
 
 @given(st.text(st.characters(exclude_characters="\\'\"\0", exclude_categories=["Cs"]), min_size=1))
 def test_every_path_arrives_unless_it_is_written_in_the_grammar_of_hydra(path: str) -> None:
-    value = OverridesParser.create().parse_override(quote_paths([f"run_dir={path}"])[0]).value()
+    value = OverridesParser.create().parse_override(checked_overrides([f"run_dir={path}"])[0]).value()
     assert value in (None if path.lower() == "null" else path, os.path.expanduser(path))
 
 
@@ -51,19 +51,19 @@ def test_every_path_arrives_unless_it_is_written_in_the_grammar_of_hydra(path: s
     ["null", "'a b'", '"/a b,c"', "${runs_root}/one", "a\\,b", "a b", "", "/plain/path-1.0_x", "'\\${seed}'"],
 )
 def test_what_hydra_reads_as_text_stays(typed: str) -> None:
-    assert quote_paths([f"run_dir={typed}"]) == [f"run_dir={typed}"]
+    assert checked_overrides([f"run_dir={typed}"]) == [f"run_dir={typed}"]
 
 
 def test_other_arguments_stay() -> None:
     typed = ["seed=(1)", "--config-dir=/a (1)", "--config-dir", "/a (1)", "labels.data=日本", "~run_dir"]
-    assert quote_paths(typed) == typed
+    assert checked_overrides(typed) == typed
 
 
 def test_a_sweep_over_paths_stays_a_sweep() -> None:
-    assert quote_paths(["-m", "data.root=/a,/b"]) == ["-m", "data.root=/a,/b"]
-    assert quote_paths(["hydra.mode=MULTIRUN", "data.root=/a,/b"])[1] == "data.root=/a,/b"
+    assert checked_overrides(["-m", "data.root=/a,/b"]) == ["-m", "data.root=/a,/b"]
+    assert checked_overrides(["hydra.mode=MULTIRUN", "data.root=/a,/b"])[1] == "data.root=/a,/b"
     with pytest.raises(InputError) as error:
-        quote_paths(["-m", "data.root=/a (1),/b"])
+        checked_overrides(["-m", "data.root=/a (1),/b"])
     assert str(error.value).endswith("""quote each: 'data.root="/a (1)","/b"'""")
 
 

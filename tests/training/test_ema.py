@@ -64,6 +64,26 @@ def test_the_last_step_within_max_time_ends_with_the_average(configure: Any, tmp
     assert last["callbacks"]["ema"]["ended"]
 
 
+@pytest.mark.parametrize("every", [1, 100])
+def test_the_end_within_accumulated_batches_has_the_average(
+    configure: Any, tmp_path: Path, every: int
+) -> None:
+    """Bug: a checkpoint that was saved at the last step, before the average was swapped in, was the last."""
+    config = configure(
+        "stages.finetune.ema_decay=0.9",
+        "stages.finetune.learning_rate=1e-6",  # no validation is better than the first
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "trainer.accumulate_grad_batches=3",
+        "trainer.val_check_interval=2",
+        f"checkpoint.every_n_steps={every}",
+    )
+    fit(config, "finetune", tmp_path / "stage")
+    last = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0])
+    assert last["global_step"] == 1
+    assert last["callbacks"]["ema"]["ended"]
+
+
 class Slow(L.Callback):
     def on_train_batch_start(self, *args: Any) -> None:
         time.sleep(1)

@@ -16,7 +16,14 @@ from program import Program, leftovers, outcome, saved_step
 from stage import plan_of
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError, Interrupted
+from birthplace_lm.errors import (
+    BirthplaceError,
+    CheckpointError,
+    InputError,
+    InternalError,
+    Interrupted,
+    ProcessLost,
+)
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.distributed import launcher
 
@@ -143,6 +150,7 @@ BAD = InputError("so it was")
         ([143, 2], [Interrupted(15, "after step 1"), BAD], InputError, "so it was"),
         ([143, 143], [Interrupted(15, "after step 1")] * 2, Interrupted, "SIGTERM after step 1"),
         ([1, None], [None, None], InternalError, "process 0 ended with 1"),
+        ([5, 1], [ProcessLost("peer"), InternalError("so it was")], InternalError, "so it was"),
     ],
 )
 def test_the_cause_is_shown(codes: list[Any], errors: list[Any], kind: type, says: str) -> None:

@@ -18,6 +18,7 @@ from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
 
+NAMES = ("val_loss", "exact_match", "bits/extractable")
 NOISE = "+callbacks.noise={_target_:own_parts.GradientNoise,_partial_:true}"
 
 
@@ -162,12 +163,48 @@ def test_best_holds_the_weights_of_the_best_validation(people: Path, tmp_path: P
         TrainedModel.from_run(tmp_path / "run", checkpoint="best")
 
 
+def test_the_points_of_a_validation_have_one_step(people: Path, tmp_path: Path) -> None:
+    """Bug: between accumulated batches ours were one step before Lightning's, at first -1."""
+    config = quick(
+        people,
+        tmp_path,
+        "pretrain=none",
+        "logger=[tensorboard,csv]",
+        "trainer.accumulate_grad_batches=3",
+        "trainer.val_check_interval=2",
+    )
+    fit(config, "finetune", tmp_path / "stage")
+    rows = [row.split(",") for row in (tmp_path / "stage" / "curves.csv").read_text().splitlines()[1:]]
+    steps = {name: [int(step) for step, metric, _ in rows if metric == f"finetune/{name}"] for name in NAMES}
+    assert len(steps["val_loss"]) == 3
+    assert steps["val_loss"] == steps["exact_match"] == steps["bits/extractable"]
+    assert min(steps["val_loss"]) == 0
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_saves_between_validations_that_do_not_happen(people: Path, tmp_path: Path, limit: int) -> None:
+    """Bug: with `limit_val_batches=0` a signal waited for the end of the epoch, for want of a validation."""
+    config = quick(
+        people,
+        tmp_path,
+        "pretrain=none",
+        "checkpoint.every_n_steps=1",
+        f"trainer.limit_val_batches={limit}",
+        "trainer.val_check_interval=1",
+    )
+    with pytest.raises(Stop):
+        fit(config, "finetune", tmp_path / "stage", StopAt("on_train_batch_start", 1))
+    assert checkpoint.parse_step(checkpoint.list_checkpoints(tmp_path / "stage")[0]) == 1
+
+
 def test_a_new_attempt_removes_the_best_of_the_one_before(people: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stage"
     folder.mkdir()
     file = checkpoint.best_path(folder)
     file.write_text("stale")
-    config = quick(people, tmp_path, "callbacks=best_checkpoint", "pretrain=none", "trainer.max_steps=1")
+    config = quick(
+        people, tmp_path, "callbacks=best_checkpoint", "pretrain=none", "trainer.limit_val_batches=0"
+    )
     fit(config, "finetune", folder)
     assert not file.exists()
 

@@ -92,10 +92,14 @@ def test_the_checkpoint_of_another_run_is_refused_and_not_copied(configure: Any,
     run(configure, *only, f"resume={file}")  # its own run may continue from it
 
 
-def test_a_stage_without_a_step_has_no_loss(configure: Any) -> None:
-    config = run(configure, "pretrain=none", "trainer.max_steps=0")
-    result = StageResult.read(run_directory(config) / "finetune" / STAGE_RESULT)
-    assert (result.steps, result.loss) == (0, None)
+def test_a_stage_that_learns_nothing_says_so(configure: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The rate of the last step is 0, and so is that of the only one."""
+    config = run(configure, "pretrain=none", "trainer.max_steps=1")
+    assert StageResult.read(run_directory(config) / "finetune" / STAGE_RESULT).steps == 1
+    assert "finetune: its schedule has a learning rate of 0 at every step" in caplog.text
+    caplog.clear()
+    run(configure, "pretrain=none", "trainer.max_steps=2")
+    assert "learning rate of 0" not in caplog.text
 
 
 def failure(*errors: Exception) -> Exception:

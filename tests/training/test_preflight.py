@@ -44,6 +44,29 @@ def test_an_interval_in_batches_crosses_epochs(configure: Any, interval: int) ->
         assert plan.trainer["check_val_every_n_epoch"] is None
 
 
+def test_the_steps_are_those_of_short_epochs(configure: Any) -> None:
+    """Bug: the schedule and the step count were those of whole epochs."""
+    for flag in ("limit_train_batches=2", "overfit_batches=2"):
+        assert [plan.total_steps for plan in plans(configure, f"trainer.{flag}")] == [4, 4]
+    limited = ("trainer.limit_train_batches=2", "trainer.accumulate_grad_batches=2")
+    assert [plan.total_steps for plan in plans(configure, *limited)] == [2, 2]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(-1, 10), (12, 4), (10, 4), (9, 3), (3, 1)])
+def test_the_last_epoch_ends_with_a_validation(configure: Any, steps: int, every: int) -> None:
+    """Bug: with max_steps that of all epochs did. An epoch of finetuning has three steps."""
+    overrides = ("stages.finetune.max_epochs=20", "stages.finetune.check_val_every_n_epoch=10")
+    _, finetune = plans(configure, *overrides, f"trainer.max_steps={steps}")
+    assert finetune.trainer["check_val_every_n_epoch"] == every
+
+
+def test_every_process_needs_a_question(configure: Any) -> None:
+    """Bug: one without died after the start, as a connection that was lost."""
+    devices = ("trainer.devices=2", "trainer.strategy=ddp")
+    with pytest.raises(InputError, match=r"data.holdout_size=1: the 2 processes share the questions"):
+        plans(configure, "data.holdout_size=1", *devices)
+
+
 def test_a_plan_survives_the_way_to_a_worker(configure: Any) -> None:
     for plan in plans(configure):
         assert StagePlan.from_json(plan.to_json()) == plan

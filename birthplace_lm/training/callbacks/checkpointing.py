@@ -85,10 +85,7 @@ class CheckpointCallback(L.Callback):
         self._step = step
         self._signal = _agreed_signal(trainer)
         self._due = self._due or step % self.every_n_steps == 0 or self._signal > 0
-        across_epochs = trainer.check_val_every_n_epoch is None
-        batches = trainer.fit_loop.total_batch_idx if across_epochs else batch_idx
-        validated = (batches + 1) % (trainer.val_check_batch or 1) == 0
-        if not (trainer.is_last_batch or validated):
+        if not (trainer.is_last_batch or _validates_after(trainer, batch_idx)):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,6 +97,7 @@ class CheckpointCallback(L.Callback):
             self._save_if_due(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_step = -1  # what was saved at this step may lack what ends the stage, such as the average
         self._save(trainer)
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
@@ -122,6 +120,15 @@ class CheckpointCallback(L.Callback):
             for old in checkpoint_files.list_checkpoints(self.directory)[self.keep_last :]:
                 if old != self.resumed:
                     trainer.strategy.checkpoint_io.remove_checkpoint(old)
+
+
+def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch of an epoch."""
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    batches = trainer.fit_loop.total_batch_idx if every is None else batch_idx
+    return (batches + 1) % (trainer.val_check_batch or 1) == 0
 
 
 def _agreed_signal(trainer: L.Trainer) -> int:

@@ -7,7 +7,7 @@ import lightning as L
 
 from birthplace_lm.data.vocab import MASK
 from birthplace_lm.inference.attention_maps import attention_pictures, attention_weights
-from birthplace_lm.training.loggers import tensorboard_of
+from birthplace_lm.training.loggers import tensorboard_of, validation_step
 
 
 class SampleAnswers(L.Callback):
@@ -38,7 +38,7 @@ class SampleAnswers(L.Callback):
         writer = tensorboard_of(trainer)
         if writer is not None and self._rows and not trainer.sanity_checking:
             head = "| question | answer | gold | right | log-probability (nats) |\n|" + " --- |" * 5 + "\n"
-            writer.add_text(f"{self.stage}/answers", head + "\n".join(self._rows), trainer.global_step - 1)
+            writer.add_text(f"{self.stage}/answers", head + "\n".join(self._rows), validation_step(trainer))
 
 
 class AttentionMaps(L.Callback):
@@ -72,7 +72,7 @@ class AttentionMaps(L.Callback):
         pictures = attention_pictures(pl_module.model, read, weights, columns=1)
         for layer, picture in enumerate(pictures, start=1):
             tag = f"{self.stage}/attention/layer_{layer}"
-            writer.add_image(tag, picture, trainer.global_step - 1, dataformats="HWC")
+            writer.add_image(tag, picture, validation_step(trainer), dataformats="HWC")
 
 
 class CurveNotes(L.Callback):

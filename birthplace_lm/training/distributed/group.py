@@ -181,7 +181,7 @@ def _reported() -> BirthplaceError | None:
             if any(not isinstance(error, InternalError) for error in errors):
                 break
             time.sleep(0.1)
-    errors.sort(key=lambda error: isinstance(error, InternalError))
+    errors.sort(key=lambda error: isinstance(error, InternalError) + isinstance(error, ProcessLost))
     return next(iter(errors), None)
 
 

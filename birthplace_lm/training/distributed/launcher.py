@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted
+from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted, ProcessLost
 from birthplace_lm.runs import signals
 from birthplace_lm.training.plan import StagePlan
 
@@ -159,6 +159,7 @@ def _cause(
         where = f"in {plan.name}, after {plan.stop_timeout_seconds:g} s in which a process did not stop"
         hung.append(Interrupted(number, where))
     internal = [error for error in reported if isinstance(error, InternalError)]
+    internal.sort(key=lambda error: isinstance(error, ProcessLost))
     own = [error for error in reported if not isinstance(error, InternalError)]
     own.sort(key=lambda error: isinstance(error, Interrupted))
     return next(iter([*killed, *own, *hung, *crashed, *internal]), None)
