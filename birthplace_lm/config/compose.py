@@ -4,13 +4,16 @@ Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
 import json
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +28,7 @@ from birthplace_lm.errors import InputError
 
 RUN_CONFIG = "config.yaml"
 EXPORTED_CONFIG = "config.json"
+_one_hydra = threading.RLock()  # it keeps its state in the process
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -35,7 +39,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise InputError(f"overrides={overrides!r}: must be a list of texts: ['KEY=VALUE']")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _hydra():
         try:
             config = hydra.compose("train", checked_overrides(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
@@ -44,6 +48,19 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
         return resolve_and_validate(config)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra with our `conf/`; threads take turns. What the caller's program has in it is put back."""
+    with _one_hydra:
+        hydra_before, config_before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                yield
+        finally:
+            GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra_before, config_before
 
 
 def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = None) -> DictConfig:

@@ -137,6 +137,8 @@ def check_combinations(config: DictConfig) -> None:
         )
     if trainer.max_steps == 0:
         raise InputError("trainer.max_steps=0: must be 1 or more, or -1 for no limit")
+    if trainer.overfit_batches is None:
+        raise InputError("trainer.overfit_batches=null: must be a number; 0 trains on all batches")
     if trainer.val_check_interval == 0:
         raise InputError(f"trainer.val_check_interval={trainer.val_check_interval}: must be above 0")
     if trainer.accelerator == "cpu" and trainer.precision.startswith("16"):

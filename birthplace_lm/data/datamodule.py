@@ -97,6 +97,7 @@ class BatchDataModule(L.LightningDataModule):
         self.questions = corpus.holdout or corpus.dev.rows
         self.loading = loading
         self.cursor = DataCursor()
+        self._train_batches: EpochBatchDataset | None = None
         self._expected_fingerprint: str | None = None  # of the next batch, from the checkpoint
 
     @classmethod
@@ -109,13 +110,25 @@ class BatchDataModule(L.LightningDataModule):
         """Rows of one epoch."""
         return sum(len(source) for source in self.train_sources)
 
+    def setup(self, stage: str) -> None:
+        """Begin a fit at the first batch; Lightning loads the state of a checkpoint after this."""
+        if stage == "fit":
+            self.cursor, self._expected_fingerprint = DataCursor(), None
+
+    @property
+    def train_batches(self) -> EpochBatchDataset:
+        """The batches of training, made for the number of processes of the trainer."""
+        if self._train_batches is None:
+            self._train_batches = self._dataset(self.train_sources, self.loading.seed, self.loading.shuffle)
+        return self._train_batches
+
     def train_dataloader(self) -> DataLoader[Any]:
         """The rest of the epoch that the cursor is in.
 
         Raises:
             CheckpointError: the next batch is not the one that followed the checkpoint.
         """
-        self.train_batches = self._dataset(self.train_sources, self.loading.seed, self.loading.shuffle)
+        self._train_batches = None  # the trainer may be another one
         if self._expected_fingerprint not in (None, self._next_fingerprint()):
             raise CheckpointError(
                 f"resume: batch {self.cursor.index} of epoch {self.cursor.epoch} is not the batch that"

@@ -1,11 +1,14 @@
 """From a validated configuration to its corpus and its run directory; nothing is written."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
+from birthplace_lm.errors import InputError
 from birthplace_lm.runs.auto_precision import resolve_auto_precision
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import named_checkpoint, run_directory, with_inputs
+from birthplace_lm.runs.identity import CHECKPOINT_KEYS, named_checkpoint, run_directory, with_inputs
 
 
 def find_run(config: DictConfig) -> tuple[RunDirectory, Corpus, list[str]]:
@@ -23,4 +26,16 @@ def find_run(config: DictConfig) -> tuple[RunDirectory, Corpus, list[str]]:
     config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
     path = run_directory(config)
     check_run_dir(path, config)
+    if config.overwrite:
+        _check_kept(config, path)
     return RunDirectory(path, config), corpus, notes
+
+
+def _check_kept(config: DictConfig, path: Path) -> None:
+    """Check that `overwrite=true` does not remove a checkpoint that the run starts from."""
+    named = {key: config[key] for key in CHECKPOINT_KEYS if config[key] is not None}
+    if config.resume not in ("auto", "never"):
+        named["resume"] = config.resume
+    for key, value in named.items():
+        if named_checkpoint(key, value).resolve().is_relative_to(path.resolve()):
+            raise InputError(f"overwrite=True: would remove {key}={value}; copy it, or leave overwrite out")

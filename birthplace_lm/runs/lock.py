@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,8 @@ from birthplace_lm.runs.atomic_files import UNSUPPORTED, warn_once
 
 log = logging.getLogger(__name__)
 
-_held: set[tuple[int, str]] = set()  # process and real path of every folder that it has locked
+_held: set[tuple[int, str]] = set()  # process and real path of every folder that it has or is about to lock
+_mutex = threading.Lock()  # of `_held`
 
 
 @contextmanager
@@ -33,12 +35,13 @@ def run_lock(directory: Path, wait: bool) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     identity = _identity(directory)
-    while identity in _held:  # by another thread; the system would give this process the same lock again
+    while not _reserve(identity):  # the system would give this process the same lock again
         if not wait:
             raise InputError(f"{directory}: this process is already working in it; wait until that ends")
         signals.raise_if_signalled(f"while waiting for {directory}")
         time.sleep(0.2)
     with ExitStack() as files:
+        files.callback(_held.discard, identity)  # last, when the file is closed and its lock released
         descriptor = files.enter_context((directory / "lock").open("a")).fileno()
         try:
             acquired = _try_lock(descriptor)
@@ -59,8 +62,6 @@ def run_lock(directory: Path, wait: bool) -> Iterator[None]:
             signals.raise_if_signalled(f"while waiting for {directory}")
             time.sleep(0.2)
             acquired = _try_lock(descriptor)
-        _held.add(identity)
-        files.callback(_held.discard, identity)
         yield
 
 
@@ -72,6 +73,15 @@ def is_locked(directory: Path) -> bool:
         return _is_locked(directory / "lock")
     except OSError as error:
         return error.errno in UNSUPPORTED and _is_locked(_host_lock(directory))
+
+
+def _reserve(identity: tuple[int, str]) -> bool:
+    """Claim a folder for this thread; False if another thread has it."""
+    with _mutex:
+        if identity in _held:
+            return False
+        _held.add(identity)
+        return True
 
 
 def _identity(directory: Path) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training import pipeline
 
 log = logging.getLogger("birthplace_lm")
+_one_run = threading.RLock()  # two at a time would draw from the same random numbers
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class FinishedRun:
     """A run on disk that is done.
 
     Attributes:
-        path: the run directory.
+        path: the run directory, absolute.
         metrics: the content of its metrics.json, for example `metrics.dev.exact_match`.
         plugins: packages that its configuration named.
     """
@@ -45,7 +47,8 @@ class FinishedRun:
 def train(config: DictConfig) -> FinishedRun:
     """Pretrain, finetune and evaluate, or continue where the run stopped; a finished run returns at once.
 
-    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt.
+    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt. Threads take turns: one
+    run at a time trains in a process.
 
     Args:
         config: from `compose`.
@@ -62,7 +65,7 @@ def train(config: DictConfig) -> FinishedRun:
     metrics = None if config.overwrite else directory.metrics
     if metrics is None:
         try:
-            with signals.recorded(), _messages_shown():
+            with _one_run, signals.recorded(), _messages_shown():
                 if not directory.status and (note := nearest_run(config)):
                     log.info("%s", note)
                 metrics = pipeline.run(config, corpus, notes=notes)
@@ -70,7 +73,7 @@ def train(config: DictConfig) -> FinishedRun:
             saved = isinstance(stop.__context__, Interrupted)
             message = stop.__context__ if saved else f"stopped; {pipeline.how_to_resume(config)}"
             raise KeyboardInterrupt(str(message)) from None
-    return FinishedRun(directory.path, metrics, tuple(config.plugins))
+    return FinishedRun(directory.path.absolute(), metrics, tuple(config.plugins))
 
 
 @contextmanager

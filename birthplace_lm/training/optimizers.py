@@ -44,8 +44,9 @@ def muon(
 ) -> Optimizer:
     """Muon for the matrices of the blocks, AdamW without decay for everything else, in one optimizer.
 
-    What an attention stores as rows counts as a matrix: `b2` of `synthesizer_per_head` and `lambdas`
-    of `differential`.
+    Every parameter of a block with two dimensions counts as a matrix, also what is none for its layer: the
+    kernels of Canon layers, the latents (`basis`) of `perceiver`, `score` of `additive`, `b2` of
+    `synthesizer_per_head` and `lambdas` of `differential`.
 
     Args:
         weight_decay: of the matrices.

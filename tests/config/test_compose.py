@@ -187,6 +187,7 @@ INVALID = [  # overrides, how the message begins
     ("debug=null,smoke", "debug=null,smoke: needs a name, or leave it out; valid: overfit, profile, smoke"),
     ("logger=", "logger=: needs a name, or leave it out; valid: csv, "),
     ("+experiment=best", "experiment: chosen twice; write experiment=NAME, once and without +"),
+    ("trainer.overfit_batches=null", "trainer.overfit_batches=null: must be a number; 0 trains on all"),
     ("trainer.max_steps=0", "trainer.max_steps=0: must be 1 or more, or -1 for no limit"),
     ("data=[{a:1}]", "no name for a group: attention, callbacks, data, "),
     ("attention=[vanilla]", "attention: needs one name; valid: additive, alibi, "),

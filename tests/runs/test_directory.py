@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from stage import METRICS, quick, run
 
 from birthplace_lm.errors import InputError
+from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
+from birthplace_lm.runs.find import find_run
 from birthplace_lm.runs.identity import pretraining_directory, run_directory
-from birthplace_lm.runs.lock import run_lock
+from birthplace_lm.runs.lock import is_locked, run_lock
 from birthplace_lm.runs.metrics import METRICS_FILE
 
 
@@ -75,6 +79,48 @@ def _try_to_lock(path: Path) -> str:
             return "locked"
     except InputError as error:
         return str(error)
+
+
+def test_two_threads_exclude_each_other(tmp_path: Path) -> None:
+    """Bug: both got the lock where they asked at the same moment; the system gives it to a process."""
+    inside, together = [0], list[int]()
+    refused: list[bool] = []
+    start = threading.Barrier(2)
+
+    def enter(wait: bool) -> None:
+        start.wait()
+        try:
+            with run_lock(tmp_path / "run", wait):
+                inside[0] += 1
+                together.append(inside[0])
+                time.sleep(0.001)
+                inside[0] -= 1
+        except InputError:
+            refused.append(wait)
+
+    for _ in range(50):
+        threads = [threading.Thread(target=enter, args=(False,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(together) == {1}
+    assert len(together) + len(refused) == 100
+    with run_lock(tmp_path / "run", wait=False):
+        assert is_locked(tmp_path / "run")
+    assert not is_locked(tmp_path / "run")
+
+
+def test_overwrite_does_not_remove_where_the_run_starts(configure: Any, tmp_path: Path) -> None:
+    """Bug: the folder was cleared, and then the checkpoint was missing."""
+    folder = tmp_path / "own"
+    own = ("pretrain=none", f"run_dir={folder}")
+    run(configure(*own))
+    files = sorted(folder.rglob("*"))
+    last = checkpoint.list_checkpoints(folder / "finetune")[0]
+    with pytest.raises(InputError, match=f"overwrite=True: would remove resume={last}"):
+        find_run(configure(*own, "overwrite=true", f"resume={last}"))
+    assert sorted(folder.rglob("*")) == files
 
 
 def test_overwrite_clears_the_folder(configure: Any, tmp_path: Path) -> None:

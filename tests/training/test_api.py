@@ -7,13 +7,19 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hydra
 import lightning as L
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 from stage import without_waiting
 
@@ -104,6 +110,51 @@ def test_ctrl_c_names_a_command_that_continues(configure: Any, override: str, ti
     config = configure("pretrain=none", override)
     with pytest.raises(KeyboardInterrupt, match=r"; give resume=auto \(without overwrite\) to continue$"):
         train(config, SignalAfterStep(signal.SIGINT, 3, times))
+
+
+def test_threads_take_turns(configure: Any, tmp_path: Path) -> None:
+    """Bug: they drew from the same random numbers, and their weights were neither's."""
+    alone = [
+        configure("pretrain=none", f"seed={seed}", f"run_dir={tmp_path}/alone-{seed}") for seed in (0, 1)
+    ]
+    both = [configure("pretrain=none", f"seed={seed}", f"run_dir={tmp_path}/both-{seed}") for seed in (0, 1)]
+    expected = [train(config).metrics.weights_sha256 for config in alone]
+    found: dict[int, str] = {}
+
+    def one(config: Any) -> None:
+        found[config.seed] = birthplace_lm.train(config).metrics.weights_sha256
+
+    with without_waiting():
+        threads = [threading.Thread(target=one, args=(config,)) for config in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found[0], found[1]] == expected
+
+
+def test_a_result_is_found_from_another_folder(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: the path was relative, as `runs_root` is, and the model is read at its first use."""
+    monkeypatch.chdir(tmp_path)
+    run = train(configure("pretrain=none", "run_dir=relative"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run.model.answer(["Ada"])
+
+
+def test_the_callers_hydra_stays_as_it_was(tmp_path: Path) -> None:
+    """Bug: inside an application of Hydra, and in two threads, compose raised a ValueError of Hydra."""
+    (tmp_path / "theirs.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert birthplace_lm.compose(["model=tiny"]).model.n_embd == 32
+        assert hydra.compose("theirs") == {"a": 1}
+        assert not HydraConfig.initialized()
+    with ThreadPoolExecutor(4) as pool:
+        configs = [*pool.map(lambda seed: birthplace_lm.compose([f"seed={seed}"]), range(8))]
+    assert [config.seed for config in configs] == [*range(8)]
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_the_callers_log_stays_as_it_was(configure: Any) -> None:
