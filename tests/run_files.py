@@ -1,6 +1,8 @@
 """Run directories for tests that only read them."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,10 @@ def write_run(folder: Path, state: str = "done", correct: int = 70, **config: An
     if state == "done":
         score = {"correct": correct, "total": 140, "exact_match": correct / 140}
         spent = {"steps": 10, "epochs": 1, "characters": 1000, "seconds": 60.0, "loss": 0.5}
+        weights = hashlib.sha256(os.fsencode(folder)).hexdigest()  # a run has its own
         metrics = {
             "attention": "vanilla", "pretrain": "none", "data": "biographies", "seed": 0, "vocab_size": 50,
-            "data_sha256": {"train": "0" * 64}, "weights_sha256": "0" * 64, "parameters": 1234,
+            "data_sha256": {"train": "0" * 64}, "weights_sha256": weights, "parameters": 1234,
             "dev": score, "baseline": {**score, "answer": "Lisbon", "correct": 13},
             "stages": {"finetune": spent, "evaluate": {"names": 140, "seconds": 6.0, "precision": "float32"}},
         }  # fmt: skip

@@ -351,7 +351,7 @@ def test_an_attention_in_a_package_of_its_own(
 ) -> None:
     """The worked example of docs/plugins.md: nothing of ours edited, in a sweep and in two processes."""
     page = TEXTS["docs/plugins.md"]
-    (code,) = blocks(page, "python")
+    (code,) = [block for block in blocks(page, "python") if "DistanceAttention" in block]
     (settings,) = [block for block in blocks(page, "yaml") if "DistanceAttention" in block]
     for name, text in (
         ("my_package/__init__.py", ""),

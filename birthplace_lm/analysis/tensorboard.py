@@ -17,7 +17,7 @@ from birthplace_lm.analysis.report.settings import label_parts, seed_varies, sho
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import stage_directory
 
-MAX_NAME = 200  # characters of a folder's name; file systems have 255 bytes
+MAX_NAME = 200  # bytes of a folder's name; file systems have 255
 REFRESH_SECONDS = 15
 COLUMNS = "~ columns of HParams"  # a run without curves, at the end of the list
 
@@ -126,7 +126,7 @@ def stage_links(runs: Sequence[Run]) -> dict[str, Path]:
     for (stage, target), sharing in users.items():
         first, *others = (parts[run] for run in sharing)
         shared = [part for part in first if all(part in other for other in others)]
-        label = ", ".join(shared or ["all"]).replace("/", " ")[:MAX_NAME]
+        label = ", ".join(shared or ["all"]).replace("/", " ").encode()[:MAX_NAME].decode(errors="ignore")
         if f"{label}/{stage}" in links:  # of two runs with one label, the other is named by its hash too
             label += f", {checkpoint_name(str(target)).partition('/')[0][-20:]}"
         links[f"{label}/{stage}"] = target

@@ -16,11 +16,11 @@ from birthplace_lm.cli.options import (
     Run,
     Which,
     check_page,
-    percent,
     print_json,
 )
 from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import BirthplaceError, InputError
+from birthplace_lm.runs.metrics import percent
 
 WIDE = 150  # columns of a terminal that shows every measurement of explore
 
@@ -111,7 +111,7 @@ def explore(
 
     Example: birthplace-lm explore --html theory.html
     """
-    from birthplace_lm.analysis.explore.attention_theory import check_claims
+    from birthplace_lm.analysis.explore.attention_theory import DIMENSIONS, check_claims
     from birthplace_lm.analysis.explore.page import narrow_table_of_checks, table_of_checks, write_page
     from birthplace_lm.analysis.report.tables import show
 
@@ -120,7 +120,7 @@ def explore(
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
     show(narrow_table_of_checks(checks) if narrow else table_of_checks(checks))
     passed = sum(check.passed for check in checks)
-    print(f"{passed} of {len(checks)} checks pass, each in {len(checks[0].measured)} dimensions")
+    print(f"{passed} of {len(checks)} checks pass, each for d = {', '.join(map(str, DIMENSIONS))}")
     if page is not None:
         write_page(checks, page)
     if passed < len(checks):

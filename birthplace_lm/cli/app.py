@@ -225,7 +225,7 @@ def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
 
 def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
     path = run_directory(config)
-    root = config.runs_root if config.run_dir is None else path
+    root = shlex.quote(str(config.runs_root if config.run_dir is None else path))
     plugins = "".join(f" --plugin {package}" for package in config.plugins)
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, percent, print_json
+from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, print_json
 from birthplace_lm.data.corpora.consistency import check_characters, check_form
 from birthplace_lm.data.corpora.qa_files import read_questions, with_equivalents
 from birthplace_lm.data.questions import normalise
 from birthplace_lm.errors import InputError
+from birthplace_lm.runs.metrics import percent
 
 if TYPE_CHECKING:
     from birthplace_lm.data.corpora.corpus import Corpus

@@ -49,11 +49,6 @@ def check_page(page: Path | None) -> None:
         raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
 
 
-def percent(p: float) -> str:
-    """A probability in percent; none above 0 is shown as 0."""
-    return "<1%" if 0 < p < 0.005 else f"{p:.0%}"
-
-
 def print_json(content: object) -> None:
     """Print one document, with null for what JSON does not have."""
     print(json.dumps(_without_nan(content), ensure_ascii=False, indent=2, allow_nan=False))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -199,12 +200,14 @@ def common_facts(jobs: Sequence[Job]) -> dict[str, str]:
     """What is the same for all finished jobs: the baseline, and how to watch their curves."""
     metrics = [m for job in jobs if (m := job.directory.metrics) is not None]
     baselines = {(m.majority_answer, m.baseline.correct, m.baseline.total) for m in metrics}
-    roots = {job.directory.config.runs_root for job in jobs if "tensorboard" in job.directory.config.logger}
+    drawn = [job.directory for job in jobs if "tensorboard" in job.directory.config.logger]
+    roots = {directory.config.runs_root for directory in drawn if directory.config.run_dir is None}
+    roots |= {str(directory.path.parent) for directory in drawn if directory.config.run_dir is not None}
     facts = {}
     for answer, correct, total in baselines if len(baselines) == 1 else ():
         facts[f"always {answer!r}"] = f"{correct} of {total}: {correct / total:.1%}"
     if metrics and len(roots) == 1:
-        facts["curves"] = f"birthplace-lm tensorboard {roots.pop()}"
+        facts["curves"] = f"birthplace-lm tensorboard {shlex.quote(roots.pop())}"
     return facts
 
 

@@ -20,6 +20,11 @@ Z = 1.959964  # of a two-sided 95 % interval
 T = TypeVar("T")
 
 
+def percent(p: float) -> str:
+    """A probability in percent; none above 0 is shown as 0."""
+    return "<1%" if 0 < p < 0.005 else f"{p:.0%}"
+
+
 def wilson(right: float, total: float, z: float = Z) -> tuple[float, float]:
     """The Wilson interval of a share, of 95 % by default.
 

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from matplotlib.text import Text
 from omegaconf import OmegaConf
 from run_files import write_run
 
@@ -183,6 +184,41 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     assert result["dev mean"] == f"{fmean(shares):.1%}"
     assert result["deviation"] == f"{100 * stdev(shares):.1f}"
     assert result["correct"] == "245/420"
+
+
+def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
+    for seed, right in ((0, 70), (1, 84)):
+        write_run(tmp_path / str(seed), correct=right, seed=seed)
+    shutil.copytree(tmp_path / "1", tmp_path / "copy")
+    runs = find_runs(tmp_path)
+    head, row = table_of_seeds(runs)
+    result = dict(zip(head, row, strict=True))
+    assert (result["seeds"], result["correct"]) == ("2", "154/280")
+    assert "1 of the runs have the seed and the weights of another, and count once." in notes(runs)
+
+
+def test_a_note_is_about_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: it spoke of seeds where there was one, and of intervals that a narrow terminal left out."""
+    write_run(tmp_path / "a", seed=0)
+    assert "over the names of dev." in as_tables(find_runs(tmp_path))
+    write_run(tmp_path / "b", seed=1)
+    assert "they leave out how much seeds differ." in as_tables(find_runs(tmp_path))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "Wilson" not in as_tables(find_runs(tmp_path))
+
+
+def test_a_logarithmic_axis_has_the_values_and_no_formulas(tmp_path: Path) -> None:
+    """Bug: its numbers were `$\\mathdefault{10^{-4}}$`, because names are no formulas."""
+    rates = [0.0001, 0.0003, 0.001, 0.003]
+    for rate in rates:
+        write_run(tmp_path / str(rate), stages={"finetune": {"learning_rate": rate}})
+    runs = find_runs(tmp_path)
+    (setting,) = plots.numeric_settings(runs)
+    figure = plots.setting_figure(runs, setting)
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"{rate:g}" for rate in rates]
+    assert not [text for text in figure.findobj(Text) if "$" in text.get_text()]
 
 
 def test_seeds_do_not_make_an_interval_narrower(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def test_runs_with_one_label_are_told_apart(tmp_path: Path) -> None:
     assert names == {"vanilla, none/finetune", "vanilla, none, 0000000b/finetune"}
 
 
+def test_a_long_label_is_a_name_that_file_systems_take(tmp_path: Path) -> None:
+    """Bug: its characters were counted, not its bytes."""
+    for word in ("Где", "Когда"):
+        question = f"{word} {'родился ' * 30}{{name}}?"
+        run = write_run(tmp_path / "runs" / word, data={"question": question}, seed=0)
+        (run / "finetune" / EVENTS).touch()
+    assert len(links(tmp_path / "runs", tmp_path / "view")) == 2
+
+
 def test_the_hparams_tab_has_what_varies_and_the_score(tmp_path: Path) -> None:
     root, view = tmp_path / "runs", tmp_path / "view"
     for seed in (0, 1):

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
 from program import TRAIN, Program, leftovers, outcome
+from stage import METRICS
 
 from birthplace_lm.cli import sweep as validation
 from birthplace_lm.cli.app import options_first
@@ -195,6 +197,27 @@ def test_an_exception_of_a_part_is_no_mistake_in_the_command(monkeypatch: pytest
     assert rejected.value.show_traceback
     assert type(rejected.value.error) is InternalError
     assert str(rejected.value.error).startswith("TypeError: no 'momentums'; traceback=true shows")
+
+
+@pytest.mark.parametrize(
+    ("paths", "run_dirs", "folder"),
+    [
+        (["my runs/a", "my runs/b"], [None, None], "'my runs'"),
+        (["own/a", "own/b"], ["own/a", "own/b"], "own"),
+        (["own/a", "other/b"], ["own/a", "other/b"], None),
+    ],
+)
+def test_the_command_for_the_curves_finds_the_runs(
+    paths: list[str], run_dirs: list[Any], folder: str | None
+) -> None:
+    """Bug: it named `runs_root` where the jobs have a `run_dir`, and no path was quoted."""
+    jobs: list[Any] = []
+    for path, run_dir in zip(paths, run_dirs, strict=True):
+        config = SimpleNamespace(run_dir=run_dir, runs_root=str(Path(path).parent), logger=["tensorboard"])
+        directory = SimpleNamespace(path=Path(path), config=config, metrics=METRICS)
+        jobs.append(SimpleNamespace(directory=directory))
+    facts = validation.common_facts(jobs)
+    assert facts.get("curves") == (folder and f"birthplace-lm tensorboard {folder}")
 
 
 def test_a_sweep_cannot_write_into_a_file(tiny: list[str], tmp_path: Path) -> None:

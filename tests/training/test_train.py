@@ -130,6 +130,7 @@ def test_hyperparameters_come_with_the_final_metric(finished: Path) -> None:
     assert chosen["attention"].string_value == "vanilla"
     assert chosen["seed"].number_value == 3
     assert chosen["optimizer"].string_value == "muon"
+    assert chosen["data.holdout_size"].number_value == 0
     result = metrics(finished)
     stages = [result["stages"][name] for name in ("pretrain", "finetune")]
     expected = {

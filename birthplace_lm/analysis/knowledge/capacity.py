@@ -125,6 +125,7 @@ def capacity_table(runs: Sequence[Capacity]) -> Table:
         ("share", lambda c: f"{c.bits / c.possible_bits:.1%}"),
         ("bits/parameter", lambda c: f"{c.bits_per_parameter:.2f}"),
         ("values right", lambda c: f"{c.right:.1%}"),
+        ("run", lambda c: c.run),
     ]
     ordered = sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
     return [[name for name, _ in columns], *([value(run) for _, value in columns] for run in ordered)]
@@ -143,10 +144,11 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
         place = {"xytext": (-4, 2), "textcoords": "offset points", "ha": "right"}  # above its right end
         axes.annotate(label, (high, bits * high), fontsize=8, color="0.4", **place)
     for exposures in sorted({run.exposures for run in runs}):
-        chosen = [run for run in runs if run.exposures == exposures and run.bits > 0]
+        chosen = [run for run in runs if run.exposures == exposures]
+        known = [run for run in chosen if run.bits > 0]  # others have no place on the axis
         drawn = axes.scatter(
-            [run.parameters for run in chosen],
-            [run.bits for run in chosen],
+            [run.parameters for run in known],
+            [run.bits for run in known],
             label=f"{exposures:,.0f} exposures",
             zorder=3,
         )
@@ -164,7 +166,7 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
         axis.set_major_formatter(lambda value, position: f"{value:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters")
-    axes.set_ylabel("bits known; a dash: bits to know")
+    axes.set_ylabel("bits known (no dot: none); a dash: bits to know")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     return figure
@@ -183,13 +185,14 @@ def write_page(runs: Sequence[Capacity], out: Path) -> None:
     Raises:
         InputError: the file cannot be written, or matplotlib is missing.
     """
-    head = ["parameters", "people", "exposures", *(f"{a.name} (of {a.bits:.2f})" for a in ATTRIBUTES)]
+    head = ["parameters", "people", "exposures", *(f"{a.name} (of {a.bits:.2f})" for a in ATTRIBUTES), "run"]
     rows = [
         [
             f"{run.parameters:,}",
             f"{run.people:,}",
             f"{run.exposures:,.0f}",
             *(f"{bits:.2f}" for bits in run.bits_by_attribute.values()),
+            run.run,
         ]
         for run in sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
     ]

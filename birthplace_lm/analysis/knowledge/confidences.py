@@ -73,6 +73,7 @@ def pool(runs: Sequence[Knowledge]) -> Knowledge:
         answers=len(runs),
         run=f"{len(runs)} runs",
         setting=first.setting,
+        label=f"{first.label.partition(', seed ')[0]}, {len(runs)} seeds",
         bits=Bits(
             first.bits.prior,
             sum(run.bits.extractable for run in runs) / len(runs),

@@ -13,6 +13,7 @@ from birthplace_lm.analysis.knowledge.confidences import PRECISION, agreement
 from birthplace_lm.analysis.knowledge.invented import Invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person, Signal, interval
 from birthplace_lm.analysis.report.tables import Table
+from birthplace_lm.runs.metrics import percent
 
 Groups = list[tuple[str, Callable[[Person], bool]]]
 EXAMPLES = 12  # wrong answers that the page shows
@@ -52,6 +53,7 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
     return _table(
         runs,
         [
+            ("run", lambda k: k.label),
             ("people asked", lambda k: str(k.people_count)),
             ("exact match", lambda k: _share(k, sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
@@ -227,7 +229,7 @@ def write_page(runs: Sequence[Knowledge], out: Path) -> None:
     for run in runs:
         wrong = sorted((p for p in run.people if not p.right), key=lambda p: -p.log_p_answer)[:EXAMPLES]
         if wrong:
-            rows = [[p.name, p.gold, p.answer, f"{math.exp(p.log_p_answer):.0%}", p.origin] for p in wrong]
+            rows = [[p.name, p.gold, p.answer, percent(math.exp(p.log_p_answer)), p.origin] for p in wrong]
             head = ["name", "gold", "answer", "probability", "the answer is"]
             body.append(f"<h2>Surest wrong answers of {escape(run.run)}</h2>{html_table([head, *rows])}")
     write_html(out, "What the model knows", "".join(body), CSS)

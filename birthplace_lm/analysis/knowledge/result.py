@@ -72,6 +72,7 @@ class Knowledge:
     Attributes:
         run: the hash in the name of its directory, or that name.
         setting: a hash of what determines the run, but for the seed.
+        label: its attention, pretraining, corpus and seed, in words.
         people: one entry for each dev question, or one for each run next to each other.
         answers_per_person: how many runs these are.
         bits: mean bits per person.
@@ -87,6 +88,7 @@ class Knowledge:
 
     run: str
     setting: str
+    label: str
     people: list[Person]
     answers_per_person: int
     bits: Bits
@@ -126,4 +128,4 @@ def interval(right: int, total: int, answers_per_person: int = 1) -> str:
     if total == 0:
         return "-"
     low, high = wilson(right / answers_per_person, total / answers_per_person)
-    return f"{right / total:.1%} ({low:.0%} to {high:.0%})"
+    return f"{right / total:.1%} ({low:.1%} to {high:.1%})"

@@ -60,8 +60,9 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     name = hashed[1] if hashed else run.resolve().name
     pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if text_form else None
     setting = config_hash({**hashed_config(config), "seed": None})
+    label = f"{', '.join(config.labels.values())}, seed {config.seed}"
     with float32_products(faster_library(config.model.n_embd)):
-        return study_model(name, trained, corpus, text_form, pretrained, setting)
+        return study_model(name, trained, corpus, text_form, pretrained, setting, label)
 
 
 def study_model(
@@ -71,6 +72,7 @@ def study_model(
     text_form: TextForm | None,
     pretrained: TrainedModel | None = None,
     setting: str = "",
+    label: str = "",
 ) -> Knowledge:
     """Measure a model on the dev questions of a corpus.
 
@@ -78,7 +80,7 @@ def study_model(
         name: of the run.
         text_form: how the text of pretraining tells a place; None if it does not.
         pretrained: the model after pretraining, which recalls the text; None: `trained`.
-        setting: see `Knowledge`.
+        setting, label: see `Knowledge`.
 
     Raises:
         InputError: the dev questions have no places.
@@ -140,6 +142,7 @@ def study_model(
         people,
         run=name,
         setting=setting,
+        label=label,
         bits=bits,
         parameters=model.num_parameters,
         seconds=seconds,

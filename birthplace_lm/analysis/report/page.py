@@ -24,7 +24,14 @@ from birthplace_lm.analysis.report.plots import (
     setting_figure,
 )
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
-from birthplace_lm.analysis.report.summary import failures, naming_note, notes, table_of_runs, table_of_seeds
+from birthplace_lm.analysis.report.summary import (
+    failures,
+    interval_note,
+    naming_note,
+    notes,
+    table_of_runs,
+    table_of_seeds,
+)
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError
@@ -49,7 +56,8 @@ td.long { white-space: normal; overflow-wrap: anywhere; min-width: 14rem }
 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 0 1rem }
 .plots figure { width: 100%; max-width: 640px; box-sizing: border-box }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: 13px }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: 13px;
+  background: #fff; color: #222 }
 .legend span { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em }
 """
 SORT_JS = """
@@ -94,7 +102,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False, learned_after=learned_after)))
     if done:
         parts.append("<p>until 50%: million characters until a validation has half of the answers right.</p>")
-    lines = (*notes(runs), naming_note(runs), *failures(runs))
+    lines = (*notes(runs), naming_note(runs), *interval_note(runs), *failures(runs))
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     if done:
         parts.append("<h2>Where the errors are</h2>" + _errors(done))

@@ -29,6 +29,7 @@ LABEL_CHARACTERS = 84  # of a line of a label
 SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 MIN_VALUES = 3  # of a numeric setting that has a figure of its own on the page
+MAX_TICKS = 8  # of a logarithmic axis
 LOG_RATIO = 20  # between the largest and the least value of a logarithmic axis
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
@@ -40,7 +41,7 @@ ANSWER_CATEGORIES = {
 VALIDATION = "exact match of validations"  # on dev, or on the held-out rows
 SHARED = "#999999"  # of a curve that several settings share
 # Nine colours that are told apart best; more settings than that take them from a continuous scale.
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#444444", "#ee7733", "#117733")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#997700", "#1199bb", "#aa3377", "#444444", "#ee7733", "#117733")
 
 
 def _wrapped(label: str) -> str:
@@ -166,7 +167,7 @@ def curves_figure(runs: Sequence[Run], name: str, title: str) -> Any:
                     labelled.add(label)
     axes.set(xlabel="million characters read", ylabel=title)
     if name == "loss":
-        _in_decades(axes)
+        _in_decades(axes, "y")
     else:
         _draw_majority(axes.axhline, runs)
         _in_percent(axes.yaxis)
@@ -242,7 +243,8 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
             axes.plot([value] * len(shares), shares, "o", color=color, markersize=4)
     values = sorted({run.config[key] for _, line in lines for run in line})
     if values[0] > 0 and values[-1] >= LOG_RATIO * values[0]:
-        axes.set_xscale("log")
+        _in_decades(axes, "x")
+        axes.set_xticks(values[:: -(-len(values) // MAX_TICKS)])
     elif all(isinstance(value, int) for value in values):
         axes.set_xticks(values)
     _draw_majority(axes.axhline, runs)
@@ -331,14 +333,16 @@ def _in_percent(axis: Any) -> None:
     axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
-def _in_decades(axes: Any) -> None:
-    """A logarithmic axis with numbers also where it covers less than a factor of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _in_decades(axes: Any, name: str) -> None:
+    """A logarithmic axis, "x" or "y", with numbers also where it covers less than a factor of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter("{x:g}")  # the usual one needs mathematical text
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _limits(data: tuple[float, float]) -> tuple[float, float]:

@@ -24,9 +24,7 @@ from birthplace_lm.analysis.report.settings import (
 from birthplace_lm.analysis.report.tables import Table, as_markdown, as_text, fit, plain
 from birthplace_lm.runs.metrics import RunMetrics, wilson
 
-INTERVAL_NOTE = (
-    "Intervals are 95 % (Wilson) over the names of dev, which all seeds answer; seeds differ by more."
-)
+INTERVAL = "95 % interval"  # heading of a column
 # Columns that a narrow terminal leaves out, the first ones first.
 OPTIONAL_COLUMNS = (
     "parameters",
@@ -35,7 +33,7 @@ OPTIONAL_COLUMNS = (
     "loss",
     "bits",
     "majority",
-    "95 % interval",
+    INTERVAL,
     "correct",
 )
 
@@ -46,11 +44,15 @@ def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
     tables = [table_of_runs(runs, paths=not in_terminal)]
     if seed_varies(runs):
         tables.append(table_of_seeds(runs))
-    lines = [*notes(runs), *failures(runs)]
+    lines = notes(runs)
     if in_terminal:
         width = shutil.get_terminal_size().columns
         tables = [fit(table, width, OPTIONAL_COLUMNS) for table in tables]
         lines.insert(1, naming_note(runs))
+    if any(INTERVAL in table[0] for table in tables):
+        lines += interval_note(runs)
+    lines += failures(runs)
+    if in_terminal:
         lines = [line for text in lines for line in textwrap.wrap(text, width)]
     texts = [as_markdown(table) if markdown else as_text(table, rule=in_terminal) for table in tables]
     return "\n\n".join([*texts, "\n".join(lines)])
@@ -112,12 +114,17 @@ def _seconds(metrics: RunMetrics) -> float:
 def group_by_settings(runs: Iterable[Run], settings: Sequence[Setting]) -> dict[tuple[str, ...], list[Run]]:
     """Group the finished runs whose settings have equal values, so that only the seeds differ.
 
-    The group with the best mean comes first.
+    The group with the best mean comes first. A copy, with seed and weights of another run, is left out.
     """
+    seen: set[tuple[Any, ...]] = set()
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if run.metrics:
-            groups.setdefault(tuple(run.value(setting.keys[0]) for setting in settings), []).append(run)
+            values = tuple(run.value(setting.keys[0]) for setting in settings)
+            identity = (values, run.config.get("seed"), run.metrics.weights_sha256)
+            if identity not in seen:
+                groups.setdefault(values, []).append(run)
+            seen.add(identity)
     return dict(sorted(groups.items(), key=lambda group: mean_exact_match(group[1]), reverse=True))
 
 
@@ -145,7 +152,7 @@ def _shares(runs: Sequence[Run]) -> list[float]:
 def table_of_seeds(runs: Sequence[Run]) -> Table:
     """One row for all seeds of a setting: mean, spread, and the interval over people."""
     settings = shown_settings(runs)
-    columns = ["seeds", "dev mean", "deviation", "95 % interval", "correct", "majority"]
+    columns = ["seeds", "dev mean", "deviation", INTERVAL, "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(runs, settings).values():
         shares = _shares(seeds)
@@ -180,9 +187,20 @@ def notes(runs: Sequence[Run]) -> list[str]:
     for setting in shown_settings(runs):
         if len(setting.keys) > 1:
             lines.append(f"{setting.heading}: these vary together: {', '.join(setting.names)}.")
-    if any(run.metrics for run in runs):
-        lines.append(INTERVAL_NOTE)
+    copies = sum(1 for run in runs if run.metrics) - sum(
+        map(len, group_by_settings(runs, shown_settings(runs)).values())
+    )
+    if copies:
+        lines.append(f"{copies} of the runs have the seed and the weights of another, and count once.")
     return lines
+
+
+def interval_note(runs: Sequence[Run]) -> list[str]:
+    """What the intervals are over, if a run has one."""
+    if not any(run.metrics for run in runs):
+        return []
+    spread = ", which all seeds answer; they leave out how much seeds differ" if seed_varies(runs) else ""
+    return [f"Intervals are 95 % (Wilson) over the names of dev{spread}."]
 
 
 def naming_note(runs: Sequence[Run]) -> str:
