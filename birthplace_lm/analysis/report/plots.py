@@ -41,7 +41,7 @@ ANSWER_CATEGORIES = {
 VALIDATION = "exact match of validations"  # on dev, or on the held-out rows
 SHARED = "#999999"  # of a curve that several settings share
 # Nine colours that are told apart best; more settings than that take them from a continuous scale.
-COLORS = ("#4477aa", "#ee6677", "#228833", "#997700", "#1199bb", "#aa3377", "#444444", "#ee7733", "#117733")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#997700", "#009e9e", "#aa3377", "#444444", "#ee7733", "#117733")
 
 
 def _wrapped(label: str) -> str:
