@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hydra
 import lightning as L
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.identity import with_inputs
@@ -95,6 +99,17 @@ def composed(runs_root: Path, overrides: tuple[str, ...]) -> DictConfig:
 
 
 _compose = functools.cache(compose)
+
+
+@contextmanager
+def hydra_job() -> Iterator[None]:
+    """What Hydra sets before it calls `app.run`."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        HydraConfig.instance().set_config(hydra.compose("train", return_hydra_config=True))
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import digest, fit, forge, forked, orphans, quick, sampled, sign, write_config
+from stage import digest, fit, forge, forked, hydra_job, orphans, quick, sampled, sign, write_config
 from stage import run as run_pipeline
 
 from birthplace_lm.cli import app, session
@@ -605,7 +605,9 @@ def test_a_checkpoint_that_cannot_be_meant(
     monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
     session.current.cache_clear()
     runs = tmp_path / "new"
-    app.run(quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}"))
+    config = quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}")
+    with hydra_job():
+        app.run(config)
     code = 4
     if key == "resume" and name in ("another attention", "another size"):  # the configurations differ too
         code, message = 2, "belongs to a run with another model."

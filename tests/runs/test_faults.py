@@ -20,7 +20,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from program import Program
-from stage import digest, fit, forked, orphans, quick, run, sampled
+from stage import digest, fit, forked, hydra_job, orphans, quick, run, sampled
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app, session
@@ -313,7 +313,8 @@ def test_a_full_disk_under_the_curves(people: Path, tmp_path: Path) -> None:
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         threading.excepthook = threading.__excepthook__  # which pytest has replaced
         RecordWriter.write = refuse
-        app.run(config)
+        with hydra_job():
+            app.run(config)
         code = session.current().exit_code()
         sys.stdout.flush()
         sys.stderr.flush()
