@@ -18,6 +18,7 @@ from birthplace_lm.cli.bench import (
     BareLoop,
     interleave,
     seconds,
+    silent_model,
     training_batches,
     with_measured_choices,
 )
@@ -61,7 +62,10 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
     corpus = read_corpus(config.data, config.model.block_size)
     batches = training_batches(config, corpus, steps)
     loops = {name: BareLoop(compose(own), corpus, batches) for name, own in arguments.items()}
-    answers = {name: partial(_names_per_second, loop.model, corpus) for name, loop in loops.items()}
+    answers = {
+        name: partial(_names_per_second, silent_model(compose(own), len(corpus.vocab)), corpus)
+        for name, own in arguments.items()
+    }
     parameters = {name: loop.model.num_parameters for name, loop in loops.items()}
     length = min(COUNTED_LENGTH, config.model.block_size)
     flops = {name: _flops_per_character(loop.model, length) / 1e6 for name, loop in loops.items()}
@@ -102,11 +106,9 @@ def _rate(rates: Mapping[str, Sequence[float]], name: str) -> str:
 
 def _names_per_second(model: GPT, corpus: Corpus) -> float:
     questions = [*islice(cycle([row.question for row in corpus.dev.rows]), 500)]
-    model.eval()
     elapsed = seconds(
         lambda: answer_questions(model, corpus.vocab, questions, max_answer_length=ANSWER_LENGTH)
     )
-    model.train()
     return len(questions) / elapsed
 
 
@@ -118,6 +120,7 @@ def _flops_per_character(model: GPT, length: int) -> float:
     ids = torch.ones(2, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids).sum().backward()
+    model.zero_grad()
     return float(counter.get_total_flops()) / ids.numel()
 
 

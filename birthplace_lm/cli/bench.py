@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.sequences import Batch
+from birthplace_lm.errors import InternalError
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
@@ -37,6 +38,7 @@ from birthplace_lm.training.stage import train_stage
 
 MATRIX = 2048  # rows and columns of the matrix product that measures the machine
 ANSWER_LENGTH = 9  # characters, about those of a place
+WARM_UP = 4  # steps that are not measured inside Lightning, which logs the speed of so many at once
 Benchmarks = Mapping[str, Callable[[], float]]  # name -> one measurement
 
 
@@ -78,7 +80,7 @@ def with_measured_choices(overrides: Sequence[str]) -> list[str]:
 
 
 def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, rounds: int, steps: int) -> str:
-    batches = training_batches(config, corpus, steps)
+    batches = training_batches(config, corpus, steps, skip=WARM_UP)
     characters = sum(int(batch["characters"]) for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
     benchmarks: dict[str, Callable[[], float]] = {
@@ -115,7 +117,8 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
     for name, measured in rates.items():
         rate = median(measured)
         ratio = median(a / b for a, b in zip(measured, bare, strict=True))
-        share = "" if name == other else f"{rate * cost / machine:.2f}"  # `cost` is not that of `other`
+        # `cost` is not that of `other`, and `machine` multiplies in float32.
+        share = "" if name == other or precision != "32-true" else f"{rate * cost / machine:.2f}"
         lines.append(f"| {name} | {rate:,.0f} | {share} | {ratio:.2f} |")
     return "\n".join(lines)
 
@@ -204,11 +207,11 @@ class HuggingFaceLoop(BareLoop):
 
 
 def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
-    """Characters per second from the TensorBoard curve of a stage."""
+    """Characters per second from the TensorBoard curves of a stage, of the steps after the first four."""
     limits = {
         "accelerator": "cpu",
-        "max_steps": 4 + steps,
-        "log_every_n_steps": 4,
+        "max_steps": WARM_UP + steps,
+        "log_every_n_steps": WARM_UP,
         "enable_progress_bar": False,
     }
     without_validation = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
@@ -217,14 +220,18 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
         train_stage(replace(preflight(limited, corpus)[0], directory=Path(folder)), corpus)
         events = EventAccumulator(folder)
         events.Reload()
-        rates = [event.value for event in events.Scalars("pretrain/characters_per_second")]
-    return median(rates[1:])
+        totals, rates = (
+            [event.value for event in events.Scalars(f"pretrain/{name}")]
+            for name in ("characters", "characters_per_second")
+        )
+    characters = [after - before for before, after in pairwise(totals)]
+    return sum(characters) / sum(c / rate for c, rate in zip(characters, rates[1:], strict=True))
 
 
-def training_batches(config: DictConfig, corpus: Corpus, count: int) -> list[Batch]:
-    """The first batches of pretraining, as many as asked for."""
-    loader = build_datamodule(preflight(config, corpus)[0], corpus).train_dataloader()
-    return [*islice(cycle(loader), count)]
+def training_batches(config: DictConfig, corpus: Corpus, count: int, skip: int = 0) -> list[Batch]:
+    """So many batches of pretraining, from its beginning or after the first `skip`."""
+    dataset = build_datamodule(preflight(config, corpus)[0], corpus).train_batches
+    return [dataset[divmod(number, len(dataset))] for number in range(skip, skip + count)]
 
 
 def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
@@ -234,7 +241,7 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     )
     questions = [*map(corpus.question.about, islice(cycle([*mixed]), 10_000))]
     vocab = corpus.vocab
-    model = build_model(config.model, len(vocab)).eval()
+    model = silent_model(config, len(vocab))
 
     def answering(count: int, bfloat16: bool = False) -> Callable[[], float]:
         def rate() -> float:
@@ -269,6 +276,13 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     return "\n".join(lines)
 
 
+def silent_model(config: DictConfig, symbols: int) -> GPT:
+    """A model with logits of 0: it never writes the MASK that ends an answer, so all have one length."""
+    model = build_model(config.model, symbols).eval()
+    nn.init.zeros_(model.head.weight)
+    return model
+
+
 @torch.inference_mode()
 def _uncached(model: GPT, prompt: list[int]) -> None:
     """Decode as the 2021 code does: run the whole text again for each character."""
@@ -290,12 +304,23 @@ def _starting(config: DictConfig, corpus: Corpus, rounds: int) -> str:
             "birthplace-lm ask": [*command, "ask", str(model), "Ada Lovelace"],
         }
         benchmarks = {
-            name: lambda run=run: seconds(lambda: subprocess.run(run, capture_output=True, cwd=folder))
+            name: lambda run=run, name=name: seconds(lambda: _start(run, folder, "mistake" in name))
             for name, run in commands.items()
         }
         measured = interleave(benchmarks, rounds)
     lines = [f"| {name} | {median(seconds):.1f} |" for name, seconds in measured.items()]
     return "\n".join(["Starting", "", "| | seconds |", "| --- | --- |", *lines])
+
+
+def _start(command: Sequence[str], folder: str, fails: bool) -> None:
+    """Run a command that ends as expected.
+
+    Raises:
+        InternalError: it does not, so its time says nothing.
+    """
+    ended = subprocess.run(command, capture_output=True, cwd=folder, text=True)
+    if (ended.returncode != 0) != fails:
+        raise InternalError(f"{' '.join(command[3:])} ended with {ended.returncode}: {ended.stderr.strip()}")
 
 
 def interleave(benchmarks: Benchmarks, rounds: int) -> dict[str, list[float]]:

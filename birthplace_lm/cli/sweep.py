@@ -87,14 +87,16 @@ class ValidateSweep(Callback):
         except Exception as error:
             raise SweepRejected(to_input_error(error)) from error
         for number, overrides in enumerate(jobs):
+            composed = OmegaConf.create()
             try:
-                state.jobs.append(_checked_job(config, loader, number, overrides, seen))
+                composed = _composed(config, loader, number, overrides)
+                state.jobs.append(_checked_job(config, composed, overrides, seen))
             except Exception as error:
                 reason = error if isinstance(error, BirthplaceError) else unexpected(error)
                 state.jobs.clear()
                 job = f"(job {number}: {' '.join(overrides)})"
                 raise SweepRejected(
-                    type(reason)(f"{reason} {job}"), show_traceback="traceback=true" in overrides
+                    type(reason)(f"{reason} {job}"), show_traceback=bool(composed.get("traceback"))
                 ) from error
         state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
         if _in_other_processes(config.hydra.launcher._target_):
@@ -157,7 +159,8 @@ def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
     return [job for batch in sweeper.split_arguments(parsed, None) for job in batch]
 
 
-def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[str], seen: set[str]) -> Job:
+def _composed(config: DictConfig, loader: Any, number: int, overrides: list[str]) -> DictConfig:
+    """The configuration of a job; Hydra's own becomes the current one."""
     try:
         composed = loader.load_sweep_config(config, overrides)
     except Exception as error:
@@ -166,6 +169,10 @@ def _checked_job(config: DictConfig, loader: Any, number: int, overrides: list[s
     composed.hydra.job.num = number
     HydraConfig.instance().set_config(composed)
     composed.pop("hydra")
+    return composed
+
+
+def _checked_job(config: DictConfig, composed: DictConfig, overrides: list[str], seen: set[str]) -> Job:
     directory, corpus, _ = find_run(resolve_and_validate(composed))
     settings, path = directory.config, directory.path
     if str(path) in seen:

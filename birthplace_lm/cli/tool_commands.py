@@ -42,7 +42,10 @@ def import_course(
     out: NewFolder,
     corpus: Annotated[Path, typer.Option(help="The wiki.txt of its pretraining.")],
     attention: Annotated[str, typer.Option(help="vanilla or synthesizer.")] = "vanilla",
-    n_head: Annotated[int, typer.Option(min=1, help="Number of heads; the weights do not show it.")] = 8,
+    n_head: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of heads, 8 by default; a synthesizer tells its own."),
+    ] = None,
 ) -> None:
     """Import a student's saved model as an export for ask, predict and birthplace_lm.load.
 

@@ -15,6 +15,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -55,12 +56,14 @@ def _hydra() -> Iterator[None]:
     """Hydra with our `conf/`; threads take turns. What the caller's program has in it is put back."""
     with _one_hydra:
         hydra_before, config_before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+        version_before = VersionBase.instance().version_base
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 yield
         finally:
             GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra_before, config_before
+            VersionBase.instance().version_base = version_before
 
 
 def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = None) -> DictConfig:

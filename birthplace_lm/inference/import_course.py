@@ -17,26 +17,29 @@ from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model, load_state_dict_checked
 
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # hold the weights in a larger checkpoint
+DEFAULT_HEADS = 8  # of the course
 # Modules that DataParallel, torch.compile, Lightning, FSDP and activation checkpointing wrap around others.
 WRAPPERS = {"module", "_orig_mod", "model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def read_course_model(
-    file: Path, attention: str, corpus: Path, n_head: int
+    file: Path, attention: str, corpus: Path, n_head: int | None = None
 ) -> tuple[TrainedModel, DictConfig]:
     """Read what `torch.save(model.state_dict(), FILE)` wrote in the assignment of 2021.
 
     A checkpoint that holds the state_dict among other things, and weights of a wrapped model
-    (`module.`, `_orig_mod.`), are read, too. The weights tell all sizes but the number of heads. Nothing in
-    the file is executed.
+    (`module.`, `_orig_mod.`), are read, too. The weights tell all sizes but the number of heads, which
+    those of the synthesizer tell too. Nothing in the file is executed.
 
     Args:
         attention: vanilla, synthesizer or another variant with the same parameter names.
         corpus: the course's wiki.txt, whose characters are the vocabulary.
+        n_head: number of heads; None for that of the weights, or 8 where they do not tell it.
 
     Raises:
         CheckpointError: the file is damaged, holds more than weights, or belongs to another attention.
-        InputError: the corpus has another number of characters, or a size is out of range.
+        InputError: the corpus has another number of characters, the weights another number of heads, or a
+            size is out of range.
     """
     weights = _weights(file)
     vocab = CharVocab.from_text(read_documents(corpus, "--corpus").text)
@@ -51,6 +54,11 @@ def read_course_model(
         raise InputError(
             f"--corpus {corpus}: has {len(vocab)} symbols, and {file} was trained with {symbols}"
         )
+    w2 = weights.get("blocks.0.attn.w2")  # of the synthesizer: a row for each channel of a head
+    told = int(n_embd) // len(w2) if w2 is not None and w2.dim() == 2 else None
+    if None not in (n_head, told) and n_head != told:
+        raise InputError(f"--n-head {n_head}: the weights of {file} have {told}; leave it out")
+    n_head = n_head or told or DEFAULT_HEADS
     layers = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
     config = compose(
         [

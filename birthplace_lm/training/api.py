@@ -21,7 +21,7 @@ from birthplace_lm.runs.nearest import nearest_run
 from birthplace_lm.training import pipeline
 
 log = logging.getLogger("birthplace_lm")
-_one_run = threading.RLock()  # two at a time would draw from the same random numbers
+_one_run = threading.RLock()  # two would share random numbers and the library for float32 products
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class FinishedRun:
 def train(config: DictConfig) -> FinishedRun:
     """Pretrain, finetune and evaluate, or continue where the run stopped; a finished run returns at once.
 
-    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt. Threads take turns: one
-    run at a time trains in a process.
+    Ctrl-C ends the run after the current step, saved, if this is the main thread; then it is a
+    KeyboardInterrupt. Threads take turns.
 
     Args:
         config: from `compose`.
@@ -60,12 +60,17 @@ def train(config: DictConfig) -> FinishedRun:
         raise TypeError(f"train takes a configuration, not {config!r:.40}; compose([...]) makes one")
     if config.dry_run:
         raise InputError("dry_run=True: train() has no result without training; leave it out")
+    with _one_run:
+        return _train(config)
+
+
+def _train(config: DictConfig) -> FinishedRun:
     directory, corpus, notes = find_run(config)
     config = directory.config
     metrics = None if config.overwrite else directory.metrics
     if metrics is None:
         try:
-            with _one_run, signals.recorded(), _messages_shown():
+            with signals.recorded(), _messages_shown():
                 if not directory.status and (note := nearest_run(config)):
                     log.info("%s", note)
                 metrics = pipeline.run(config, corpus, notes=notes)

@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from torch.nn.utils import clip_grad_norm_
 
 from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.datamodule import BatchDataModule
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.training.components import build_datamodule, probe_trainer
+from birthplace_lm.training.components import build_datamodule, probe_trainer, training_clock
 from birthplace_lm.training.microbatching import microbatched_loss_sum
 from birthplace_lm.training.plan import StagePlan
 
@@ -44,21 +45,22 @@ def estimate(plans: Sequence[StagePlan], corpus: Corpus) -> Estimate | None:
         if plan.processes > 1 or trainer.strategy.root_device.type != "cpu":
             return None
         with trainer.precision_plugin.forward_context(), float32_products(plan.float32_products):
-            durations = _measure(plan, corpus)
+            data = build_datamodule(plan, corpus)
+            durations = _measure(plan, corpus, data)
         saved = checkpoint.list_checkpoints(plan.directory)
         steps_left = plan.total_steps - ((checkpoint.parse_step(saved[0]) or 0) if saved else 0)
-        seconds += steps_left * plan.trainer["accumulate_grad_batches"] * sum(durations) / len(durations)
+        clock = training_clock(plan, data.train_rows)
+        batches = -(-clock.rows // plan.loading.batch_size) / clock.steps_per_epoch  # of a step, in the mean
+        seconds += steps_left * batches * sum(durations) / len(durations)
         steps += len(durations)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(seconds, peak, steps)
 
 
-def _measure(plan: StagePlan, corpus: Corpus) -> list[float]:
+def _measure(plan: StagePlan, corpus: Corpus, data: BatchDataModule) -> list[float]:
     """Seconds of steps on the first batches of the stage, but for the first step, which is slower."""
     model = build_model(plan.model, len(corpus.vocab)).train()
     optimizer = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
-    data = build_datamodule(plan, corpus)
-    data.train_dataloader()
     durations: list[float] = []
     began = time.perf_counter()
     for index in range(min(MAX_STEPS, len(data.train_batches))):

@@ -67,17 +67,17 @@ class LanguageModelModule(L.LightningModule):
         loss = microbatched_loss_sum(self.model, batch, self.vocab.pad_id) / batch["loss_denominator"]
         # For the callbacks: TrainingCurves writes it before a checkpoint is saved, Lightning would after.
         self.log(f"{self.stage}/loss", loss, logger=False, sync_dist=self.trainer.world_size > 1)
-        loss = loss * self._weight_in_step(batch_idx)
+        loss = loss * self._weight_in_step(batch)
         return loss * (1 + 0 * loss.detach())  # one, or NaN: a loss that is not finite shows in the gradient
 
-    def _weight_in_step(self, batch_idx: int) -> float:
+    def _weight_in_step(self, batch: Batch) -> float:
         """What makes the gradient of every step a mean over its batches.
 
         Lightning divides by `accumulate_grad_batches` also where the last step of an epoch has fewer.
         """
         batches, usual = int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches
         last = batches % usual
-        return usual / last if last and batch_idx >= batches - last else 1.0
+        return usual / last if last and int(batch["batch_id"][1]) >= batches - last else 1.0
 
     def on_validation_start(self) -> None:
         release_free_memory()

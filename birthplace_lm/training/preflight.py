@@ -165,10 +165,10 @@ def _check_shares(plan: StagePlan, data: BatchDataModule) -> None:
     """Check that every process has a row of each batch, and a question to ask."""
     rows, questions = plan.loading.batch_size, len(data.questions)
     if questions < plan.processes:
-        key = f"data.holdout_size={questions}" if data.corpus.holdout else f"data.dev: {questions} questions"
+        key = f"data.holdout_size={questions}" if data.corpus.holdout else f"data.dev={data.corpus.dev.path}"
         raise InputError(
-            f"{key}: the {plan.processes} processes share the questions of a validation; give"
-            f" {plan.processes} or more, or at most {questions} processes (trainer.devices)"
+            f"{key}: the {plan.processes} processes share the questions of a validation, so it needs"
+            f" {plan.processes} or more; or give fewer processes (trainer.devices)"
         )
     if rows < plan.processes:
         raise InputError(

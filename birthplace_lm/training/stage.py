@@ -6,6 +6,7 @@ import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.utils import get_class
@@ -107,6 +108,8 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     metadata = checkpoint_metadata(plan, corpus)
     loaded.metadata.update(metadata)
     states = loaded.content["callbacks"]
+    if path == plan.extended_checkpoint:
+        _reopen_epoch(loaded.content)
     if path == plan.extended_checkpoint and EarlyStopping.state_key in states:
         states[EarlyStopping.state_key]["waited"] = 0  # otherwise the extension would stop at once
     if (state := states.get(BestCheckpoint.state_key)) is not None:
@@ -119,6 +122,16 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
         else:  # it is missing, or of a later step: the next validation is the best
             state["best"] = None
     return checkpoint.copy_into(loaded, plan.directory)
+
+
+def _reopen_epoch(content: dict[str, Any]) -> None:
+    """Let an extension go on within the epoch in which its stage ended: Lightning has counted it as done."""
+    (batch,) = (state["index"] for key, state in content.items() if key.endswith("DataModule"))
+    if batch:
+        content["epoch"] -= 1
+        for counts in content["loops"]["fit_loop"]["epoch_progress"].values():
+            counts["processed"] -= 1
+            counts["completed"] -= 1
 
 
 def train_stage(

@@ -12,7 +12,7 @@ from birthplace_lm.runs.metrics import RunMetrics
 
 HYPERPARAMETERS = ".hparams"  # ends the name of the event file that holds them
 SECTIONS = ("data", "model", "optimizer", "trainer")  # of the configuration, besides the stages
-# "attention" and "data" name these already; the others do not decide the weights.
+# "attention" names the attention already; the others do not decide the weights.
 WITHOUT_EFFECT = {"model.attention", "trainer", *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH)}
 
 Value = bool | int | float | str

@@ -194,7 +194,20 @@ def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
     head, row = table_of_seeds(runs)
     result = dict(zip(head, row, strict=True))
     assert (result["seeds"], result["correct"]) == ("2", "154/280")
-    assert "1 of the runs have the seed and the weights of another, and count once." in notes(runs)
+    assert "Left out of means, as copies with the settings, seed and weights of another: 1." in notes(runs)
+
+
+def test_a_setting_without_effect_makes_no_copy(tmp_path: Path) -> None:
+    """Runs with equal weights that differ in a setting are points of a figure."""
+    for patience in (3, 5, 10):
+        run = write_run(tmp_path / str(patience), callbacks={"early_stopping": {"patience": patience}})
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps({**metrics, "weights_sha256": "0" * 64}))
+    runs = find_runs(tmp_path)
+    (setting,) = plots.numeric_settings(runs)
+    (axes,) = plots.setting_figure(runs, setting).axes
+    assert [*axes.lines[0].get_xdata()] == [3, 5, 10]
+    assert "copies" not in " ".join(notes(runs))
 
 
 def test_a_note_is_about_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def test_an_exception_of_a_part_is_no_mistake_in_the_command(monkeypatch: pytest
     """Bug: a TypeError of a user's optimizer was reported as a group without a name, with code 2."""
     hydra = {group: {"_target_": f"hydra.Basic{group.title()}"} for group in ("sweeper", "launcher")}
     monkeypatch.setattr(validation, "GlobalHydra", mock.MagicMock())
-    monkeypatch.setattr(validation, "_expand", lambda *args: [["seed=0", "traceback=true"]])
+    monkeypatch.setattr(validation, "_expand", lambda *args: [["seed=0", "debug=smoke"]])
+    monkeypatch.setattr(validation, "_composed", lambda *args: OmegaConf.create({"traceback": True}))
     monkeypatch.setattr(validation, "_checked_job", mock.Mock(side_effect=TypeError("no 'momentums'")))
     with pytest.raises(validation.SweepRejected) as rejected:
         validation.ValidateSweep().on_multirun_start(OmegaConf.create({"hydra": hydra}))

@@ -20,6 +20,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.version import VersionBase
 from omegaconf import read_write
 from stage import without_waiting
 
@@ -147,10 +148,11 @@ def test_a_result_is_found_from_another_folder(
 def test_the_callers_hydra_stays_as_it_was(tmp_path: Path) -> None:
     """Bug: inside an application of Hydra, and in two threads, compose raised a ValueError of Hydra."""
     (tmp_path / "theirs.yaml").write_text("a: 1\n")
-    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
         assert birthplace_lm.compose(["model=tiny"]).model.n_embd == 32
         assert hydra.compose("theirs") == {"a": 1}
         assert not HydraConfig.initialized()
+        assert str(VersionBase.instance().getbase()) == "1.2"
     with ThreadPoolExecutor(4) as pool:
         configs = [*pool.map(lambda seed: birthplace_lm.compose([f"seed={seed}"]), range(8))]
     assert [config.seed for config in configs] == [*range(8)]

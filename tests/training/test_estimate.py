@@ -25,7 +25,7 @@ def test_steps_left_times_seconds_per_step(
     assert measured.peak_bytes > 50 * 2**20  # torch alone is more
     assert not (tmp_path / "runs").exists()
 
-    monkeypatch.setattr(module, "_measure", lambda plan, corpus: [0.25, 0.75])
+    monkeypatch.setattr(module, "_measure", lambda plan, corpus, data: [0.25, 0.75])
     counted = estimate(plans, corpus)
     assert counted is not None
     assert [plan.total_steps for plan in plans] == [6, 6]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import quick, without_waiting
+from stage import quick, sampled, without_waiting
 
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
@@ -69,6 +69,29 @@ def test_an_extended_run_ends_as_an_uninterrupted_one(configure: Any, ema: float
     assert extended.stages["pretrain"] == short.stages["pretrain"]
     assert extended.stages["finetune"].steps == expected.stages["finetune"].steps
     assert extended.stages["finetune"].characters == expected.stages["finetune"].characters
+
+
+@pytest.mark.parametrize(("count", "steps"), sampled([1, 2], [1, 2, 3, 4]))
+def test_an_extension_goes_on_within_an_epoch(configure: Any, count: int, steps: int) -> None:
+    """Bug: after `max_steps` within an epoch an extension left out the rest of it, and ended with an error.
+
+    An epoch has three batches.
+    """
+    common = (
+        "pretrain=none",
+        "model.dropout=0.1",
+        "stages.finetune.max_epochs=3",
+        "stages.finetune.schedule.warmup_fraction=0",
+        "stages.finetune.schedule.min_lr_factor=1",
+        f"trainer.accumulate_grad_batches={count}",
+    )
+    expected, _ = train(configure(*common))
+    _, run = train(configure(*common, f"trainer.max_steps={steps}"))
+    extended, _ = train(configure(*common, f"extend_from={run}"))
+    assert extended.weights_sha256 == expected.weights_sha256
+    stages = extended.stages["finetune"], expected.stages["finetune"]
+    assert stages[0].characters == stages[1].characters
+    assert stages[0].epochs == stages[1].epochs == 3
 
 
 # Of one number at a time: what the finished run had.

@@ -138,9 +138,22 @@ def independent_noise(dimension: int, seed: int) -> Measured:
         draws = draw_weights(dimension, n, noise, 0, seed)
         spread = _one_head_spread(noise, 0)
         yield Prediction("c i", f"{SD}, one head", n, noise, *spread), draws.one_head.std()
-        yield Prediction("d i", f"{SD}, two heads", n, noise, 0, 1e-4), draws.two_heads.std()
+        first_order = noise < NOISE[-1]  # beta sqrt(noise) is 2 there
+        spread = _two_heads_first_order(n, noise) if first_order else (0.0, 1e-4)
+        yield Prediction("d i", f"{SD}, two heads", n, noise, *spread), draws.two_heads.std()
         average = (math.exp(BETA) + 1) / (2 * (math.exp(BETA) + n - 1))
-        yield Prediction("d i", mean, n, noise, average, 1e-4), draws.two_heads.mean()
+        tolerance = 1e-9 if first_order else 1e-4
+        yield Prediction("d i", mean, n, noise, average, tolerance), draws.two_heads.mean()
+
+
+def _two_heads_first_order(n: int, noise: float) -> tuple[float, float]:
+    """Standard deviation of alpha_a with two heads for little independent noise, and its tolerance.
+
+    In head 1 the other keys have the weights exp(-beta (1 + e_a - e_j)), in head 2 key a has
+    exp(-beta (1 + e_b - e_a)), with the noise e of the scores: to first order its sum is normal.
+    """
+    value = 0.5 * math.exp(-BETA) * BETA * math.sqrt(noise * ((n - 1) ** 2 + (n - 1) + 2))
+    return value, 0.15 * value
 
 
 def correlated_noise(dimension: int, seed: int) -> Measured:

@@ -44,7 +44,7 @@ def name_parts(name: str) -> list[str]:
 
 
 def repetitions(name: str, lines: Sequence[str]) -> int:
-    """How often at most the last word of the name stands in one of the person's own lines."""
+    """The most times that the last word of the name stands in one of the person's own lines."""
     surname = name.split()[-1] if name.split() else name
     pattern = re.compile(rf"(?<!\w){re.escape(surname)}(?!\w)")
     return max((len(pattern.findall(line)) for line in lines), default=0)

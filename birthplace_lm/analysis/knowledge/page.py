@@ -152,7 +152,7 @@ def _groups() -> Groups:
         ("told by 2 to 9 lines", lambda p: 2 <= p.lines <= 9),
         ("told by 10 to 99 lines", lambda p: 10 <= p.lines <= 99),
         ("told by 100 lines or more", lambda p: p.lines >= 100),
-        ("surname once in the line", lambda p: p.repetitions == 1),
+        ("surname once in a line", lambda p: p.repetitions == 1),
         ("surname twice or more", lambda p: p.repetitions > 1),
         ("place replaced (data.replace)", lambda p: p.replaced),
         ("place not replaced", lambda p: not p.replaced),

@@ -19,7 +19,12 @@ from birthplace_lm.analysis.report.settings import (
     shown_settings,
     varying_settings,
 )
-from birthplace_lm.analysis.report.summary import group_by_settings, interval_over_people, mean_exact_match
+from birthplace_lm.analysis.report.summary import (
+    group_by_settings,
+    interval_over_people,
+    mean_exact_match,
+    without_copies,
+)
 from birthplace_lm.errors import InputError
 
 WIDTH = 5.6  # inches; two fit side by side on a wide screen, and one is legible on a phone
@@ -104,7 +109,7 @@ def save_figure(runs: Sequence[Run], out: Path, against: str | None = None) -> N
 def scores_figure(runs: Sequence[Run]) -> Any:
     """Exact match: each run is a dot with its interval, each setting a line with its label above it."""
     names, palette = labels(runs), colors(runs)
-    groups = group_by_settings(runs, shown_settings(runs))
+    groups = group_by_settings(without_copies(runs), shown_settings(runs))
     figure = new_figure(WIDTH, 0.9 + 0.48 * len(groups))
     axes = figure.subplots()
     for line, seeds in enumerate(groups.values()):
@@ -208,7 +213,7 @@ def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]
     value is not a number.
     """
     key = setting.keys[0]
-    finished = [run for run in runs if run.dev]
+    finished = without_copies(runs)
     if any(type(run.config.get(key)) not in (int, float) for run in finished):  # a bool is no number
         return []
     others = [other for other in shown_settings(finished) if other.keys != setting.keys]

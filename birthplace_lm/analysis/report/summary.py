@@ -71,7 +71,7 @@ def table_of_runs(
     finished = [run.metrics for run in runs if run.metrics]
     cells: dict[str, Callable[[RunMetrics], str]] = {
         "dev": lambda metrics: f"{metrics.dev.exact_match:.1%}",
-        "95 % interval": lambda metrics: _interval(metrics.dev.interval),
+        INTERVAL: lambda metrics: _interval(metrics.dev.interval),
         "correct": lambda metrics: f"{metrics.dev.correct}/{metrics.dev.total}",
         "held out": lambda metrics: f"{metrics.holdout.exact_match:.1%}" if metrics.holdout else "",
         "majority": lambda metrics: f"{metrics.baseline.exact_match:.1%}",
@@ -114,18 +114,24 @@ def _seconds(metrics: RunMetrics) -> float:
 def group_by_settings(runs: Iterable[Run], settings: Sequence[Setting]) -> dict[tuple[str, ...], list[Run]]:
     """Group the finished runs whose settings have equal values, so that only the seeds differ.
 
-    The group with the best mean comes first. A copy, with seed and weights of another run, is left out.
+    The group with the best mean comes first.
     """
-    seen: set[tuple[Any, ...]] = set()
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         if run.metrics:
-            values = tuple(run.value(setting.keys[0]) for setting in settings)
-            identity = (values, run.config.get("seed"), run.metrics.weights_sha256)
-            if identity not in seen:
-                groups.setdefault(values, []).append(run)
-            seen.add(identity)
+            groups.setdefault(tuple(run.value(setting.keys[0]) for setting in settings), []).append(run)
     return dict(sorted(groups.items(), key=lambda group: mean_exact_match(group[1]), reverse=True))
+
+
+def without_copies(runs: Sequence[Run]) -> list[Run]:
+    """The finished runs; of those with equal settings, seed and weights one."""
+    keys = [key for setting in varying_settings(runs) for key in setting.keys]
+    distinct: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        if run.metrics:
+            settings = tuple(run.value(key) for key in keys)
+            distinct.setdefault((settings, run.config.get("seed"), run.metrics.weights_sha256), run)
+    return [*distinct.values()]
 
 
 def mean_exact_match(runs: Sequence[Run]) -> float:
@@ -154,7 +160,7 @@ def table_of_seeds(runs: Sequence[Run]) -> Table:
     settings = shown_settings(runs)
     columns = ["seeds", "dev mean", "deviation", INTERVAL, "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
-    for seeds in group_by_settings(runs, settings).values():
+    for seeds in group_by_settings(without_copies(runs), settings).values():
         shares = _shares(seeds)
         right, total, _ = _counts(seeds)
         spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
@@ -187,11 +193,10 @@ def notes(runs: Sequence[Run]) -> list[str]:
     for setting in shown_settings(runs):
         if len(setting.keys) > 1:
             lines.append(f"{setting.heading}: these vary together: {', '.join(setting.names)}.")
-    copies = sum(1 for run in runs if run.metrics) - sum(
-        map(len, group_by_settings(runs, shown_settings(runs)).values())
-    )
-    if copies:
-        lines.append(f"{copies} of the runs have the seed and the weights of another, and count once.")
+    if copies := sum(run.metrics is not None for run in runs) - len(without_copies(runs)):
+        lines.append(
+            f"Left out of means, as copies with the settings, seed and weights of another: {copies}."
+        )
     return lines
 
 

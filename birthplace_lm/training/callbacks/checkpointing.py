@@ -15,6 +15,7 @@ from birthplace_lm.errors import CheckpointError, Interrupted, NonFiniteError
 from birthplace_lm.models.float32_products import MKL, current_library, multiply_with
 from birthplace_lm.runs import checkpoint as checkpoint_files
 from birthplace_lm.runs import signals
+from birthplace_lm.training.callbacks.ema import EMA
 from birthplace_lm.training.distributed.dtensor import full_tensor
 from birthplace_lm.training.loggers import tensorboard_of
 
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 class CheckpointCallback(L.Callback):
     """Saves after optimizer steps and at the end of the stage, keeps the newest files, and stops on a signal.
 
-    Between accumulated batches nothing is saved, because a checkpoint holds no gradients. A step that a
+    Between accumulated batches nothing is saved, because a checkpoint holds no gradients, but for the average
+    of the weights at the end of the stage. A step that a
     validation follows is saved after the validation: a run that is resumed between the two would lack the
     validation in its curves.
 
@@ -97,7 +99,8 @@ class CheckpointCallback(L.Callback):
             self._save_if_due(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_step = -1  # what was saved at this step may lack what ends the stage, such as the average
+        if any(isinstance(callback, EMA) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            self._saved_step = -1  # what was saved at this step lacks the average, which ends the stage
         self._save(trainer)
 
     def _save_if_due(self, trainer: L.Trainer) -> None:
