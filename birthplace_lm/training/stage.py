@@ -6,7 +6,6 @@ import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from hydra.utils import get_class
@@ -109,7 +108,7 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     loaded.metadata.update(metadata)
     states = loaded.content["callbacks"]
     if path == plan.extended_checkpoint:
-        _reopen_epoch(loaded.content)
+        _reopen_epoch(loaded)
     if path == plan.extended_checkpoint and EarlyStopping.state_key in states:
         states[EarlyStopping.state_key]["waited"] = 0  # otherwise the extension would stop at once
     if (state := states.get(BestCheckpoint.state_key)) is not None:
@@ -124,14 +123,22 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     return checkpoint.copy_into(loaded, plan.directory)
 
 
-def _reopen_epoch(content: dict[str, Any]) -> None:
-    """Let an extension go on within the epoch in which its stage ended: Lightning has counted it as done."""
-    (batch,) = (state["index"] for key, state in content.items() if key.endswith("DataModule"))
-    if batch:
-        content["epoch"] -= 1
-        for counts in content["loops"]["fit_loop"]["epoch_progress"].values():
-            counts["processed"] -= 1
-            counts["completed"] -= 1
+def _reopen_epoch(loaded: LoadedCheckpoint) -> None:
+    """Let an extension go on within the epoch in which its stage ended: Lightning has counted it as done.
+
+    Raises:
+        CheckpointError: the checkpoint does not say where that was.
+    """
+    content = loaded.content
+    try:  # the key of a data module is the name of its class, which may be a user's
+        cursors = [state for state in content.values() if isinstance(state, dict) and "next_batch" in state]
+        if cursors[0]["index"]:
+            content["epoch"] -= 1
+            for counts in content["loops"]["fit_loop"]["epoch_progress"].values():
+                counts["processed"] -= 1
+                counts["completed"] -= 1
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{loaded.path}: does not say where in its epoch the stage ended") from error
 
 
 def train_stage(

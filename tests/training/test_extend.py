@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from stage import quick, sampled, without_waiting
 
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
@@ -92,6 +92,17 @@ def test_an_extension_goes_on_within_an_epoch(configure: Any, count: int, steps:
     stages = extended.stages["finetune"], expected.stages["finetune"]
     assert stages[0].characters == stages[1].characters
     assert stages[0].epochs == stages[1].epochs == 3
+
+
+@pytest.mark.parametrize("part", ["QuestionAnsweringDataModule", "loops"])
+def test_a_checkpoint_that_does_not_say_where_it_ended(configure: Any, tmp_path: Path, part: str) -> None:
+    _, run = train(configure("pretrain=none", "trainer.max_steps=2"))
+    content = checkpoint.load(checkpoint.list_checkpoints(run / "finetune")[0])
+    del content[part]
+    file = tmp_path / "step-00000002.ckpt"
+    checkpoint.save(content, file)
+    with pytest.raises(CheckpointError, match="does not say where in"):
+        train(configure("pretrain=none", f"extend_from={file}"))
 
 
 # Of one number at a time: what the finished run had.
