@@ -140,9 +140,9 @@ def _main(arguments: Sequence[str]) -> int:
     except sweep.SweepStopped:
         pass  # reported by the job
     except Exception as error:  # Hydra's, before a job begins: a job reports its own errors
-        if isinstance(error, OSError) and error.filename is not None and state.jobs:
-            where = "a sweep writes into hydra.sweep.dir, by default runs_root"
-            state.report_error(CheckpointError(f"{error.filename}: {error.strerror}; {where}"))
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and state.jobs):
+            where = "; a sweep writes into hydra.sweep.dir, by default runs_root" if state.jobs else ""
+            state.report_error(CheckpointError(f"{error.filename}: {error.strerror}{where}"))
         else:
             state.report_error(to_input_error(error))
     if state.jobs:

@@ -145,10 +145,10 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
         axes.annotate(label, (high, bits * high), fontsize=8, color="0.4", **place)
     for exposures in sorted({run.exposures for run in runs}):
         chosen = [run for run in runs if run.exposures == exposures]
-        known = [run for run in chosen if run.bits > 0]  # others have no place on the axis
+        positive = [run for run in chosen if run.bits > 0]  # others have no place on the axis
         drawn = axes.scatter(
-            [run.parameters for run in known],
-            [run.bits for run in known],
+            [run.parameters for run in positive],
+            [run.bits for run in positive],
             label=f"{exposures:,.0f} exposures",
             zorder=3,
         )
