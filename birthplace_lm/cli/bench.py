@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.sequences import Batch
-from birthplace_lm.errors import InternalError
+from birthplace_lm.errors import InputError, InternalError
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.export import export_model
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import MKL, ONEDNN, current_library, float32_products
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs.auto_precision import faster_library, measured_precision
+from birthplace_lm.runs.auto_precision import CHOICES, faster_library, measured_precision
 from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.components import build_datamodule
 from birthplace_lm.training.microbatching import microbatched_loss_sum
@@ -68,12 +68,17 @@ def with_measured_choices(overrides: Sequence[str]) -> list[str]:
     """Overrides of the model of 3 million parameters with a precision and a library for float32 products.
 
     Where they are "auto", what is faster on this machine replaces it.
+
+    Raises:
+        InputError: a precision that the loop without Lightning does not have.
     """
     arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
     config = compose(arguments)
     if config.trainer.precision == "auto":
         precision = measured_precision(config.trainer.accelerator, config.model.n_embd)
         arguments.append(f"trainer.precision={precision}")
+    elif config.trainer.precision not in CHOICES:
+        raise InputError(f"bench measures {' and '.join(CHOICES)}, not {config.trainer.precision}")
     if config.float32_products == "auto":
         arguments.append(f"float32_products={faster_library(config.model.n_embd)}")
     return arguments
@@ -100,16 +105,17 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
     benchmarks[other] = BareLoop(compose([*arguments, f"attention={other}"]), corpus, batches)
     if find_spec("transformers"):
         benchmarks["transformers' GPT2LMHeadModel, bare loop"] = HuggingFaceLoop(config, corpus, batches)
-    rates = interleave({"machine": matrix_rate, **benchmarks}, rounds)
+    stage, precision = config.stages.pretrain, config.trainer.precision
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    rates = interleave({"machine": lambda: matrix_rate(dtype), **benchmarks}, rounds)
     machine = median(rates.pop("machine"))
     bare, *_ = rates.values()
     weights = build_model(config.model, len(corpus.vocab))
     cost = flops_per_character(weights, characters / sum(len(batch["inputs"]) for batch in batches))
-    stage, precision = config.stages.pretrain, config.trainer.precision
     lines = [
         f"Training: {weights.num_parameters:,} parameters, batches of {stage.batch_size} rows, {precision},"
-        f" {torch.get_num_threads()} threads; a float32 product of {MATRIX}-cubes runs at"
-        f" {machine / 1e9:.0f} GFLOP/s; {cost / 1e6:.1f} MFLOP a character",
+        f" {torch.get_num_threads()} threads; a product of two {MATRIX} x {MATRIX} matrices of {dtype} runs"
+        f" at {machine / 1e9:.0f} GFLOP/s; {cost / 1e6:.1f} MFLOP a character",
         "",
         "| | characters/s | of the matrix rate | of the bare loop |",
         "| --- | --- | --- | --- |",
@@ -117,15 +123,14 @@ def _training(arguments: Sequence[str], config: DictConfig, corpus: Corpus, roun
     for name, measured in rates.items():
         rate = median(measured)
         ratio = median(a / b for a, b in zip(measured, bare, strict=True))
-        # `cost` is not that of `other`, and `machine` multiplies in float32.
-        share = "" if name == other or precision != "32-true" else f"{rate * cost / machine:.2f}"
+        share = "" if name == other else f"{rate * cost / machine:.2f}"  # `cost` is not that of `other`
         lines.append(f"| {name} | {rate:,.0f} | {share} | {ratio:.2f} |")
     return "\n".join(lines)
 
 
-def matrix_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product."""
-    a, b = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a matrix product in the precision of the training."""
+    a, b = torch.rand(MATRIX, MATRIX).to(dtype), torch.rand(MATRIX, MATRIX).to(dtype)
     seconds = []
     for _ in range(5):
         began = time.perf_counter()

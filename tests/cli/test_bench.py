@@ -44,6 +44,37 @@ def test_tables_of_all_sides(starts: bool, people: Path, monkeypatch: pytest.Mon
     assert ({"birthplace-lm train --help", "birthplace-lm ask"} <= set(rows)) == starts
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_share_of_the_matrix_rate_is_of_the_precision_that_trains(
+    precision: str, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: there was none in bfloat16, whose products were not measured."""
+    measured = []
+
+    def rate(dtype: torch.dtype) -> float:
+        measured.append(dtype)
+        return 1e9
+
+    monkeypatch.setattr(bench_module, "matrix_rate", rate)
+    monkeypatch.setattr(bench_module, "_answering", lambda *_: "")
+    monkeypatch.setattr(bench_module, "_starting", lambda *_: "")
+    overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
+    table = bench([*overrides, f"trainer.precision={precision}"], rounds=1, steps=4)
+    assert measured == [torch.float32 if precision == "32-true" else torch.bfloat16]
+    cost = float(re.search(r"([\d.]+) MFLOP a character", table)[1]) * 1e6  # type: ignore[index]
+    for name in ("a bare loop over the same batches", "dropout 0.1"):
+        speed, share = re.search(rf"\| {name} \| ([\d,]+) \| ([\d.]+) \|", table).groups()  # type: ignore[union-attr]
+        rate = float(speed.replace(",", ""))
+        rounding = rate * 0.051e6 / 1e9 + 0.01  # of the digits that the table has
+        assert float(share) == pytest.approx(rate * cost / 1e9, abs=rounding)
+
+
+def test_a_precision_that_is_not_measured_is_refused() -> None:
+    """Bug: the table of 64-true had the speed of float32."""
+    with pytest.raises(InputError, match="bench measures bf16-mixed and 32-true, not 64-true"):
+        bench(["trainer.precision=64-true"], rounds=1, steps=4)
+
+
 def test_a_table_of_the_costs_of_attention(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_costs, "_peak_memory", lambda arguments: 50_000_000)
     overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
