@@ -36,6 +36,15 @@ class Format(StrEnum):
     json = "json"
 
 
+class Curve(StrEnum):
+    """Curve of a figure."""
+
+    exact_match = "exact_match"
+    loss = "loss"
+    val_loss = "val_loss"
+    learning_rate = "learning_rate"
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, or one run directory.")],
@@ -48,6 +57,9 @@ def report(
         str | None,
         typer.Option(metavar="KEY", help="Numeric setting on the figure's x axis, such as model.n_layer."),
     ] = None,
+    curve: Annotated[
+        Curve, typer.Option(help="Curve of the figure, over the characters read.")
+    ] = Curve.exact_match,
     curves_csv: Annotated[Path | None, typer.Option(help="Write all points of the curves as CSV.")] = None,
 ) -> None:
     """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
@@ -59,6 +71,8 @@ def report(
 
     if against is not None and figure is None:
         raise InputError("--against needs --figure FILE")
+    if curve is not Curve.exact_match and (figure is None or against is not None):
+        raise InputError("--curve needs --figure FILE, and not --against")
     check_page(page)
     if figure is not None and (
         figure.suffix not in (".svg", ".png") or not figure.parent.is_dir() or figure.is_dir()
@@ -72,7 +86,7 @@ def report(
     if figure is not None:
         from birthplace_lm.analysis.report.plots import save_figure
 
-        save_figure(runs, figure, against)
+        save_figure(runs, figure, against, curve.value)
     if curves_csv is not None:
         from birthplace_lm.analysis.report.curves import write_curves
 

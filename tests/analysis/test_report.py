@@ -19,11 +19,13 @@ from matplotlib.text import Text
 from omegaconf import OmegaConf
 from run_files import write_run
 
+from birthplace_lm.analysis.report import axes as axes_module
 from birthplace_lm.analysis.report import plots
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import characters_until_half, learning_curve
 from birthplace_lm.analysis.report.page import write_page
 from birthplace_lm.analysis.report.plots import smoothed
+from birthplace_lm.analysis.report.setting_figure import numeric_settings, setting_figure
 from birthplace_lm.analysis.report.settings import labels, varying_settings
 from birthplace_lm.analysis.report.summary import (
     OPTIONAL_COLUMNS,
@@ -151,7 +153,11 @@ def test_labels_are_wrapped_and_do_not_narrow_the_axes(tmp_path: Path) -> None:
     runs = find_runs(tmp_path)
 
     def drawn(label: str) -> tuple[float, list[str]]:
-        with mock.patch.object(plots, "labels", lambda runs: {run: f"{label}{run.name}" for run in runs}):
+        names = {run: f"{label}{run.name}" for run in runs}
+        with (
+            mock.patch.object(plots, "labels", return_value=names),
+            mock.patch.object(axes_module, "labels", return_value=names),
+        ):
             figure = plots.scores_figure(runs)
         figure.canvas.draw()
         return figure.axes[0].get_position().width, [text.get_text() for text in figure.axes[0].texts]
@@ -159,7 +165,7 @@ def test_labels_are_wrapped_and_do_not_narrow_the_axes(tmp_path: Path) -> None:
     width, _ = drawn("short")
     same, texts = drawn(", ".join(f"setting_{i}=value" for i in range(20)))
     assert same == pytest.approx(width, abs=0.01)
-    assert max(len(line) for text in texts for line in text.splitlines()) <= plots.LABEL_CHARACTERS
+    assert max(len(line) for text in texts for line in text.splitlines()) <= axes_module.LABEL_CHARACTERS
 
 
 def test_a_run_that_starts_from_another_says_so(tmp_path: Path) -> None:
@@ -204,8 +210,8 @@ def test_a_setting_without_effect_makes_no_copy(tmp_path: Path) -> None:
         metrics = json.loads((run / "metrics.json").read_text())
         (run / "metrics.json").write_text(json.dumps({**metrics, "weights_sha256": "0" * 64}))
     runs = find_runs(tmp_path)
-    (setting,) = plots.numeric_settings(runs)
-    (axes,) = plots.setting_figure(runs, setting).axes
+    (setting,) = numeric_settings(runs)
+    (axes,) = setting_figure(runs, setting).axes
     assert [*axes.lines[0].get_xdata()] == [3, 5, 10]
     assert "copies" not in " ".join(notes(runs))
 
@@ -227,8 +233,8 @@ def test_a_logarithmic_axis_has_the_values_and_no_formulas(tmp_path: Path) -> No
     for rate in rates:
         write_run(tmp_path / str(rate), stages={"finetune": {"learning_rate": rate}})
     runs = find_runs(tmp_path)
-    (setting,) = plots.numeric_settings(runs)
-    figure = plots.setting_figure(runs, setting)
+    (setting,) = numeric_settings(runs)
+    figure = setting_figure(runs, setting)
     figure.draw_without_rendering()
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"{rate:g}" for rate in rates]
     assert not [text for text in figure.findobj(Text) if "$" in text.get_text()]
@@ -244,7 +250,7 @@ def test_seeds_do_not_make_an_interval_narrower(tmp_path: Path) -> None:
     head, *rows = table_of_seeds(runs)
     assert {row[head.index("95 % interval")] for row in rows} == {f"{100 * low:.1f} to {100 * high:.1f}"}
     (setting,) = varying_settings(runs)
-    (axes,) = plots.setting_figure(runs, setting).axes
+    (axes,) = setting_figure(runs, setting).axes
     bars = [[*line.get_ydata()] for line in axes.lines if [*line.get_xdata()] in ([1, 1], [2, 2])]
     assert bars == [pytest.approx([low, high])] * 2
 
@@ -359,7 +365,7 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     result = run(configure("pretrain=none", "trainer.check_val_every_n_epoch=1"))
     page, picture, points = (tmp_path / name for name in ("page.html", "curves.png", "curves.csv"))
     arguments = ["report", str(tmp_path / "runs"), "--html", str(page), "--figure", str(picture)]
-    arguments += ["--curves-csv", str(points)]
+    arguments += ["--curve", "learning_rate", "--curves-csv", str(points)]
     monkeypatch.setattr(sys, "argv", ["birthplace-lm", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -369,10 +375,15 @@ def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pyt
     rows = [*csv.DictReader(io.StringIO(points.read_text()))]
     spent = result["stages"]["finetune"]
     assert [row["curve"] for row in rows].count("loss") == spent["steps"]
-    assert rows[-1]["curve"] == "val_loss"
-    assert int(rows[-1]["characters"]) == spent["characters"]
-    assert int(rows[-1]["seconds"]) <= round(spent["seconds"])
+    (last,) = [row for row in rows if row["curve"] == "val_loss"][-1:]
+    assert int(last["characters"]) == spent["characters"]
+    assert int(last["seconds"]) <= round(spent["seconds"])
     (made,) = find_runs(tmp_path / "runs")
+    rates = [float(row["value"]) for row in rows if row["curve"] == "learning_rate"]
+    peak = made.config["stages.finetune.learning_rate"]
+    assert len(rates) == spent["steps"]
+    assert max(rates) == pytest.approx(peak, rel=0.2)
+    assert rates[-1] < 0.2 * peak  # a cosine down to zero
     read, share = learning_curve(made)[-1]
     assert read == result["stages"]["finetune"]["characters"]
     assert share == pytest.approx(result["dev"]["exact_match"])
@@ -469,10 +480,10 @@ def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyP
     losses = {0: [*falls, (3e6, 1.9)], 1: [*falls, (3e6, 1.8)], 2: [(1e6, 2.2), (3e6, 1.9)]}
     by_name = {"exact_match": curves, "loss": losses}
     monkeypatch.setattr(plots, "learning_curve", lambda run, name: by_name[name][int(run.path.name[-1])])
-    figure = plots.curves_figure(find_runs(tmp_path), "exact_match", "dev")
+    figure = plots.curves_figure(find_runs(tmp_path), "exact_match")
     lines = [(line.get_color(), [*line.get_xdata()]) for line in figure.axes[0].lines]
     assert lines.count((plots.SHARED, [1.0, 2.0])) == 2
-    own = [(color, x) for color, x in lines if color in plots.COLORS]
+    own = [(color, x) for color, x in lines if color in axes_module.COLORS]
     assert [x for _, x in own] == [[2.0, 3.0], [2.0, 3.0], [1.0, 3.0]]
     assert len({color for color, _ in own}) == 3
 
@@ -497,9 +508,9 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
                 model={"n_layer": layers, "n_embd": 96 if attention == "vanilla" else 128},
             )
     runs = find_runs(tmp_path)
-    (setting,) = plots.numeric_settings(runs)
+    (setting,) = numeric_settings(runs)
     assert setting.names == ("n_layer",)
-    (axes,) = plots.setting_figure(runs, setting).axes
+    (axes,) = setting_figure(runs, setting).axes
     lines = {str(line.get_label()): line for line in axes.lines}
     # By label, whatever is best, so that two reports give an attention the same color.
     assert [name for name in lines if name[0] != "_"] == ["nope", "rope", "majority answer"]
@@ -529,7 +540,7 @@ def test_paths_that_end_alike_are_told_apart(tmp_path: Path) -> None:
     roots = ["files", "first/files", "second/files"]
     assert {row[0] for row in table_of_runs(runs)[1:]} == {*roots}
     setting = next(setting for setting in varying_settings(runs) if setting.names == ("n_layer",))
-    (axes,) = plots.setting_figure(runs, setting).axes
+    (axes,) = setting_figure(runs, setting).axes
     lines = {line.get_label(): [*line.get_ydata()] for line in axes.lines if len(line.get_xdata()) == 2}
     for root, share in zip(roots, (0.9, 0.1, 0.5), strict=True):
         assert lines[f"root={root}"] == pytest.approx([share, share])
@@ -571,7 +582,7 @@ def test_a_list_is_no_number(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), optimizer={"betas": [0.9, 0.9 + number / 100]})
     runs = find_runs(tmp_path)
     assert labels(runs)[runs[1]] == "betas=[0.9, 0.91]"
-    assert plots.numeric_settings(runs) == []
+    assert numeric_settings(runs) == []
     write_page(runs, tmp_path, tmp_path / "page.html")
 
 

@@ -172,6 +172,11 @@ def test_report_has_a_row_and_a_curve(
             "{tmp}/nowhere: not a run directory or an export: it has no config.yaml or config.json",
         ),
         (["knowledge", "{tmp}/nowhere"], "{tmp}/nowhere: not a run directory or an export"),
+        (["report", "{tmp}", "--curve", "loss"], "--curve needs --figure FILE, and not --against"),
+        (
+            ["report", "{tmp}", "--curve", "los", "--figure", "x.svg"],
+            "'los' is not one of 'exact_match', 'loss'",
+        ),
         (["ask", "{tmp}"], "Missing argument 'NAME...'; see birthplace-lm ask --help"),
         (["ask", "--nosuch"], "No such option: --nosuch; see birthplace-lm ask --help"),
         (["nosuch"], "No such command 'nosuch'; see birthplace-lm --help"),

@@ -16,18 +16,19 @@ from birthplace_lm.errors import InputError
 from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.directory import stage_directory
 
-CURVES = ("exact_match", "loss", "val_loss")
+CURVES = {
+    "exact_match": "exact match of validations",  # on dev, or on the held-out rows
+    "loss": "training loss, nats per character",
+    "val_loss": "held-out loss, nats per character",
+    "learning_rate": "learning rate",
+}
 
 Curve = list[tuple[float, float]]  # characters read, value
 
 
 def learning_curve(run: Run, name: str = "exact_match") -> Curve:
-    """A curve of the run over all its stages, against the characters read."""
-    return [
-        (event.step, event.value)
-        for _, events in _stages(run)
-        for event in _points(events, f"by_characters/{name}")
-    ]
+    """One of CURVES over all stages of the run, against the characters read."""
+    return [point for stage, events in _stages(run) for point in _points(stage, events, name, "characters")]
 
 
 def characters_until_half(run: Run) -> int | None:
@@ -45,7 +46,7 @@ def write_curves(runs: Sequence[Run], out: Path) -> None:
     for run, label in labels([run for run in runs if run.dev]).items():
         for stage, events in _stages(run):
             for name in CURVES:
-                over = [_points(events, f"{axis}/{name}") for axis in ("by_characters", "by_seconds")]
+                over = [_points(stage, events, name, axis) for axis in ("characters", "seconds")]
                 rows += [
                     {
                         "run": plain(run.path),
@@ -53,11 +54,11 @@ def write_curves(runs: Sequence[Run], out: Path) -> None:
                         "seed": run.display("seed"),
                         "stage": stage,
                         "curve": name,
-                        "characters": characters.step,
-                        "seconds": seconds.step,
-                        "value": characters.value,
+                        "characters": characters,
+                        "seconds": seconds,
+                        "value": value,
                     }
-                    for characters, seconds in zip(*over, strict=False)
+                    for (characters, value), (seconds, _) in zip(*over, strict=False)
                 ]
     if not rows:
         raise InputError("no curves: no run is finished, or their event files are gone")
@@ -81,5 +82,13 @@ def _stages(run: Run) -> list[tuple[str, EventAccumulator]]:
     return stages
 
 
-def _points(events: EventAccumulator, tag: str) -> list[Any]:
-    return events.Scalars(tag) if tag in events.Tags()["scalars"] else []
+def _points(stage: str, events: EventAccumulator, name: str, axis: str) -> Curve:
+    """A curve of one stage over "characters" or "seconds"."""
+
+    def scalars(tag: str) -> list[Any]:
+        return events.Scalars(tag) if tag in events.Tags()["scalars"] else []
+
+    if name == "learning_rate":  # it is written by step, always together with the loss
+        losses, rates = scalars(f"by_{axis}/loss"), scalars(f"{stage}/learning_rate")
+        return [(loss.step, rate.value) for loss, rate in zip(losses, rates, strict=False)]
+    return [(event.step, event.value) for event in scalars(f"by_{axis}/{name}")]

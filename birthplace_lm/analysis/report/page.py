@@ -12,17 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
+from birthplace_lm.analysis.report.axes import colors
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import characters_until_half
-from birthplace_lm.analysis.report.plots import (
-    VALIDATION,
-    answers_figure,
-    colors,
-    curves_figure,
-    numeric_settings,
-    scores_figure,
-    setting_figure,
-)
+from birthplace_lm.analysis.report.plots import answers_figure, curves_figure, scores_figure
+from birthplace_lm.analysis.report.setting_figure import numeric_settings, setting_figure
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import (
     failures,
@@ -85,11 +79,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
             scores_figure(done),
             *(setting_figure(done, setting) for setting in numeric_settings(done)),
         ]
-        curves = (
-            ("exact_match", VALIDATION),
-            ("loss", "training loss, nats per character"),
-        )
-        pictures = "".join(inline_svg(curves_figure(done, *curve)) for curve in curves)
+        pictures = "".join(inline_svg(curves_figure(done, name)) for name in ("exact_match", "loss"))
         parts.append(f'<h2>Exact match</h2><div class="plots">{"".join(map(inline_svg, figures))}</div>')
         if seed_varies(runs):
             parts.append(_cards(table_of_seeds(runs)))
