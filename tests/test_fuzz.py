@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.config.compose import compose, parse_saved, to_exported, to_saved
 from birthplace_lm.config.groups import options
+from birthplace_lm.data.batch_datamodule import LoaderConfig
 from birthplace_lm.data.corpora import text_file
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.corpora.qa_files import Questions
-from birthplace_lm.data.datamodule import LoaderConfig, QuestionAnsweringDataModule, SpanCorruptionDataModule
+from birthplace_lm.data.datamodule import QuestionAnsweringDataModule, SpanCorruptionDataModule
 from birthplace_lm.data.masking.spans import SalientSpans
 from birthplace_lm.data.vocab import MASK, PAD
 from birthplace_lm.errors import InputError

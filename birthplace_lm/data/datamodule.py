@@ -1,27 +1,21 @@
 """LightningDataModules: span corruption for pretraining, question answering for finetuning."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
+from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.data.language_modeling import LanguageModeling
 from birthplace_lm.data.masking.spans import SpanSampler
 from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText
-from birthplace_lm.data.sources import ExampleSource, LeftPadded, Subsample
+from birthplace_lm.data.sources import LeftPadded
 from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.data.text_form import LineForm, MaskedForm, TextForm, own_lines
-from birthplace_lm.data.workers import check_shared_memory, end_with_parent, threadless_context
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.errors import InputError
 
 SPAN_CORRUPTION_NOTE = """
 The held-out loss (`val_loss`, nats per character) is measured on four batches of the lines of training, the
@@ -44,185 +38,7 @@ The log of the run warns about those that are also training questions.
 It may rise while exact match stays or rises: a wrong place costs more nats the surer the model is, and
 exact match counts it as one error.
 """
-QUESTIONS_PER_BATCH = 256
-VALIDATION_BATCHES = 4
 MIN_BLOCK_PER_MASK = 16  # characters of the block for each of several masks
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How a stage splits its rows into batches.
-
-    Attributes:
-        batch_size: rows of a batch, over all processes.
-        num_workers: processes that make batches; they change the speed, never a batch.
-        seed: of the run.
-        shuffle: new order in every epoch.
-        length_bucket: batches sampled together and sorted by length; see `EpochBatchDataset`.
-        same_epoch: every epoch has the batches of the first one (`trainer.overfit_batches`).
-    """
-
-    batch_size: int
-    num_workers: int
-    seed: int
-    shuffle: bool
-    length_bucket: int
-    same_epoch: bool = False
-
-
-class BatchDataModule(L.LightningDataModule):
-    """Data of a stage: training batches, held-out batches for the loss, and questions to answer.
-
-    Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
-    that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`,
-    may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows, and may have
-    `warnings` for the log.
-
-    Attributes:
-        corpus: all data of the run.
-        text_form: how the text of training tells a place; None if it does not.
-    """
-
-    held_out_note = ""
-    warnings: Sequence[str] = ()
-    text_form: TextForm | None = None
-    ids: Tensor
-    train_sources: Sequence[ExampleSource]
-    validation_sources: Sequence[ExampleSource]
-
-    def __init__(self, corpus: Corpus, loading: LoaderConfig) -> None:
-        super().__init__()
-        self.corpus = corpus
-        self.pad_id = corpus.vocab.pad_id
-        self.questions = corpus.holdout or corpus.dev.rows
-        self.loading = loading
-        self.cursor = DataCursor()
-        self._train_batches: EpochBatchDataset | None = None
-        self._expected_fingerprint: str | None = None  # of the next batch, from the checkpoint
-
-    @classmethod
-    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
-        """The `text_form` of a data module with these arguments."""
-        return None
-
-    @property
-    def train_rows(self) -> int:
-        """Rows of one epoch."""
-        return sum(len(source) for source in self.train_sources)
-
-    def setup(self, stage: str) -> None:
-        """Begin a fit at the first batch; Lightning loads the state of a checkpoint after this."""
-        if stage == "fit":
-            self.cursor, self._expected_fingerprint = DataCursor(), None
-
-    @property
-    def train_batches(self) -> EpochBatchDataset:
-        """The batches of training, made for the number of processes of the trainer."""
-        if self._train_batches is None:
-            self._train_batches = self._dataset(self.train_sources, self.loading.seed, self.loading.shuffle)
-        return self._train_batches
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The rest of the epoch that the cursor is in.
-
-        Raises:
-            CheckpointError: the next batch is not the one that followed the checkpoint.
-        """
-        self._train_batches = None  # the trainer may be another one
-        if self._expected_fingerprint not in (None, self._next_fingerprint()):
-            raise CheckpointError(
-                f"resume: batch {self.cursor.index} of epoch {self.cursor.epoch} is not the batch that"
-                " followed the checkpoint: the versions or the code differ"
-            )
-        sampler = ResumableBatchSampler(self._epoch_length, self.cursor)
-        return self._loader(self.train_batches, sampler, self.loading.num_workers)
-
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The same few batches every time, for the loss; and all questions, for exact match."""
-        dataset = self._dataset(self.validation_sources, seed=-1, shuffle=True)
-        batch_ids = [(0, index) for index in range(min(VALIDATION_BATCHES, len(dataset)))]
-        questions: Any = DataLoader(
-            self.questions[self._rank :: self._world_size],  # type: ignore[arg-type]
-            batch_size=QUESTIONS_PER_BATCH,
-            collate_fn=_as_strings,
-            generator=torch.Generator(),  # see `_loader`
-        )
-        return [self._loader(dataset, batch_ids, num_workers=0), questions]
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.trainer is not None and self.trainer.training:
-            epoch, index = batch["batch_id"].tolist()
-            self.cursor.advance((epoch, index), self._epoch_length)
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.cursor.epoch,
-            "index": self.cursor.index,
-            "next_batch": self._next_fingerprint(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.cursor.epoch, self.cursor.index = state_dict["epoch"], state_dict["index"]
-        self._expected_fingerprint = state_dict["next_batch"]
-
-    def _encode_corpus(self, question_fraction: float) -> tuple[Tensor, Subsample]:
-        """Set `ids`; start and length (N, 2) of every document, and a fraction of the train questions."""
-        if not 0 <= question_fraction <= 1:
-            raise ValueError(f"question_fraction={question_fraction}: must be from 0 to 1")
-        lines, train = self.corpus.documents.training_lines, self.corpus.train.rows
-        strings = [*lines, *(row.question for row in train), *(row.place or "" for row in train)]
-        text = EncodedText.encode(strings, self.corpus.vocab)
-        documents, questions, places = text.pieces.split([len(lines), len(train), len(train)])
-        self.ids = text.ids
-        count = round(question_fraction * len(train))
-        return documents, Subsample(QuestionAnswering(questions, places), count)
-
-    def _next_fingerprint(self) -> str:
-        return self.train_batches.fingerprint((self.cursor.epoch, self.cursor.index))
-
-    @property
-    def _epoch_length(self) -> int:
-        """Batches of an epoch, where `limit_train_batches` may be a number or a fraction of them."""
-        batches = len(self.train_batches)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches or 1.0
-        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
-
-    def _dataset(self, sources: Sequence[ExampleSource], seed: int, shuffle: bool) -> EpochBatchDataset:
-        return EpochBatchDataset(
-            sources,
-            self.ids,
-            self.loading.batch_size,
-            self.pad_id,
-            seed,
-            shuffle,
-            self.loading.length_bucket,
-            self._rank,
-            self._world_size,
-            self.loading.same_epoch,
-        )
-
-    def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:
-        check_shared_memory(num_workers)
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=num_workers,
-            multiprocessing_context=threadless_context() if num_workers and self._world_size > 1 else None,
-            persistent_workers=num_workers > 0,
-            # Otherwise an iterator would use the global random state, and a resumed run makes one more.
-            generator=torch.Generator(),
-            worker_init_fn=end_with_parent,
-        )
 
 
 class SpanCorruptionDataModule(BatchDataModule):
@@ -374,8 +190,3 @@ def _shift(template: QuestionTemplate) -> int:
             f" be shifted by {MAX_SHIFT}; shorten it, or give stages.pretrain.dataset.min_shift and max_shift"
         )
     return characters
-
-
-def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:
-    """Questions with their places; Lightning cannot move our frozen dataclass to a device."""
-    return [(row.question, row.place or "") for row in rows]

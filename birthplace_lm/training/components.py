@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import BatchDataModule
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hydra.utils import instantiate
 from torch.nn.utils import clip_grad_norm_
 
+from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import BatchDataModule
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs import checkpoint

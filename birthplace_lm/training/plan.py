@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from birthplace_lm.data.datamodule import LoaderConfig
+from birthplace_lm.data.batch_datamodule import LoaderConfig
 
 PATHS = ("directory", "init_checkpoint", "resume_checkpoint", "extended_checkpoint")
 

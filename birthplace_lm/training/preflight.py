@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from birthplace_lm.config.compose import to_saved
+from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention_check import ContractError, check_attention
 from birthplace_lm.models.build import build_model

@@ -51,11 +51,11 @@ def test_the_share_of_the_matrix_rate_is_of_the_precision_that_trains(
     """Bug: there was none in bfloat16, whose products were not measured."""
     measured = []
 
-    def rate(dtype: torch.dtype) -> float:
+    def matrix_rate(dtype: torch.dtype) -> float:
         measured.append(dtype)
         return 1e9
 
-    monkeypatch.setattr(bench_module, "matrix_rate", rate)
+    monkeypatch.setattr(bench_module, "matrix_rate", matrix_rate)
     monkeypatch.setattr(bench_module, "_answering", lambda *_: "")
     monkeypatch.setattr(bench_module, "_starting", lambda *_: "")
     overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]

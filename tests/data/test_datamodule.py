@@ -20,11 +20,10 @@ from locked_source import LOCK, Locked
 from torch.utils.data import DataLoader
 
 from birthplace_lm.config.schema import Data
+from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus, embedded_corpus_dir, read_corpus
 from birthplace_lm.data.datamodule import (
-    BatchDataModule,
     LanguageModelingDataModule,
-    LoaderConfig,
     QuestionAnsweringDataModule,
     SpanCorruptionDataModule,
 )
@@ -325,7 +324,8 @@ def test_workers_of_several_processes_inherit_no_locks(corpus: Corpus) -> None:
 KILLED_WITH_WORKERS = """
 def main():
     import os, signal, sys
-    from birthplace_lm.data.datamodule import LoaderConfig, QuestionAnsweringDataModule
+    from birthplace_lm.data.batch_datamodule import LoaderConfig
+    from birthplace_lm.data.datamodule import QuestionAnsweringDataModule
     from birthplace_lm.data.corpora.corpus import read_corpus
     from birthplace_lm.config.schema import Data
 
