@@ -13,15 +13,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from birthplace_lm.cli.bench import (
-    ANSWER_LENGTH,
-    BareLoop,
-    interleave,
-    seconds,
-    silent_model,
-    training_batches,
-    with_measured_choices,
-)
+from birthplace_lm.cli.bench import ANSWER_LENGTH, silent_model, with_measured_choices
+from birthplace_lm.cli.timing import interleave, seconds
+from birthplace_lm.cli.training_speed import BareLoop, training_batches
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import options
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus

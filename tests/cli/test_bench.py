@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from birthplace_lm.cli import attention_costs
+from birthplace_lm.cli import attention_costs, training_speed
 from birthplace_lm.cli import bench as bench_module
-from birthplace_lm.cli.bench import bench, flops_per_character
+from birthplace_lm.cli.bench import bench
+from birthplace_lm.cli.training_speed import flops_per_character
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
@@ -55,7 +56,7 @@ def test_the_share_of_the_matrix_rate_is_of_the_precision_that_trains(
         measured.append(dtype)
         return 1e9
 
-    monkeypatch.setattr(bench_module, "matrix_rate", matrix_rate)
+    monkeypatch.setattr(training_speed, "matrix_rate", matrix_rate)
     monkeypatch.setattr(bench_module, "_answering", lambda *_: "")
     monkeypatch.setattr(bench_module, "_starting", lambda *_: "")
     overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"]
