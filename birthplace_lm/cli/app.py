@@ -17,7 +17,7 @@ from tqdm import tqdm
 from birthplace_lm.cli import session, sweep
 from birthplace_lm.cli.gpu_slots import claim_gpu
 from birthplace_lm.cli.streams import protect_standard_streams
-from birthplace_lm.config.compose import resolve_and_validate
+from birthplace_lm.config.compose import check_no_sweep, resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import checked_overrides
@@ -65,6 +65,8 @@ def run(config: DictConfig) -> float | None:
         if (placement := cluster.claim()) is not None:
             results: list[float | None] = []
             _as_rank(placement, lambda: results.append(_run_job(config)))
+            if not results and state.errors:
+                raise state.errors[0]  # otherwise the launcher would count the job as completed
             return next(iter(results), None)
     return _run_job(config)
 
@@ -168,25 +170,30 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 def _run(config: DictConfig) -> float | None:
     signals.raise_if_signalled("before it began")
+    if HydraConfig.get().mode == RunMode.RUN:
+        check_no_sweep(HydraConfig.get())
     directory, corpus, notes = find_run(resolve_and_validate(config))
     config = directory.config
-    metrics = directory.metrics
+    metrics = None if config.overwrite else directory.metrics
     if config.dry_run:
         for reason in notes:
             log.info("%s", reason)
-        for warning in corpus.warnings:
-            log.warning("%s", warning)
         from birthplace_lm.training.preflight import preflight  # torch and lightning take seconds to import
 
         state = "to do" if metrics is None else "finished"
         plans = preflight(config, corpus)
-        stages = {plan.name: _describe(plan) for plan in plans}
-        cost = _cost(plans, corpus) if metrics is None else {}
+        for warning in (
+            *corpus.warnings,
+            *(f"{plan.name}: {text}" for plan in plans for text in plan.data_warnings),
+        ):
+            log.warning("%s", warning)
+        stages = {plan.name: _describe(plan, config.overwrite) for plan in plans}
+        cost = _cost(plans, corpus, config.overwrite) if metrics is None else {}
         if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
             log.info("%s", note)
         _show({"run": f"{directory.path}, {state}", "data": corpus.notes[0], **stages, **cost})
         return 0.0  # a number, for sweepers that search
-    if metrics is None or config.overwrite:
+    if metrics is None:
         from birthplace_lm.training.pipeline import (
             run as run_pipeline,  # torch and lightning take seconds to import
         )
@@ -202,19 +209,19 @@ def _run(config: DictConfig) -> float | None:
     return metrics.dev.exact_match
 
 
-def _describe(plan: "StagePlan") -> str:
-    from birthplace_lm.runs import checkpoint  # torch takes seconds to import
+def _describe(plan: "StagePlan", overwrite: bool) -> str:
+    from birthplace_lm.training.stage import steps_done  # torch takes seconds to import
 
     size = f"{plan.trainer['max_epochs']} epochs, {plan.total_steps} steps, {plan.describe_step()}"
-    saved = checkpoint.list_checkpoints(plan.directory)
-    done = f", {checkpoint.parse_step(saved[0])} of them done" if saved else ""
+    steps = steps_done(plan, overwrite)
+    done = f", {steps} of them done" if steps else ""
     return f"{size}{done}, in {plan.directory}"
 
 
-def _cost(plans: "list[StagePlan]", corpus: Corpus) -> dict[str, str]:
+def _cost(plans: "list[StagePlan]", corpus: Corpus, overwrite: bool) -> dict[str, str]:
     from birthplace_lm.training.estimate import estimate  # torch takes seconds to import
 
-    if (cost := estimate(plans, corpus)) is None:
+    if (cost := estimate(plans, corpus, overwrite)) is None:
         return {"time": "not estimated: only for one process on a CPU"}
     duration = tqdm.format_interval(cost.seconds)
     return {

@@ -1,6 +1,7 @@
 """The commands that ask a trained model: `ask` and `predict`."""
 
 import math
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -58,7 +59,7 @@ def ask(
     from birthplace_lm.inference.language_model import TrainedModel
 
     for name in names:
-        if len(name.encode()) < 256 and config_file(Path(name)).is_file():
+        if len(os.fsencode(name)) < 256 and config_file(Path(name)).is_file():
             raise InputError(f"{name}: a second run directory; ask one run at a time")
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")

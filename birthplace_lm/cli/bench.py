@@ -57,10 +57,12 @@ def with_measured_choices(overrides: Sequence[str]) -> list[str]:
     Where they are "auto", what is faster on this machine replaces it.
 
     Raises:
-        InputError: a precision that the loop without Lightning does not have.
+        InputError: what they leave out, or another precision, cannot be measured.
     """
     arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
     config = compose(arguments)
+    if not config.stages.pretrain.enabled or "tensorboard" not in config.logger:
+        raise InputError("bench measures pretraining by its curves in TensorBoard: leave both on")
     if config.trainer.precision == "auto":
         precision = measured_precision(config.trainer.accelerator, config.model.n_embd)
         arguments.append(f"trainer.precision={precision}")

@@ -14,9 +14,9 @@ class LenientStream:
     """
 
     def __init__(self, stream: TextIO, tolerated: type[OSError]) -> None:
-        """Errors that are not `tolerated` are raised once."""
+        """Errors that are not `tolerated`, which may be set later, are raised once."""
         self._stream = stream
-        self._tolerated = tolerated
+        self.tolerated = tolerated
 
     def write(self, text: str) -> int:
         self._try(lambda: self._stream.write(text))
@@ -32,7 +32,7 @@ class LenientStream:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())  # what is buffered goes there too, and what children print
             os.close(null)
-            if not isinstance(error, self._tolerated):
+            if not isinstance(error, self.tolerated):
                 raise
 
     def __getattr__(self, name: str) -> Any:
@@ -53,6 +53,7 @@ def protect_standard_streams(tolerated: type[OSError] = OSError) -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if isinstance(stream, LenientStream):
+            stream.tolerated = tolerated
             continue
         if stream is None:
             stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.cli import session
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.errors import BirthplaceError, InputError, InternalError
+from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory
 from birthplace_lm.runs.find import find_run
@@ -104,8 +104,12 @@ class ValidateSweep(Callback):
             _keep_from_children(signal.SIGINT, signal.SIGHUP)
 
 
-def unexpected(error: Exception) -> InternalError:
+def unexpected(error: Exception) -> BirthplaceError:
     """The line for an exception that is no error of this program: of a user's part, or a mistake of ours."""
+    if (
+        isinstance(error, OSError) and error.filename is not None
+    ):  # a path that is too long, or may not be read
+        return CheckpointError(f"{error.filename}: {error.strerror}")
     return InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
 
 

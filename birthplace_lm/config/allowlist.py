@@ -96,9 +96,13 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
     if node.get("_partial_") is not True:
         # Called at once, with arguments from the configuration alone, it could write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
+    configurable = [name for name in arguments if name not in called_with]
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
-        if name.startswith("_") or (arguments is not ANY_ARGUMENTS and name not in arguments):
-            raise InputError(f"{key}.{name}: unknown key; {suggest(name, [*arguments], f'{key}.')}")
+        if name in called_with:  # it would have no effect
+            raise InputError(f"{key}.{name}: cannot be set here; the program gives it, from its other keys")
+        if name.startswith("_") or (arguments is not ANY_ARGUMENTS and name not in configurable):
+            valid = suggest(name, configurable, f"{key}.") if configurable else "there is none"
+            raise InputError(f"{key}.{name}: unknown key; {valid}")
         kind, value = arguments.get(name, ("", False))[0], node[name]
         if not _matches_annotation(value, kind):
             raise InputError(f"{key}.{name}={value}: must be of type {kind}")

@@ -4,6 +4,7 @@ Imports neither torch nor lightning, so that a mistake shows at once.
 """
 
 import json
+import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,11 +45,31 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         try:
             config = hydra.compose("train", checked_overrides(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
+            check_no_sweep(config.hydra)
+        except InputError:
+            raise
         except Exception as error:  # of any kind: a TypeError at attention=[{a:1}], an OSError at a long name
             raise to_input_error(error) from error
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
         return resolve_and_validate(config)
+
+
+def check_no_sweep(settings: Any) -> None:
+    """Refuse a recipe that lists values for a sweep where one run is composed: Hydra would ignore them.
+
+    Args:
+        settings: Hydra's own configuration.
+
+    Raises:
+        InputError: a key that the recipe sweeps over has no value of its own.
+    """
+    overrides: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)  # they may interpolate
+    overridden = {re.split("[=@]", override)[0].lstrip("+") for override in overrides}
+    keys = [key for key in settings.sweeper.get("params") or {} if key not in overridden]
+    if keys:
+        values = " ".join(f"{key}=VALUE" for key in keys)
+        raise InputError(f"this recipe sweeps over {', '.join(keys)}: add -m, or give {values} for one run")
 
 
 @contextmanager
@@ -155,7 +176,7 @@ def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictCon
             raise ValueError("has aliases, by which few lines can stand for any number")
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig) or not config:
-            raise ValueError("is empty, or no mapping; restore it, or train again with overwrite=true")
+            raise ValueError("is empty, or no mapping; restore it, or delete the folder and train again")
         if "${" in str(OmegaConf.to_container(config)):  # resolving would reveal environment variables
             raise ValueError("has interpolations; the configuration of a run has none")
         return resolve_and_validate(config, plugins)

@@ -13,10 +13,10 @@ from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import float32_products
-from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.components import build_datamodule, probe_trainer, training_clock
 from birthplace_lm.training.microbatching import microbatched_loss_sum
 from birthplace_lm.training.plan import StagePlan
+from birthplace_lm.training.stage import steps_done
 
 SECONDS = 0.4  # to measure in, per stage; at least one step
 MAX_STEPS = 20
@@ -37,8 +37,12 @@ class Estimate:
     steps: int
 
 
-def estimate(plans: Sequence[StagePlan], corpus: Corpus) -> Estimate | None:
-    """Measure every stage; None for a run on other devices than one CPU."""
+def estimate(plans: Sequence[StagePlan], corpus: Corpus, overwrite: bool = False) -> Estimate | None:
+    """Measure every stage; None for a run on other devices than one CPU.
+
+    Args:
+        overwrite: of the run: its own stages begin again.
+    """
     seconds, steps = 0.0, 0
     for plan in plans:
         trainer = probe_trainer(plan.trainer)
@@ -47,8 +51,7 @@ def estimate(plans: Sequence[StagePlan], corpus: Corpus) -> Estimate | None:
         with trainer.precision_plugin.forward_context(), float32_products(plan.float32_products):
             data = build_datamodule(plan, corpus)
             durations = _measure(plan, corpus, data)
-        saved = checkpoint.list_checkpoints(plan.directory)
-        steps_left = plan.total_steps - ((checkpoint.parse_step(saved[0]) or 0) if saved else 0)
+        steps_left = plan.total_steps - steps_done(plan, overwrite)
         clock = training_clock(plan, data.train_rows)
         batches = -(-clock.rows // plan.loading.batch_size) / clock.steps_per_epoch  # of a step, in the mean
         seconds += steps_left * batches * sum(durations) / len(durations)

@@ -60,14 +60,10 @@ def fit_stage(
     """
     folder = plan.directory
     result = folder / STAGE_RESULT
-    if result.is_file():
-        finished = StageResult.read(result)
-        with suppress(CheckpointError):
-            last = LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, finished.steps))
-            if last.metadata.get("config_sha256") == plan.config_sha256:
-                if (path := plan.resume_checkpoint) is not None:
-                    log.warning("%s is finished, resume=%s has no effect: remove %s", plan.name, path, result)
-                return finished, last
+    if (finished := _finished(plan)) is not None:
+        if (path := plan.resume_checkpoint) is not None:
+            log.warning("%s is finished, resume=%s has no effect: remove %s", plan.name, path, result)
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
     resume = _resume_checkpoint(plan)
     if resume is None and result.is_file() and not plan.start_over:
@@ -89,6 +85,31 @@ def fit_stage(
         group.lead(plan, resume, partial(train_stage, plan, corpus, resume, init))
     trained = StageResult.read(result)
     return trained, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, trained.steps))
+
+
+def steps_done(plan: StagePlan, overwrite: bool) -> int:
+    """The optimizer steps of a stage that its run will not take again.
+
+    Args:
+        overwrite: of the run, which removes all stages that are not shared.
+    """
+    if overwrite and not plan.shared:
+        return 0
+    if (finished := _finished(plan)) is not None:
+        return finished[0].steps
+    newest = _resume_checkpoint(plan)
+    return 0 if newest is None else checkpoint.parse_step(newest) or 0
+
+
+def _finished(plan: StagePlan) -> tuple[StageResult, LoadedCheckpoint] | None:
+    """The result and the last checkpoint of a finished stage; None if one of them is missing or another's."""
+    if (plan.directory / STAGE_RESULT).is_file():
+        result = StageResult.read(plan.directory / STAGE_RESULT)
+        with suppress(CheckpointError):
+            last = LoadedCheckpoint.read(checkpoint.checkpoint_path(plan.directory, result.steps))
+            if last.metadata.get("config_sha256") == plan.config_sha256:
+                return result, last
+    return None
 
 
 def _resume_checkpoint(plan: StagePlan) -> Path | None:
@@ -158,6 +179,13 @@ def train_stage(
         _train(plan, corpus, resume, init)
 
 
+def _cost_until(loaded: LoadedCheckpoint) -> dict[str, float]:
+    """The characters and seconds of all stages up to a checkpoint."""
+    states = loaded.content.get("callbacks", {})
+    costs = states.get(CostCounter.state_key), states.get(TrainingCurves.state_key, {}).get("previous_cost")
+    return {key: sum(cost[key] for cost in costs if cost) for key in ("characters", "seconds")}
+
+
 def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedCheckpoint | None) -> None:
     L.seed_everything(plan.seed, workers=True, verbose=False)
     disable_malloc_trim()
@@ -168,9 +196,8 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
         load_state_dict_checked(model, model_state_dict(init.content), init.path)
     data = build_datamodule(plan, corpus)
     module = build_module(plan, model, corpus, data.train_rows)
-    previous_cost = None if init is None else init.content.get("callbacks", {}).get(CostCounter.state_key)
     cost = CostCounter()
-    curves = TrainingCurves(plan.name, plan.directory, cost, previous_cost)
+    curves = TrainingCurves(plan.name, plan.directory, cost, None if init is None else _cost_until(init))
     trainer = build_trainer(plan, [cost, curves, *build_callbacks(plan, corpus, resume)], resume)
     log.info(
         "%s: %d parameters, %d rows an epoch, %s",
@@ -183,7 +210,7 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
         log.warning(
             "%s: its schedule has a learning rate of 0 at every step, so it learns nothing", plan.name
         )
-    for warning in data.warnings:
+    for warning in plan.data_warnings:
         log.warning("%s: %s", plan.name, warning)
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.

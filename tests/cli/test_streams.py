@@ -52,6 +52,11 @@ def test_the_exit_code_of_an_error_is_about_the_run(redirection: str) -> None:
     assert shell(f"{sys.executable} {TRAIN} sed=1 {redirection}").returncode == 2
 
 
+def test_the_command_is_as_lenient_as_the_script() -> None:
+    """Bug: `birthplace-lm train` ended with code 4 where `train.py` ended with 2."""
+    assert shell(f"{BIRTHPLACE_LM} train sed=1 2> /dev/full").returncode == 2
+
+
 def test_names_that_the_encoding_lacks_are_escaped(tiny: list[str], tmp_path: Path) -> None:
     arguments = f"{' '.join(tiny)} pretrain=none 'run_dir=\"{tmp_path}/Łódź\"'"
     done = shell(f"{sys.executable} {TRAIN} {arguments}", PYTHONIOENCODING="ascii")

@@ -8,12 +8,15 @@ from typing import Any
 
 import hydra
 import pytest
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from program import Program
 
 from birthplace_lm.config.compose import compose, resolve_and_validate
 from birthplace_lm.config.groups import conf_dir, options
+from birthplace_lm.errors import InputError
 from birthplace_lm.models.build import build_model
 
 CONF = conf_dir()
@@ -196,9 +199,29 @@ def test_a_preset_says_command_time_and_result(file: str) -> None:
     assert "Result: " in comment
     if file.startswith("experiment"):
         assert re.search("float32|bf16-mixed", f"{command} {comment}")  # which its figures are of
-    compose(
-        [argument.partition(",")[0] for argument in arguments if "=" in argument and "hydra" not in argument]
-    )
+    chosen = [
+        argument.partition(",")[0] for argument in arguments if "=" in argument and "hydra" not in argument
+    ]
+    sweep = yaml.safe_load((CONF / file).read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
+    first = {"attention": "vanilla", "experiment/ablation": "none"}  # in place of glob(*)
+    keys = {override.partition("=")[0] for override in chosen}
+    one = [
+        f"{key}={first[key] if 'glob' in str(values) else str(values).partition(',')[0]}"
+        for key, values in sweep.items()
+        if key not in keys
+    ]
+    if one:
+        assert "-m" in arguments
+        with pytest.raises(InputError, match=r"this recipe sweeps over .*: add -m, or give"):
+            compose(chosen)
+    compose([*chosen, *one])
+
+
+def test_a_recipe_that_is_a_sweep_is_no_single_run(tmp_path: Path) -> None:
+    """Bug: without -m the recipe was ignored, and one default run was trained in its place."""
+    program = Program(["experiment=grid", "dry_run=true"], tmp_path)
+    assert program.wait() == 2
+    assert "this recipe sweeps over attention, pretrain, seed: add -m" in program.stderr.read_text()
 
 
 def test_the_sweep_of_ablations_has_every_file_of_its_folder() -> None:
