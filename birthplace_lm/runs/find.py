@@ -26,6 +26,10 @@ def find_run(config: DictConfig) -> tuple[RunDirectory, Corpus, list[str]]:
     config, notes = resolve_auto_precision(with_inputs(config, corpus.sha256))
     path = run_directory(config)
     check_run_dir(path, config)
+    if Path(config.runs_root).expanduser().resolve().is_relative_to(path.resolve()):
+        raise InputError(  # overwrite=true would remove the other runs
+            f"run_dir={path}: holds the other runs, runs_root={config.runs_root}; give a folder of its own"
+        )
     if config.overwrite:
         _check_kept(config, path)
     return RunDirectory(path, config), corpus, notes

@@ -80,10 +80,12 @@ def named_checkpoint(key: str, value: str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(value).expanduser()
-    if key in CHECKPOINT_KEYS and path.is_dir():
-        from birthplace_lm.runs.directory import stage_directory  # which imports this module
+    from birthplace_lm.runs.directory import stage_directory  # which imports this module
 
+    path = Path(value).expanduser()
+    if key in CHECKPOINT_KEYS and path.name in ("pretrain", "finetune"):
+        path = stage_directory(path.parent, path.name)
+    if key in CHECKPOINT_KEYS and path.is_dir():
         folders = (stage_directory(path, "finetune"), stage_directory(path, "pretrain"), path)
         finished = [folder for folder in folders if (folder / STAGE_RESULT).is_file()]
         begun = [folder for folder in folders[:2] if any(folder.glob("step-*.ckpt"))]

@@ -39,7 +39,8 @@ def nearest_run(config: DictConfig) -> str | None:
     files = Path(config.runs_root).expanduser().glob(pattern)
     ours = flatten(hashed_config(config))
     nearest: tuple[int, Path, Differences] | None = None
-    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[:MAX_RUNS]:
+    newest = sorted(files, key=_modified, reverse=True)[:MAX_RUNS]
+    for file in newest:
         with suppress(Exception):  # written by another version, or damaged: no run to continue
             saved = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
             theirs = flatten(hashed_config(OmegaConf.create(saved)))
@@ -55,6 +56,14 @@ def nearest_run(config: DictConfig) -> str | None:
         for key, (theirs, ours) in differing.items()
     ]
     return f"a new run; {path} differs in {', '.join(values)}{_advice(config, path, differing)}"
+
+
+def _modified(path: Path) -> float:
+    """When a file was written; 0 if another process has removed it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _advice(config: DictConfig, path: Path, differing: Differences) -> str:

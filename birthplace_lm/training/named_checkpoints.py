@@ -82,7 +82,7 @@ def _load_named(key: str, config: DictConfig, corpus: Corpus) -> tuple[Path, dic
 
 def _check_weights(key: str, path: Path, content: Mapping[str, Any], model: GPT) -> None:
     try:
-        check_state_dict(model, model_state_dict(content), path)
+        check_state_dict(model, model_state_dict(content), path, hint="; give its attention= and model.*")
     except CheckpointError as error:
         raise CheckpointError(f"{key}={error}") from error
 

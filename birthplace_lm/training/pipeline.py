@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError
 from birthplace_lm.inference.evaluate import evaluate
 from birthplace_lm.inference.weights import model_state_dict, weights_sha256
 from birthplace_lm.models.build import build_model, load_state_dict_checked
-from birthplace_lm.models.float32_products import float32_products
+from birthplace_lm.models.float32_products import MKL, float32_products
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.auto_precision import slow_precision_warning
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
@@ -118,6 +118,12 @@ def _results_of(run: Path, stages: Sequence[str]) -> dict[str, StageResult]:
     return {name: StageResult.read(file) for name, file in files.items() if file.is_file()}
 
 
+def _library_of(checkpoint: LoadedCheckpoint) -> str:
+    """What multiplied float32 matrices for it."""
+    environment: Mapping[str, str] = checkpoint.metadata.get("environment", {})
+    return environment.get("float32_products", MKL)
+
+
 def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: RunDirectory) -> RunMetrics:
     for note in corpus.notes:
         log.info("%s", note)
@@ -136,12 +142,14 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
         with run_lock(plan.directory, wait=True) if plan.shared else nullcontext():
             if last is not None:
                 plan = replace(plan, init_checkpoint=last.path)
+                if config.float32_products == "auto":  # measured again by each process that continues
+                    plan = replace(plan, float32_products=_library_of(last))
             results[plan.name], last = fit_stage(plan, corpus, last)
     directory.mark_stage("evaluate")
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_state_dict_checked(model, model_state_dict(last.content), last.path)
-    with float32_products(plan.float32_products):
+    with float32_products(_library_of(last)):
         evaluation = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
     scores = evaluation.scores
     metrics = RunMetrics(

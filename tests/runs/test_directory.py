@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from stage import METRICS, quick, run
 
 from birthplace_lm.errors import InputError
@@ -121,6 +122,18 @@ def test_overwrite_does_not_remove_where_the_run_starts(configure: Any, tmp_path
     with pytest.raises(InputError, match=f"overwrite=True: would remove resume={last}"):
         find_run(configure(*own, "overwrite=true", f"resume={last}"))
     assert sorted(folder.rglob("*")) == files
+
+
+@pytest.mark.parametrize("root", ["runs", "runs/all"])
+def test_a_run_directory_does_not_hold_the_other_runs(root: str, configure: Any, tmp_path: Path) -> None:
+    """Bug: run_dir=runs was taken, and overwrite=true then removed every other run."""
+
+    def changed(run_dir: str, runs_root: str) -> DictConfig:
+        return DictConfig(OmegaConf.merge(configure(), {"run_dir": run_dir, "runs_root": runs_root}))
+
+    with pytest.raises(InputError, match=r"holds the other runs, runs_root=.*; give a folder of its own"):
+        find_run(changed(f"{tmp_path}/runs", f"{tmp_path}/{root}"))
+    find_run(changed(f"{tmp_path}/runs/mine", f"{tmp_path}/runs"))
 
 
 def test_overwrite_clears_the_folder(configure: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run takes every decision once, writes nothing before all is checked, and says what went wrong first."""
 
 import errno
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError, InternalError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint, signals
-from birthplace_lm.runs.identity import pretraining_directory, run_directory, with_inputs
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
+from birthplace_lm.runs.directory import stage_directory
+from birthplace_lm.runs.identity import named_checkpoint, pretraining_directory, run_directory, with_inputs
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
-from birthplace_lm.training import pipeline
+from birthplace_lm.training import pipeline, preflight, stage
+
+STAGES = ("pretrain", "finetune")
 
 
 def run(configure: Any, *overrides: str) -> Any:
@@ -127,3 +132,41 @@ def test_the_first_exception_is_told(tmp_path: Path) -> None:
     assert str(error) == "/data/x: No space left on device"
     with mock.patch.object(signals, "pending_signal", return_value=15):
         assert pipeline.to_birthplace_error(first, tmp_path).exit_code == 143
+
+
+def test_a_run_keeps_the_library_that_its_pretraining_began_with(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: each start measured anew, so that a run that was killed changed it for its second half."""
+    monkeypatch.setattr(preflight, "faster_library", lambda _: "mkl")
+    run(configure)
+    libraries = {}
+
+    def fit_stage(plan: Any, *args: Any) -> Any:
+        libraries[plan.name] = plan.float32_products
+        return stage.fit_stage(plan, *args)
+
+    monkeypatch.setattr(preflight, "faster_library", lambda _: "onednn")
+    monkeypatch.setattr(pipeline, "fit_stage", fit_stage)
+    run(configure, "stages.finetune.max_epochs=1")
+    assert libraries["finetune"] == "mkl"
+    run(configure, "stages.finetune.max_epochs=3", "float32_products=onednn")
+    assert libraries["finetune"] == "onednn"
+
+
+def test_the_cost_of_all_stages_so_far(configure: Any) -> None:
+    """Bug: curves after init_from=RUN began with the characters of its last stage alone."""
+    directory = run_directory(run(configure))
+    results = [StageResult.read(stage_directory(directory, name) / STAGE_RESULT) for name in STAGES]
+    last = LoadedCheckpoint.read(checkpoint.list_checkpoints(directory / "finetune")[0])
+    assert stage._cost_until(last)["characters"] == sum(result.characters for result in results)
+
+
+def test_a_stage_may_be_named_where_there_are_no_links(configure: Any) -> None:
+    """Bug: the text file that stands for the link was taken for a checkpoint."""
+    directory = run_directory(run(configure))
+    expected = named_checkpoint("extend_from", str(directory / "pretrain")).resolve()
+    target = os.readlink(directory / "pretrain")
+    (directory / "pretrain").unlink()
+    (directory / "pretrain").write_text(f"{target}\n")
+    assert named_checkpoint("extend_from", str(directory / "pretrain")).resolve() == expected

@@ -1,10 +1,12 @@
 """A stage that stops anywhere and starts again ends as one that was left alone."""
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,6 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from stage import plan_of, sampled
+from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -22,6 +25,7 @@ from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import components
 from birthplace_lm.training import stage as stages
+from birthplace_lm.training.callbacks import curves as curves_module
 
 STAGES = ("pretrain", "finetune")
 HOOKS = (
@@ -276,3 +280,42 @@ def test_a_change_of_threads_is_said(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     fit(config, "pretrain", tmp_path / "run", monkeypatch)
     assert f"the last bits may differ: threads was {threads} and is {threads + 1}" in caplog.text
+
+
+def test_the_speed_is_that_of_training_alone(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: what other callbacks do after a validation, such as pictures, counted as training."""
+    now = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(now)))
+    monkeypatch.setattr(curves_module, "time", clock)
+
+    def work(trainer: L.Trainer, name: str) -> None:
+        if name == "on_validation_end":
+            for _ in range(10_000):
+                next(now)
+
+    fit(configure("stages.pretrain.check_val_every_n_epoch=1"), "pretrain", tmp_path, monkeypatch, work)
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    speeds = [event.value for event in events.Scalars("pretrain/characters_per_second")]
+    assert len(speeds) > 4
+    assert min(speeds) > max(speeds) / 10
+
+
+def test_every_event_file_has_its_beginning(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a resume removed the event file that its own logger had just begun."""
+
+    def stop(trainer: L.Trainer, name: str) -> None:
+        if name == "on_train_batch_start" and trainer.global_step == 2:
+            raise Stop
+
+    config = configure("checkpoint.every_n_steps=1")
+    with pytest.raises(Stop):
+        fit(config, "pretrain", tmp_path, monkeypatch, stop)
+    fit(config, "pretrain", tmp_path, monkeypatch)
+    files = sorted(tmp_path.glob(curves_module.EVENT_FILES))
+    assert len(files) == 2
+    assert all(b"brain.Event:2" in file.read_bytes()[:100] for file in files)

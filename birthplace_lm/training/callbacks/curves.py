@@ -55,12 +55,10 @@ class TrainingCurves(L.Callback):
         self._loss_sum, self._batches = 0.0, 0  # of this epoch
         self._losses: list[float] = []  # of the batches of this optimizer step
         self._learning_rate = 0.0
-        self._logged_characters, self._logged_time, self._paused = 0, 0.0, 0.0
+        self._logged_characters, self._logged_time = 0, 0.0
+        self._paused: float | None = None  # since when there is no training
         self._step = 0
-        self._earlier_files: list[Path] = []  # event files that lay there before this process began
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._earlier_files = [*self.directory.glob(EVENT_FILES)]
+        self._earlier_files = [*directory.glob(EVENT_FILES)]  # Lightning makes its own before any hook
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
@@ -74,7 +72,13 @@ class TrainingCurves(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_characters, self._logged_time = self.cost.characters, time.perf_counter()
+        self._paused = None
         self._step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._paused is not None:  # other callbacks also work after a validation
+            self._logged_time += time.perf_counter() - self._paused
+            self._paused = None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[-1]["lr"]  # of Muon's two groups the one of AdamW
@@ -122,10 +126,10 @@ class TrainingCurves(L.Callback):
         self._loss_sum, self._batches = 0.0, 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._paused = time.perf_counter()
+        if self._paused is None:
+            self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._logged_time += time.perf_counter() - self._paused
         if not trainer.sanity_checking:
             for name in ("val_loss", "exact_match"):
                 self._draw_over_cost(trainer, name, float(trainer.callback_metrics[f"{self.stage}/{name}"]))

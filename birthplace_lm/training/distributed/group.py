@@ -76,7 +76,8 @@ def join(placement: Placement) -> None:
     """
     global _group
     signals.leave_repeats_to_launcher()
-    cores, bound = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores  # not on macOS
     if "OMP_NUM_THREADS" not in os.environ and bound == cores:  # Slurm may have given it its own cores
         torch.set_num_threads(max(1, cores * placement.hosts // placement.processes))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
