@@ -11,7 +11,7 @@ from birthplace_lm.analysis.html_page import escape, write_html
 from birthplace_lm.data.vocab import MASK
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.attention_maps import attention_pictures
-from birthplace_lm.inference.decoding import Answer
+from birthplace_lm.inference.decoding import Answer, question_prompt
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.atomic_files import atomic_replace
 
@@ -26,7 +26,8 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     """
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
-    read, weights = model.attention(f"{question}{MASK}{answer.text}{MASK}")
+    prompt = model.vocab.decode(question_prompt(model.model, model.vocab, question))  # as it was answered
+    read, weights = model.attention(f"{prompt}{answer.text}{MASK}")
     if weights is None:
         raise InputError("the attention of this model does not provide its weights; see docs/attention.md")
     pictures = attention_pictures(model.model, read, weights)

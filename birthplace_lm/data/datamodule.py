@@ -97,6 +97,7 @@ class SpanCorruptionDataModule(BatchDataModule):
         corruption.rows(torch.Generator().manual_seed(0))  # so that a wrong sampler ends the run at its start
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         self.text_form = self.text_form_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
+        self.warnings = [f"spans: {warning}" for warning in getattr(sampler, "warnings", ())]
         shifted = LeftPadded(corruption, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [shifted]

@@ -27,14 +27,17 @@ class Telling(NamedTuple):
 
 
 class TextForm(Protocol):
-    """Finds the tellings of a fact; none if the text does not have it."""
+    """Makes the tellings of a fact: what the model reads, and the answer that must follow.
+
+    A form that quotes the text has none for a fact that the text does not have.
+    """
 
     def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]: ...
 
 
 @dataclass(frozen=True)
 class MaskedForm:
-    """`PADs NAME. MASK MASK answer MASK`: span corruption without any context.
+    """`PADs NAME. MASK MASK answer MASK`: span corruption without any context, for any name and answer.
 
     >>> vocab = CharVocab.from_text("Ada. Rome")
     >>> [vocab.decode(ids) for ids in MaskedForm(0).tellings("Ada", "Rome", vocab)[0]]

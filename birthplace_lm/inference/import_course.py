@@ -14,7 +14,7 @@ from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
-from birthplace_lm.models.build import build_model, load_state_dict_checked
+from birthplace_lm.models.build import build_with_weights
 
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # hold the weights in a larger checkpoint
 DEFAULT_HEADS = 8  # of the course
@@ -55,10 +55,10 @@ def read_course_model(
             f"--corpus {corpus}: has {len(vocab)} symbols, and {file} was trained with {symbols}"
         )
     w2 = weights.get("blocks.0.attn.w2")  # of the synthesizer: a row for each channel of a head
-    told = int(n_embd) // len(w2) if w2 is not None and w2.dim() == 2 else None
-    if None not in (n_head, told) and n_head != told:
-        raise InputError(f"--n-head {n_head}: the weights of {file} have {told}; leave it out")
-    n_head = n_head or told or DEFAULT_HEADS
+    own_heads = int(n_embd) // len(w2) if w2 is not None and w2.dim() == 2 and len(w2) else None
+    if None not in (n_head, own_heads) and n_head != own_heads:
+        raise InputError(f"--n-head {n_head}: the weights of {file} have {own_heads}; leave it out")
+    n_head = n_head or own_heads or DEFAULT_HEADS
     layers = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
     config = compose(
         [
@@ -67,11 +67,10 @@ def read_course_model(
             f"model.block_size={block_size}", "data.root=.",
         ]
     )  # fmt: skip
-    model = build_model(config.model, len(vocab))
     try:
-        load_state_dict_checked(model, weights, file)
+        model = build_with_weights(config.model, len(vocab), weights, file)
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace("attention= and model.*", "--attention")) from error
+        raise CheckpointError(f"{error}; give its --attention") from error
     return TrainedModel(model, vocab, QuestionTemplate.parse(config.data.question)), config
 
 

@@ -89,7 +89,7 @@ def score_tellings(model: GPT, tellings: Sequence[Telling], pad_id: int) -> tupl
 
 @dataclass(frozen=True)
 class Recall:
-    """What a model recalls of one fact where the text tells it.
+    """What a model recalls of one fact in the form in which its text tells it.
 
     Attributes:
         log_p: log of the mean probability over the tellings, nats.

@@ -17,7 +17,7 @@ from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights
 from birthplace_lm.inference.decoding import Answer, answer_questions
 from birthplace_lm.inference.weights import model_state_dict
-from birthplace_lm.models.build import build_model, check_state_dict, load_state_dict_checked
+from birthplace_lm.models.build import build_with_weights
 from birthplace_lm.models.float32_products import MKL, float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import checkpoint as checkpoint_files
@@ -80,11 +80,7 @@ class TrainedModel:
             _read_export(run) if exported else _read_checkpoint(run, stage or last, checkpoint)
         )
         vocab = CharVocab(symbols)
-        with torch.device("meta"):  # a config.yaml with other sizes than the weights takes no memory
-            check_state_dict(build_model(config.model, len(vocab)), weights, file)
-        model = build_model(config.model, len(vocab))
-        load_state_dict_checked(model, weights, file)
-        return cls(model, vocab, question)
+        return cls(build_with_weights(config.model, len(vocab), weights, file), vocab, question)
 
     def answer(self, names: Sequence[str]) -> list[str]:
         """The model's answer to its question about each name."""
@@ -115,7 +111,7 @@ class TrainedModel:
 
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # weights[0]: (heads, T, T)
         """
-        return attention_weights(self.model, self.vocab, text)
+        return attention_weights(self.model, self.vocab, normalise(text))
 
 
 def _read_checkpoint(run: Path, stage: str, which: str) -> tuple[Path, list[str], dict[str, Tensor]]:
@@ -146,7 +142,7 @@ def _read_export(folder: Path) -> tuple[Path, list[str], dict[str, Tensor]]:
     file = folder / WEIGHTS
     try:
         vocab = CharVocab.from_dict(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, InputError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, InputError) as error:
         raise CheckpointError(f"{folder}: not a valid export: {VOCABULARY}: {error}") from error
     try:
         return file, list(vocab.symbols), safetensors.torch.load(file.read_bytes())

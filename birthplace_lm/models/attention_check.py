@@ -1,4 +1,4 @@
-"""Check a user's attention, within milliseconds, before a run starts.
+"""Check a user's attention, within a second, before a run starts.
 
 A network also trains with an attention that looks ahead or that handles the cache wrongly, and its figures
 are wrong without an error.
@@ -15,7 +15,7 @@ from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
 from birthplace_lm.models.partial_forward import forward_with_shared_prefix, logits_at
 
-ROWS, LENGTH, SYMBOLS = 3, 16, 24
+ROWS, LENGTH, SYMBOLS = 3, 128, 24
 TOLERANCE = 1e-3  # of the standard deviation of the logits; rounding errors are a thousandth of it
 WITH_CACHE = "logits with a cache are not those without one"
 NOISE = 0.02  # is added to the initial weights: a factor that starts at zero would hide an error
@@ -36,7 +36,7 @@ def check_attention(sizes: Mapping[str, Any]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model({**sizes, "n_layer": min(2, sizes["n_layer"])}, SYMBOLS).eval()
+        model = build_model(sizes, SYMBOLS).eval()  # all layers: an attention may know its own
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(NOISE * torch.randn_like(parameter))

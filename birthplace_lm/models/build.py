@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -21,6 +22,21 @@ def build_model(sizes: Mapping[str, Any], vocab_size: int) -> GPT:
     return GPT(vocab_size=vocab_size, **instantiate(sizes))
 
 
+def build_with_weights(
+    sizes: Mapping[str, Any], vocab_size: int, weights: Mapping[str, Tensor], path: Path
+) -> GPT:
+    """A network with weights that were read from `path`; sizes that do not fit them take no memory.
+
+    Raises:
+        CheckpointError: they belong to another model.
+    """
+    with torch.device("meta"):
+        check_state_dict(build_model(sizes, vocab_size), weights, path)
+    model = build_model(sizes, vocab_size)
+    load_state_dict_checked(model, weights, path)
+    return model
+
+
 def load_state_dict_checked(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load weights that were read from `path` into a model.
 
@@ -34,18 +50,18 @@ def load_state_dict_checked(model: GPT, weights: Mapping[str, Tensor], path: Pat
         raise CheckpointError(f"{path}: its weights are not plain tensors") from error
 
 
-def check_state_dict(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
+def check_state_dict(model: GPT, weights: Mapping[str, Tensor], path: Path, hint: str = "") -> None:
     """Check that weights have the names and shapes of a model, which may be on the meta device.
+
+    Args:
+        hint: what to do about it, for the message.
 
     Raises:
         CheckpointError: with the first mismatches.
     """
     if mismatches := state_dict_mismatches(weights, model.state_dict()):
         more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
-        raise CheckpointError(
-            f"{path}: belongs to another model: {'; '.join(mismatches[:3])}{more};"
-            " give its attention= and model.*"
-        )
+        raise CheckpointError(f"{path}: belongs to another model: {'; '.join(mismatches[:3])}{more}{hint}")
 
 
 def state_dict_mismatches(saved: Mapping[str, Tensor], built: Mapping[str, Tensor]) -> list[str]:

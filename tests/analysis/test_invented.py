@@ -71,6 +71,31 @@ def test_states_do_not_depend_on_the_batch(corpus: Corpus, attention: str) -> No
         torch.testing.assert_close(name_states(trained, [name])[0], state, atol=1e-5, rtol=0)
 
 
+def test_the_state_of_a_name_is_of_characters(corpus: Corpus) -> None:
+    """Bug: with as many latent vectors as positions it was that of a latent vector."""
+    trained = untrained(corpus, "attention=perceiver", "model.n_layer=3", "model.block.latents=64")
+    model = trained.model
+    ids, _ = trained.vocab.encode_known(f"{corpus.question.prefix}Ada Bo")
+    with torch.no_grad():
+        x = embedding = model.embed(torch.tensor([ids]))
+        for block in model.blocks:
+            x = block(x, None, embedding)
+    expected = torch.nn.functional.normalize(x[0, -1], dim=0)
+    torch.testing.assert_close(name_states(trained, ["Ada Bo"])[0], expected, atol=1e-5, rtol=0)
+
+
+def test_an_invented_person_is_nobody_without_a_middle_name(tmp_path: Path) -> None:
+    """Bug: Ada Mary Bo and Eve Jo Cy made an Ada Bo."""
+    names = [f"{first} {middle} {last}" for first in "ABCD" for last in "WXYZ" for middle in ("Mo",)]
+    lines = [f"{name}. Born in Rome ." for name in names]
+    (tmp_path / "corpus.txt").write_text("".join(f"{line}\n" for line in lines))
+    questions = [f"Where was {name} born?\tRome\n" for name in names]
+    for split, rows in (("train", questions[:8]), ("dev", questions[8:])):
+        (tmp_path / f"{split}.tsv").write_text("".join(rows))
+    config = compose([f"data.root={tmp_path}", "data.test=null"])
+    assert invent_names(read_corpus(config.data, 64), 10) == []
+
+
 def test_one_answer_for_all_is_as_similar_as_chance(corpus: Corpus, monkeypatch: Any) -> None:
     """Whoever always says the most frequent place is right about a similar person by chance alone."""
     monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """Warnings before a model is asked."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def test_a_misspelt_name_gets_the_closest(run: Path, people: Path) -> None:
         (warning,) = warnings_about(run, [name.split()[-1]])  # the surname
         assert name in warning
     assert warnings_about(run, ["Qq Zzz"]) == ["Qq Zzz: the corpus has nobody of this name"]
+
+
+def test_the_closest_is_a_name(run: Path, people: Path) -> None:
+    """Bug: what stood before any full stop counted as a name, so that a suggestion told the answer."""
+    everybody = {name for split in ("train", "dev", "test") for name in names(people, split)}
+    for surname in {name.split()[-1] for name in everybody}:
+        (warning,) = warnings_about(run, [surname])
+        _, _, suggested = warning.partition("did you mean ")
+        assert {*re.split(", | or ", suggested.rstrip("?"))} <= everybody
 
 
 def test_a_whole_question_is_a_name_too_many(run: Path, people: Path) -> None:

@@ -144,3 +144,33 @@ def test_what_cannot_be_imported_is_one_line(
         assert message.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "executed").exists()
+
+
+def test_sizes_that_fit_nowhere_take_no_memory(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a file of two kilobytes, whose tensors repeat one number, was given 286 GiB."""
+    weights = {
+        "tok_emb.weight": torch.zeros(1).expand(40, 4096),
+        "pos_emb": torch.zeros(1).expand(1, 1024, 4096),
+        "blocks.99.ln1.weight": torch.zeros(1),
+    }
+    file = tmp_path / "large.params"
+    torch.save(weights, file)
+    options = ["--attention", "vanilla", "--corpus", corpus]
+    assert call("import-course", file, tmp_path / "out", *options, monkeypatch=monkeypatch) == 4
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {file}: belongs to another model: ")
+    assert message.endswith("; give its --attention\n")
+
+
+def test_a_synthesizer_without_channels(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a ZeroDivisionError."""
+    weights = build_model(compose(["attention=synthesizer", *SIZES]).model, 40).state_dict()
+    file = tmp_path / "empty.params"
+    torch.save({**weights, "blocks.0.attn.w2": torch.zeros(0, 24)}, file)
+    options = ["--attention", "synthesizer", "--corpus", corpus, "--n-head", 4]
+    assert call("import-course", file, tmp_path / "out", *options, monkeypatch=monkeypatch) == 4
+    assert "blocks.0.attn.w2 is (0, 24) there" in capsys.readouterr().err

@@ -18,6 +18,21 @@ from birthplace_lm.models.attention_check import ContractError, check_attention
 from birthplace_lm.training.preflight import preflight
 
 
+class LooksAheadInTheThirdLayer(VanillaAttention):
+    def __init__(self, layer: int, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.attention = (LooksAhead if layer == 2 else VanillaAttention)(**sizes)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return self.attention(x, cache)
+
+
+class LooksAheadInLongTexts(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        y = super().forward(x, cache)
+        return y + x.mean(1, keepdim=True) if x.shape[1] > 24 else y
+
+
 class IgnoresTheCache(VanillaAttention):
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
         return super().forward(x)
@@ -43,6 +58,8 @@ class IsNotFinite(VanillaAttention):
 
 FAULTS = {
     LooksAhead: "later characters change the logits of a position",
+    LooksAheadInTheThirdLayer: "later characters change the logits of a position",
+    LooksAheadInLongTexts: "later characters change the logits of a position",
     IgnoresTheCache: "logits with a cache are not those without one",
     IgnoresPositions: "logits with a cache are not those without one",
     StopsGradients: "gradients with a cache are not those without one",
@@ -52,7 +69,7 @@ FAULTS = {
 
 def sizes(attention: Any) -> dict[str, Any]:
     return {
-        "n_layer": 2,
+        "n_layer": 3,
         "n_head": 2,
         "n_embd": 8,
         "block_size": 32,

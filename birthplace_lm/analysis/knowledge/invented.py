@@ -1,5 +1,6 @@
 """Invented people: does a model answer about somebody unknown with the place of a similar name?"""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.inference.confidence import auroc
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.language_model import TrainedModel
-from birthplace_lm.models.gpt import Block
 
 COUNT = 1000
 MIN_NAMES = 50  # names that a corpus must have the parts for
+MAX_TRAIN = 5000  # people of train to compare with, evenly spaced; all of a large corpus take too long
 BATCH = 256
 
 
@@ -73,10 +74,11 @@ def ask_about_invented(
     questions = [template.about(name) for name in names]
     answers = answer_questions(model, vocab, questions)
     texts = [answer.text for answer in answers]
-    train_names = [name for name, _ in train]
-    places = [place for _, place in train]
-    counts = Counter(places)
+    counts = Counter(place for _, place in train)
     chance = [counts[text] / len(train) for text in texts]
+    compared = train[:: math.ceil(len(train) / MAX_TRAIN)]
+    train_names = [name for name, _ in compared]
+    places = [place for _, place in compared]
     edit = edit_distances(names, train_names)
     states = name_states(trained, names) @ name_states(trained, train_names).T
     first, last = ([name_parts(name)[end] for name in names] for end in (0, 1))
@@ -132,20 +134,20 @@ def _similarity(
 
 
 def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:
-    """First and last words of the names in the corpus, newly combined: distinct, and nobody of the corpus."""
+    """First and last words of the names in the corpus, newly combined: distinct, and nobody's names."""
     files = [split for split in (corpus.train, corpus.dev, corpus.test) if split is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
     names = sorted({corpus.question.name_or_text(row.question) for row in rows})
     parts = [name_parts(name) for name in names if name_parts(name)]
     first, last = (sorted({part[end] for part in parts}) for end in (0, 1))
     draw = random.Random(seed)
-    text, block = corpus.documents.text, set(names)
+    text, pairs = corpus.documents.text, {tuple(part) for part in parts}
     invented: dict[str, None] = {}
     for _ in range(20 * count):
         if not parts or len(invented) == count:
             break
-        name = f"{first[int(draw.random() * len(first))]} {last[int(draw.random() * len(last))]}"
-        if name not in block and name not in text:
+        pair = first[int(draw.random() * len(first))], last[int(draw.random() * len(last))]
+        if pair not in pairs and (name := " ".join(pair)) not in text:
             invented[name] = None
     return [*invented]
 
@@ -175,31 +177,24 @@ def edit_distances(names: Sequence[str], others: Sequence[str]) -> NDArray[np.in
 def name_states(trained: TrainedModel, names: Sequence[str]) -> Tensor:
     """Unit vectors (N, C): what the middle block gives out at the last character of the name in a question.
 
-    Of a model whose middle block has no state for each character, the next block that has.
+    Of a model whose middle block gives out latent vectors, the next block that gives out characters.
     """
     model, vocab, template = trained.model, trained.vocab, trained.question
     device = model.tok_emb.weight.device
     prefixes = [vocab.encode_known(vocab.replace_unknown(template.prefix + name))[0] for name in names]
     prefixes = [ids[: model.block_size] for ids in prefixes]
     states = torch.zeros(len(names), model.tok_emb.embedding_dim)
-    plain = all(type(block) is Block for block in model.blocks)
-    recorded: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda module, args, output: recorded.append(output))
-        for block in model.blocks
-    ]
+    blocks = list(model.blocks)[(model.n_layer - 1) // 2 :]
+    block = next(block for block in blocks if not block.latent_queries)
+    outputs: list[Tensor] = []
+    handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
         for start in range(0, len(names), BATCH):
             batch = prefixes[start : start + BATCH]
-            # Blocks of another length are told apart by it, so no row may have theirs.
-            width = max(map(len, batch)) if plain else model.block_size
-            recorded.clear()
+            width = max(map(len, batch))
             model(torch.tensor([ids + [vocab.pad_id] * (width - len(ids)) for ids in batch], device=device))
-            outputs = recorded[(len(recorded) - 1) // 2 :]
-            output = next(output for output in outputs if output.shape[:2] == (len(batch), width))
             last = torch.tensor([len(ids) - 1 for ids in batch])
-            states[start : start + BATCH] = output[torch.arange(len(batch)), last].float().cpu()
+            states[start : start + BATCH] = outputs.pop()[torch.arange(len(batch)), last].float().cpu()
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return torch.nn.functional.normalize(states, dim=1)

@@ -57,8 +57,8 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
             ("people asked", lambda k: str(k.people_count)),
             ("exact match", lambda k: _share(k, sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
-            ("recalled after pretraining, where the text tells it", recalled),
-            ("stored: after pretraining, where the text tells it", lambda k: optional(k.bits.stored, ".2f")),
+            ("recalled after pretraining, in the form of its text", recalled),
+            ("stored: after pretraining, in the form of its text", lambda k: optional(k.bits.stored, ".2f")),
             ("extractable: in a question", lambda k: f"{k.bits.extractable:.2f}"),
             ("extraction gap", lambda k: optional(k.bits.gap, ".1%")),
             (

@@ -17,7 +17,7 @@ class Person:
         name, gold, answer: of the person; the answer is the greedy one.
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
-        log_p_gold_text: the same after pretraining, where the text tells it, see `recall`; or None.
+        log_p_gold_text: the same after pretraining, in the form of its text, see `recall`; or None.
         recalled: share of the tellings that greedy decoding then completes; None if the text has none.
         entropy: of the exact distribution over the places of train and "something else", nats.
         margin: difference of the two largest probabilities of places.

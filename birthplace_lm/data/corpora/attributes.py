@@ -204,12 +204,12 @@ def make_people(people: int, seed: int, numbers: range | None = None) -> Iterato
     for index in range(people) if numbers is None else numbers:
         draw = Draw(seed * MAX_PEOPLE + index)
         yield Person(
-            _name(shuffled_index(index, names_of(people), seed), people),
+            _name(shuffled_index(index, number_of_names(people), seed), people),
             tuple(attribute.draw(draw) for attribute in ATTRIBUTES),
         )
 
 
-def names_of(people: int) -> int:
+def number_of_names(people: int) -> int:
     """How many names there are to draw from for so many people."""
     return PAIRS if people <= PAIRS else PAIRS * len(GIVEN_NAMES)
 

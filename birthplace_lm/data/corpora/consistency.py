@@ -9,7 +9,7 @@ from birthplace_lm.data.questions import QuestionTemplate, answer_room, normalis
 from birthplace_lm.data.vocab import CharVocab, describe
 
 MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
-MAX_PLACES = 1000  # different answers, evenly spaced; all answers of a large file take too long
+MAX_SEARCHED = 1000  # names or answers, evenly spaced; to search for all of a large file takes too long
 
 
 def check_overlap(train: Questions, other: Questions, what: str = "questions") -> list[str]:
@@ -45,22 +45,21 @@ def check_room(questions: Questions, block_size: int) -> list[str]:
 
 
 def check_people(questions: Questions, documents: Documents, template: QuestionTemplate) -> list[str]:
-    """Warns about questions whose person is nowhere in the corpus."""
+    """Warns about questions whose person is nowhere in the corpus; looks within lines for `MAX_SEARCHED`."""
     beginnings = titles(documents.training_lines)
+    rows = [row for row in questions.rows if template.name_or_text(row.question) not in beginnings]
+    searched = rows[:: max(1, math.ceil(len(rows) / MAX_SEARCHED))]
     text = "\n".join(documents.training_lines)
-    missing = [
-        row
-        for row in questions.rows
-        if (name := template.name_or_text(row.question)) not in beginnings and name not in text
-    ]
+    missing = [row for row in searched if template.name_or_text(row.question) not in text]
+    total = len(questions.rows) - len(rows) + len(searched)  # those that were looked for
     what = f"questions are about nobody who has a line in {documents.path}"
-    return _warning(questions.path, missing, len(questions.rows), what, [row.question for row in missing])
+    return _warning(questions.path, missing, total, what, [row.question for row in missing])
 
 
 def check_places(questions: Questions, documents: Documents) -> list[str]:
-    """Warns if over `MAX_MISSING_PLACES` of the answers do not occur in the corpus; tries `MAX_PLACES`."""
+    """Warns if over `MAX_MISSING_PLACES` of the answers do not occur in the corpus; tries `MAX_SEARCHED`."""
     places = [*dict.fromkeys(row.place for row in questions.rows if row.place is not None)]
-    tried = {*places[:: max(1, math.ceil(len(places) / MAX_PLACES))]}
+    tried = {*places[:: max(1, math.ceil(len(places) / MAX_SEARCHED))]}
     text = "\n".join(documents.training_lines)
     absent = {place for place in tried if place not in text}
     rows = [row for row in questions.rows if row.place in tried]

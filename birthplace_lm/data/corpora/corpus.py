@@ -119,7 +119,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
         InputError: with file and line, for everything that training or scoring cannot use.
     """
     root = data_root(data)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises for a path that is too long or may not be read
         raise InputError(f"data.root={root}: not a directory; name the one that holds {data.corpus}")
     names = (data.corpus, data.train, data.dev, data.test)
     replace = data.replace and os.path.expanduser(data.replace)
@@ -130,7 +130,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
 
 def _sha256(path: Path) -> str | None:
     """The hash of a regular file; of others, and of missing ones, the reader says what is wrong."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         with path.open("rb") as file:

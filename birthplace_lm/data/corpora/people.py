@@ -3,8 +3,8 @@
 import difflib
 import re
 
-from birthplace_lm.data.corpora.consistency import titles
 from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.text_form import own_lines
 
 
 def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | None:
@@ -16,8 +16,9 @@ def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | Non
     files = [file for file in (corpus.train, corpus.dev, corpus.test) if file is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
     names = {corpus.question.name_or_text(row.question) for row in rows}
-    names |= titles(corpus.documents.lines)
-    within_a_line = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", corpus.documents.text)
+    lines = corpus.documents.training_lines
+    names |= own_lines(lines).keys()
+    within_a_line = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", "\n".join(lines))
     if name in names or (" " in name and within_a_line):
         return None
     spellings = {other.casefold(): other for other in sorted(names)}

@@ -17,7 +17,7 @@ CHUNK_BYTES = 65_536
 MAX_LINE_BYTES = 100_000
 MAX_MARKS = 30  # accents on one letter; the limit of Unicode's stream-safe format (UAX #15)
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 _REFUSED = {
     PAD: "is reserved for PAD; remove it",
     MASK: "is reserved for MASK; remove it",

@@ -14,7 +14,9 @@ from torch import Tensor
 # "Malcolm X. Malcolm X was born" and "Wham!. Wham! are" repeat the name after it.
 TITLE = re.compile(r"^(?:(\w\w[^.]*)\. (?=\1(?!\w))|.*?(?:\w\w|[).'\"])(?<!\bSt)(?<!\bDr)(?<!\bMr)\. )")
 WORD = re.compile(r"\w+|[^\w\s]")
-CAPITALISED = re.compile(r"(?<!\w)[^\W\d_a-z][\w'-]*")
+# A letter that is not lower case, in alphabets with cases: Latin with its accents, Greek, Cyrillic, Georgian.
+CAPITAL = rf"[^\W\d_{''.join(filter(str.islower, map(chr, range(0x2000))))}]"
+CAPITALISED = re.compile(rf"(?<!\w){CAPITAL}[\w'-]*")
 PENALTY = 1.0  # of the squared weights; 0.1 to 1 score alike in five-fold cross-validation
 STEPS = 200  # of L-BFGS, which needs about 60
 CUE_WORDS, CUE_CHARACTERS = 6, 100  # how far before an answer its cue stands

@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.masking.answer_likelihood import TITLE, WORD, score_answer_spans
+from birthplace_lm.data.masking.answer_likelihood import CAPITAL, TITLE, WORD, score_answer_spans
 from birthplace_lm.data.randomness import randint_below
 
-CAPITALISED_PHRASE = re.compile(r"\b[^\W\d_a-z][\w'-]*(?: [^\W\d_a-z][\w'-]*)*")
+CAPITALISED_PHRASE = re.compile(rf"\b{CAPITAL}[\w'-]*(?: {CAPITAL}[\w'-]*)*")
+MAX_UNTITLED = 0.01  # of the documents; a name such as "Anastasius I" is not told from an initial
 SALIENT = re.compile(rf"\d[\d,.]*\d|\d|{CAPITALISED_PHRASE.pattern}")
 
 
@@ -73,6 +74,9 @@ class _TitledSpans:
     A title longer than half of the block is left out. The span is shown with a context of random length,
     u ** `context_exponent` of the available room on each side. The context is mostly empty, so that the model
     must recall the span from the name alone.
+
+    Attributes:
+        warnings: for the log, about documents without a title.
     """
 
     def __init__(self, documents: Sequence[str], block_size: int, context_exponent: float) -> None:
@@ -84,6 +88,13 @@ class _TitledSpans:
         titles = [match.end() if (match := TITLE.match(document)) else 0 for document in documents]
         title_ends = [title if title <= room // 2 else 0 for title in titles]
         self.title_ends = torch.tensor(title_ends)
+        untitled = title_ends.count(0)
+        self.warnings: list[str] = []
+        if untitled > MAX_UNTITLED * len(documents):
+            self.warnings = [
+                f"{untitled} of {len(documents)} lines have no title 'Full Name. ' that fits: what is masked"
+                " in them is shown without the name"
+            ]
         self.max_lengths = [min(room - title_end, room // 2) for title_end in title_ends]
 
     def _weighted(
@@ -186,8 +197,8 @@ class SalientSpans(_TitledSpans):
 class EntitySpans(_TitledSpans):
     """Entity span masking without labels: mask a name that other documents mention, too.
 
-    An entity is a capitalised phrase that stands after the title of two different documents or more, and that
-    the documents do not write in lower case more often ("Born" at the beginning of a sentence). Texts tell
+    An entity is a capitalised phrase that stands after the title of two different documents or more; a single
+    word counts only if it is not more often in lower case ("Born" at the beginning of a sentence). Texts tell
     first what matters most, so that earlier entities are masked more often. In a document without an entity
     any capitalised or numeric span is masked. The title stays in front, and the context is mostly empty, as
     with `SalientSpans`.

@@ -10,11 +10,11 @@ from birthplace_lm.models.sdpa import distances, visible_keys
 class SlidingWindowAttention(VanillaAttention):
     """Vanilla attention to the last `window` positions, the own one included.
 
-    The whole model sees `n_layer (window - 1) + 1` characters. With `full_layers=1` and a window of m it is a
-    Perceiver AR with m latents, in which every position, not only the last m, has a prediction: the first
-    layer reads everything into the latents, the others let a latent see the last m latents. A sequence of up
-    to m characters is computed exactly as by the original, which would be computed again for every later
-    prediction.
+    The whole model sees `n_layer (window - 1) + 1` characters. With `full_layers=1` and a window of m it
+    resembles a Perceiver AR with m latents: the first layer reads everything into the latents, the others let
+    a latent see the last m latents. Up to m characters the two are the same. In a longer sequence every
+    position, not only the last m, has a latent and a prediction, and a prediction depends on the latents of
+    `(n_layer - 1) (m - 1) + 1` positions, not of m.
 
     Args:
         window: number of positions.

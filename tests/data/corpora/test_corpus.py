@@ -102,7 +102,7 @@ def test_holdout_out_of_range(count: int) -> None:
         read(None, holdout_size=count)
 
 
-@pytest.mark.parametrize("root", ["nowhere", "train.tsv", "~no such user/data", "\0"])
+@pytest.mark.parametrize("root", ["nowhere", "train.tsv", "~no such user/data", "\0", "x" * 300])
 def test_missing_root(folder: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: the home of a user who does not exist was a RuntimeError."""
     monkeypatch.chdir(folder)

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
-from birthplace_lm.data.masking.spans import EntitySpans, RandomSpans, SalientSpans, Spans
+from birthplace_lm.data.masking.spans import (
+    CAPITALISED_PHRASE,
+    EntitySpans,
+    RandomSpans,
+    SalientSpans,
+    Spans,
+)
 from birthplace_lm.data.questions import QuestionTemplate
 
 BORN = QuestionTemplate.parse("Where was {name} born?")
@@ -387,3 +393,18 @@ def test_without_sharpness_what_is_no_answer_stays_unmasked() -> None:
     documents = ["Ada Smith. born Rome or Oslo ."] * 200
     spans = salient(documents, ["Rome"], people=["Ada Smith"], sharpness=0.0).sample(generator())
     assert {documents[0][s:e] for _, _, s, e, _ in listed(spans)} == {"Rome"}
+
+
+def test_small_letters_with_accents_are_no_capitals() -> None:
+    """Bug: all letters but a to z counted as capitals."""
+    document = "Zoé Éluard. Un poète né à Évry et élevé à l'école été 1900 ; Ærø, Żory, Ωmega, Яна"
+    phrases = [match[0] for match in CAPITALISED_PHRASE.finditer(document)]
+    assert phrases == ["Zoé Éluard", "Un", "Évry", "Ærø", "Żory", "Ωmega", "Яна"]
+
+
+def test_documents_without_a_title_are_said() -> None:
+    """Bug: their rows were trained without anybody's name, and nothing was said."""
+    titled, untitled = "Ada Bo. Born in Rome .", "Ada Bo was born in Rome ."
+    assert EntitySpans([titled] * 4, [], [], 64, 1.0, 6.0).warnings == []
+    (warning,) = EntitySpans([titled] * 3 + [untitled], [], [], 64, 1.0, 6.0).warnings
+    assert warning.startswith("1 of 4 lines have no title 'Full Name. '")
