@@ -27,7 +27,8 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
     prompt = model.vocab.decode(question_prompt(model.model, model.vocab, question))  # as it was answered
-    read, weights = model.attention(f"{prompt}{answer.text}{MASK}")
+    text = f"{prompt}{answer.text}{MASK}"[: model.model.block_size]  # a long answer was cut before its MASK
+    read, weights = model.attention(text)
     if weights is None:
         raise InputError("the attention of this model does not provide its weights; see docs/attention.md")
     pictures = attention_pictures(model.model, read, weights)

@@ -60,7 +60,7 @@ def attention_pictures(
         columns: maps side by side.
     """
     # The MASK after the question predicts the first character of the answer; the last predicts nothing.
-    answer = slice(text.index(MASK) if text.count(MASK) == 2 else 0, len(text) - 1)
+    answer = slice(text.index(MASK) if MASK in text else 0, len(text) - 1)
     shown = text.replace(MASK, "|")
     return [
         attention_picture(

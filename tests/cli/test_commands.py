@@ -125,6 +125,14 @@ def test_predict_says_what_it_drops_and_skips(
     assert dropped.endswith("'\u0416' U+0416")
 
 
+def test_a_name_that_is_not_utf8(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: a traceback."""
+    assert call("ask", str(run), "Ada \udcff", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("Ada ")
+
+
 def test_ask_and_load_agree(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from birthplace_lm.cli import session
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.cli import session, sweep
+from birthplace_lm.errors import CheckpointError, InputError, InternalError
 
 
 def test_a_single_run_ends_with_the_code_of_its_first_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -13,3 +13,11 @@ def test_a_single_run_ends_with_the_code_of_its_first_error(capsys: pytest.Captu
     state.report_error(InputError("b"))
     assert state.exit_code() == 4
     assert capsys.readouterr().err == "error: a\nerror: b\n"
+
+
+def test_a_path_that_the_system_refuses_is_no_mistake_of_ours() -> None:
+    """Bug: run_dir= with a name that is too long was an internal error."""
+    error = sweep.unexpected(OSError(36, "File name too long", "runs/x"))
+    assert isinstance(error, CheckpointError)
+    assert str(error) == "runs/x: File name too long"
+    assert isinstance(sweep.unexpected(OSError("no file")), InternalError)

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from birthplace_lm.analysis import attention_page
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import options
+from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference import attention_maps
@@ -24,6 +27,8 @@ from birthplace_lm.inference.attention_maps import (
     attention_pictures,
     attention_weights,
 )
+from birthplace_lm.inference.decoding import question_prompt
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
@@ -60,6 +65,24 @@ def test_the_text_is_the_one_that_is_answered() -> None:
     model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
     text, _ = attention_weights(model, vocab, f"Where was Al O\u2019Hara born?{MASK}")
     assert text == f"Where was Al O'Hara born?{MASK}"
+
+
+@pytest.mark.parametrize("name", [f"Al{MASK} O'Hara", "O" * 90, "Jose\u0301"])
+def test_the_picture_is_of_the_text_that_is_answered(name: str, tmp_path: Path) -> None:
+    """Bug: a typed MASK was read, a long name was cut at another place, an accent was left out."""
+    vocab = CharVocab.from_text("Where was Al O'Hara José born?")
+    model = build_model(compose(["model=tiny"]).model, len(vocab)).eval()
+    trained = TrainedModel(model, vocab, QuestionTemplate.parse("Where was {name} born?"))
+    texts = []
+
+    def pictures(model: GPT, text: str, weights: Any) -> list[np.ndarray]:
+        texts.append(text)
+        return [np.zeros((4, 4, 3), np.uint8)]
+
+    with mock.patch.object(attention_page, "attention_pictures", pictures):
+        answer = attention_page.write_attention(trained, name, tmp_path / "out.png")
+    prompt = question_prompt(model, vocab, normalise(f"Where was {name} born?"))
+    assert texts == [f"{vocab.decode(prompt)}{answer.text}{MASK}"[: model.block_size]]
 
 
 @pytest.mark.parametrize("text", ["", "Ж"])
