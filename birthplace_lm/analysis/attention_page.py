@@ -8,10 +8,9 @@ import numpy as np
 from PIL import Image
 
 from birthplace_lm.analysis.html_page import escape, write_html
-from birthplace_lm.data.vocab import MASK
 from birthplace_lm.errors import InputError
-from birthplace_lm.inference.attention_maps import attention_pictures
-from birthplace_lm.inference.decoding import Answer, question_prompt
+from birthplace_lm.inference.attention_maps import answered_text, attention_pictures
+from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.atomic_files import atomic_replace
 
@@ -26,9 +25,7 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     """
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
-    prompt = model.vocab.decode(question_prompt(model.model, model.vocab, question))  # as it was answered
-    text = f"{prompt}{answer.text}{MASK}"[: model.model.block_size]  # a long answer was cut before its MASK
-    read, weights = model.attention(text)
+    read, weights = model.attention(answered_text(model.model, model.vocab, question, answer.text))
     if weights is None:
         raise InputError("the attention of this model does not provide its weights; see docs/attention.md")
     pictures = attention_pictures(model.model, read, weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.errors import InputError
+from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -49,6 +50,12 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
     weights = [layer[0] for layer in recorded] if len(recorded) == model.n_layer else None
     return vocab.decode(ids), weights
+
+
+def answered_text(model: GPT, vocab: CharVocab, question: str, answer: str) -> str:
+    """The text that the model has read and written when it answers a question, with its MASKs."""
+    text = f"{vocab.decode(question_prompt(model, vocab, question))}{answer}{MASK}"
+    return text[: model.block_size]  # an answer that fills the block was cut before its MASK
 
 
 def attention_pictures(

@@ -5,8 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from birthplace_lm.data.vocab import MASK
-from birthplace_lm.inference.attention_maps import attention_pictures, attention_weights
+from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
 from birthplace_lm.training.loggers import tensorboard_of, validation_step
 
 
@@ -59,7 +58,7 @@ class AttentionMaps(L.Callback):
     ) -> None:
         if dataloader_idx == 1 and batch_idx == 0:
             (question, _), *_ = batch
-            self._text = f"{question}{MASK}{outputs[0].text}{MASK}"
+            self._text = answered_text(pl_module.model, pl_module.vocab, question, outputs[0].text)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         writer = tensorboard_of(trainer)
