@@ -1,7 +1,6 @@
 """Measure everything about what a trained model knows that needs no further training."""
 
 import math
-import re
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from birthplace_lm.analysis.knowledge import origin
 from birthplace_lm.analysis.knowledge.confidences import with_confidence
 from birthplace_lm.analysis.knowledge.invented import ask_about_invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person
+from birthplace_lm.analysis.report.collect import short_name
 from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
@@ -56,8 +56,7 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     if pretrain.enabled and not (run / WEIGHTS).is_file():  # an export lacks the weights after pretraining
         data_module: Any = get_class(pretrain.dataset._target_)
         text_form = data_module.text_form_of(pretrain.dataset, corpus)
-    hashed = re.search(r"-([0-9a-f]{8})$", run.resolve().name)
-    name = hashed[1] if hashed else run.resolve().name
+    name = short_name(run.resolve().name)
     pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if text_form else None
     setting = config_hash({**hashed_config(config), "seed": None})
     label = f"{', '.join(config.labels.values())}, seed {config.seed}"

@@ -51,7 +51,7 @@ class Run:
     @property
     def name(self) -> str:
         """The hash at the end of the directory's name, which is enough to find it; or the whole name."""
-        return _short_name(self.path.resolve().name)
+        return short_name(self.path.resolve().name)
 
     def value(self, key: str) -> str:
         """The value of a configuration key as text; see `value_in`."""
@@ -95,11 +95,12 @@ def checkpoint_name(path: str) -> str:
     step = f"@{int(last[5:-5])}" if re.fullmatch(r"step-\d+\.ckpt", last) else ""
     folders = parents if step else [*parents, last]
     stage = folders.pop() if len(folders) > 1 and folders[-1] in STAGES else ""
-    name = _short_name(folders[-1]) if folders else ""
+    name = short_name(folders[-1]) if folders else ""
     return f"{name}{'/' if stage else ''}{stage}{step}"
 
 
-def _short_name(folder: str) -> str:
+def short_name(folder: str) -> str:
+    """The hash at the end of the name of a run directory; of another folder the whole name."""
     match = re.search(r"-([0-9a-f]{8})$", folder)
     return match[1] if match else plain(folder)
 
