@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from program import Program
 
 from birthplace_lm.cli.commands import app
+from birthplace_lm.config import compose as compose_module
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir, read_corpus
 from birthplace_lm.data.questions import QuestionTemplate
@@ -104,12 +105,13 @@ def overrides_of(words: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("words", sorted({words for _, words in COMMANDS if trains(words)}), ids=" ".join)
-def test_train_commands_compose(words: tuple[str, ...]) -> None:
+def test_train_commands_compose(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     if "--config-dir" in words:
         return  # tested below
     typed = [word.replace("vanilla,mean", "vanilla") for word in overrides_of(words)]  # mean: tested below
     jobs = [typed]
     if "-m" in words:
+        monkeypatch.setattr(compose_module, "check_no_sweep", lambda settings: None)  # values of the recipe
         (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
     for job in jobs:
         compose(job)

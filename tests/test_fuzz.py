@@ -86,7 +86,7 @@ def simple_lines(path: Path) -> Iterator[tuple[int, str]]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise Fault(path.name, number) from error
-        control = any(byte < 32 and byte not in b"\t\v\f" for byte in line)
+        control = any((byte < 32 and byte not in b"\t\v\f") or byte == 127 for byte in line)
         if control or len(line) > 100_000:
             raise Fault(path.name, number)
         yield number, text

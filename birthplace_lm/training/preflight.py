@@ -138,7 +138,7 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     )
     data = build_datamodule(plan, corpus)
     _check_shares(plan, data)
-    plan = replace(plan, trainer=_resolve_limits(plan, data), data_warnings=tuple(data.warnings))
+    plan = replace(plan, trainer=_resolve_limits(plan, data), data_warnings=[*data.warnings])
     clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
     plan = replace(plan, trainer=_validate_at_the_end(plan.trainer, -(-total_steps // clock.steps_per_epoch)))
