@@ -106,9 +106,7 @@ class ValidateSweep(Callback):
 
 def unexpected(error: Exception) -> BirthplaceError:
     """The line for an exception that is no error of this program: of a user's part, or a mistake of ours."""
-    if (
-        isinstance(error, OSError) and error.filename is not None
-    ):  # a path that is too long, or may not be read
+    if isinstance(error, OSError) and error.filename is not None:  # it is too long, or may not be read
         return CheckpointError(f"{error.filename}: {error.strerror}")
     return InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
 

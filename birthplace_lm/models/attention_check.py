@@ -1,4 +1,4 @@
-"""Check a user's attention, within a second, before a run starts.
+"""Check a user's attention, mostly within a second, before a run starts.
 
 A network also trains with an attention that looks ahead or that handles the cache wrongly, and its figures
 are wrong without an error.

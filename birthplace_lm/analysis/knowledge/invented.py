@@ -134,7 +134,7 @@ def _similarity(
 
 
 def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:
-    """First and last words of the names in the corpus, newly combined: distinct, and nobody's names."""
+    """First and last words of the names in the corpus, newly combined, that nobody has."""
     files = [split for split in (corpus.train, corpus.dev, corpus.test) if split is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
     names = sorted({corpus.question.name_or_text(row.question) for row in rows})
