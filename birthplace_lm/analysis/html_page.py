@@ -2,6 +2,7 @@
 
 import html
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,26 @@ def html_table(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def require_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'")
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure, sizes in inches.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'birthplace-lm[plot]'") from None
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     matplotlib.rcParams["text.parse_math"] = False  # names are text
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -15,6 +15,8 @@ from birthplace_lm.cli.options import (
     Plugins,
     Run,
     Which,
+    check_distinct,
+    check_output,
     check_page,
     print_json,
 )
@@ -74,10 +76,8 @@ def report(
     if curve is not Curve.exact_match and (figure is None or against is not None):
         raise InputError("--curve needs --figure FILE, and not --against")
     check_page(page)
-    if figure is not None and (
-        figure.suffix not in (".svg", ".png") or not figure.parent.is_dir() or figure.is_dir()
-    ):
-        raise InputError(f"--figure {figure}: must be a .svg or .png file in an existing folder")
+    check_output("--figure", figure, (".svg", ".png"))
+    check_output("--curves-csv", curves_csv)
     runs = find_runs(folder)  # the tables come last: an error in a file is not below them
     if page is not None:
         from birthplace_lm.analysis.report.page import write_page
@@ -159,8 +159,7 @@ def attention(
     from birthplace_lm.inference.asking import warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
-    if out.suffix not in (".png", ".html") or not out.parent.is_dir() or out.is_dir():
-        raise InputError(f"--out {out}: must be a .png or .html file in an existing folder")
+    check_output("--out", out, (".png", ".html"))
     if not normalise(name):
         raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
@@ -195,8 +194,7 @@ def knowledge(
     from birthplace_lm.inference.asking import about_state
 
     check_page(page)
-    for twice in {run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1}:
-        raise InputError(f"{twice}: named twice")
+    check_distinct(runs)
     studies = []
     for run in runs:
         try:
@@ -245,6 +243,7 @@ def capacity(
     from birthplace_lm.analysis.report.tables import show
 
     check_page(page)
+    check_distinct(runs)
     measured = []
     for run in runs:
         try:
@@ -258,6 +257,7 @@ def capacity(
     if page is not None:
         write_page(measured, page)
     if as_json:
-        print_json([asdict(one) | {"bits": one.bits, "possible_bits": one.possible_bits} for one in measured])
+        derived = ("bits", "possible_bits", "bits_per_parameter")
+        print_json([asdict(one) | {name: getattr(one, name) for name in derived} for one in measured])
     else:
         show(capacity_table(measured))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, print_json
+from birthplace_lm.cli.options import AsJson, Checkpoint, Plugins, Run, Which, check_output, print_json
 from birthplace_lm.data.corpora.consistency import check_characters, check_form
 from birthplace_lm.data.corpora.qa_files import read_questions, with_equivalents
 from birthplace_lm.data.questions import normalise
@@ -165,8 +165,7 @@ def predict(
     from birthplace_lm.runs.atomic_files import atomic_write_text
 
     file = read_questions(questions, "optional", "QUESTIONS")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InputError(f"-o {output}: cannot be written; give a file name in an existing folder")
+    check_output("-o", output)
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     file = with_equivalents(file, model.vocab)
     misfits = check_form(file, model.question) + check_characters(file, model.vocab)

@@ -24,6 +24,7 @@ from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.training.allocator import disable_malloc_trim
+from birthplace_lm.training.preflight import preflight
 
 BASELINE = "vanilla"
 COUNTED_LENGTH = 64  # characters of the rows whose operations are counted
@@ -40,7 +41,8 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
         steps: optimizer steps of one measurement.
 
     Raises:
-        InputError: there is no such variant, or this system does not tell the memory of a process.
+        InputError: there is no such variant, one does not take these sizes, or this system does not tell the
+            memory of a process.
     """
     _resident("VmRSS")
     disable_malloc_trim()
@@ -54,6 +56,8 @@ def attention_costs(names: str, overrides: Sequence[str], rounds: int, steps: in
     arguments = {name: [*common, *_overrides_of(name)] for name in chosen}
     config = compose(arguments[BASELINE])
     corpus = read_corpus(config.data, config.model.block_size)
+    for own in arguments.values():
+        preflight(compose(own), corpus)
     batches = training_batches(config, corpus, steps)
     loops = {name: BareLoop(compose(own), corpus, batches) for name, own in arguments.items()}
     answers = {

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +45,41 @@ Checkpoint = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
+def check_output(option: str, file: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written, before anything is computed.
+
+    Raises:
+        InputError: its folder is missing or read-only, its name does not end in one of `suffixes`, or the
+            path is a folder or a device.
+    """
+    if file is None:
+        return
+    if suffixes and file.suffix not in suffixes:
+        raise InputError(f"{option} {file}: must be a {' or '.join(suffixes)} file in an existing folder")
+    is_special = file.exists() and not file.is_file()
+    if is_special or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{option} {file}: cannot be written; give a file name in an existing folder")
+
+
 def check_page(page: Path | None) -> None:
-    """Refuse a file of --html that cannot be written, before anything is computed."""
-    if page is not None and (not page.parent.is_dir() or (page.exists() and not page.is_file())):
-        raise InputError(f"--html {page}: cannot be written; give a file name in an existing folder")
+    """Refuse --html if the file cannot be written or matplotlib is missing, before anything is computed."""
+    check_output("--html", page)
+    if page is not None:
+        from birthplace_lm.analysis.html_page import require_matplotlib  # it imports rich
+
+        require_matplotlib()
+
+
+def check_distinct(runs: Sequence[Path]) -> None:
+    """Refuse a run that is named twice.
+
+    Raises:
+        InputError: one is.
+    """
+    resolved = [run.resolve() for run in runs]
+    for run, path in zip(runs, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise InputError(f"{run}: named twice")
 
 
 def print_json(content: object) -> None:

@@ -168,11 +168,13 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
     limits = {
         "accelerator": "cpu",
         "max_steps": WARM_UP + steps,
+        "max_epochs": 10**6,
+        "check_val_every_n_epoch": 10**6,
+        "val_check_interval": None,
         "log_every_n_steps": WARM_UP,
         "enable_progress_bar": False,
     }
-    without_validation = {"stages": {"pretrain": {"check_val_every_n_epoch": 10**6, "max_epochs": 10**6}}}
-    limited: Any = OmegaConf.merge(config, {"trainer": limits}, without_validation)
+    limited: Any = OmegaConf.merge(config, {"trainer": limits})
     with tempfile.TemporaryDirectory() as folder:
         train_stage(replace(preflight(limited, corpus)[0], directory=Path(folder)), corpus)
         events = EventAccumulator(folder)

@@ -29,6 +29,8 @@ FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("data", ("corpus", "loading", "block_size")),
     "spans": ("data", ("documents", "people", "places", "block_size")),
 }
+# Further arguments of the call, for a factory that takes them.
+OPTIONAL_ARGUMENTS: dict[str, tuple[str, ...]] = {"attention": ("layer",)}
 # Keys that hold several factories by name, such as callbacks.early_stopping.
 COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "callbacks": ("training.callbacks.monitoring", ()),
@@ -96,9 +98,10 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
     if node.get("_partial_") is not True:
         # Called at once, with arguments from the configuration alone, it could write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
-    configurable = [name for name in arguments if name not in called_with]
+    supplied = {*called_with, *OPTIONAL_ARGUMENTS.get(key.rpartition(".")[2], ())}
+    configurable = [name for name in arguments if name not in supplied]
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
-        if name in called_with:  # it would have no effect
+        if name in supplied:  # it would have no effect
             raise InputError(f"{key}.{name}: cannot be set here; the program gives it, from its other keys")
         if name.startswith("_") or (arguments is not ANY_ARGUMENTS and name not in configurable):
             valid = suggest(name, configurable, f"{key}.") if configurable else "there is none"
@@ -110,7 +113,7 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
         if any(not abs(n) <= sys.float_info.max for n in numbers):  # also refuses nan
             raise InputError(f"{key}.{name}={value}: must be finite")
     for name, (_, required) in arguments.items():
-        if required and name not in node and name not in called_with:
+        if required and name not in node and name not in supplied:
             raise InputError(f"{key}.{name} is missing; give {key}.{name}=VALUE")
 
 

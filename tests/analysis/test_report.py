@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -216,6 +217,49 @@ def test_a_setting_without_effect_makes_no_copy(tmp_path: Path) -> None:
     assert "copies" not in " ".join(notes(runs))
 
 
+def test_what_only_some_runs_have_makes_another_setting(tmp_path: Path) -> None:
+    """Bug: with and without early stopping, or an optimizer of the stage, were seeds of one setting."""
+    stopping = {"early_stopping": {"_target_": "birthplace_lm.x.EarlyStopping", "patience": 3}}
+    adamw = {"_target_": "birthplace_lm.training.optimizers.adamw", "weight_decay": 0.1}
+    own = {"_target_": "my_package.adamw"}
+    configs: list[dict[str, Any]] = [
+        {},
+        {"callbacks": stopping},
+        {"stages": {"finetune": {"optimizer": adamw}}},
+        {"stages": {"finetune": {"optimizer": own}}},
+    ]
+    for number, config in enumerate(configs):
+        for seed in range(2):
+            stages = {"finetune": {"optimizer": None}}
+            values = {"callbacks": {}, "stages": stages, **config}
+            write_run(tmp_path / f"{number}{seed}", seed=seed, **values)
+    runs = find_runs(tmp_path)
+    assert {*labels(runs).values()} == {
+        "callbacks=none, finetune.optimizer=null",
+        "callbacks=early_stopping, finetune.optimizer=null",
+        "callbacks=none, finetune.optimizer=adamw",
+        "callbacks=none, finetune.optimizer=my_package.adamw",
+    }
+    assert [row[2] for row in table_of_seeds(runs)[1:]] == ["2"] * 4
+
+
+def test_a_setting_with_the_name_of_a_column(tmp_path: Path) -> None:
+    """Bug: the column of exact match on dev took the place of the setting data.dev."""
+    for number in range(2):
+        data = {"root": "people", "dev": f"{number}.tsv"}
+        write_run(tmp_path / str(number), data=data, inputs={"dev": f"{number}" * 64})
+    head, *rows = table_of_runs(find_runs(tmp_path))
+    assert {row[head.index("data.dev")] for row in rows} == {"0.tsv", "1.tsv"}
+    assert {row[head.index("dev")] for row in rows} == {"50.0%"}
+
+
+def test_the_same_files_elsewhere_make_no_other_setting(tmp_path: Path) -> None:
+    for seed, root in enumerate(["~/people", "/home/ada/people"]):
+        write_run(tmp_path / str(seed), data={"root": root}, inputs={"corpus": "0" * 64}, seed=seed)
+    head, row = table_of_seeds(find_runs(tmp_path))
+    assert row[head.index("seeds")] == "2"
+
+
 def test_a_note_is_about_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: it spoke of seeds where there was one, and of intervals that a narrow terminal left out."""
     write_run(tmp_path / "a", seed=0)
@@ -425,6 +469,43 @@ def test_a_file_is_refused_before_the_tables(
     captured = capsys.readouterr()
     assert option in captured.err
     assert not captured.out
+
+
+@pytest.mark.parametrize("option", ["--html", "--figure", "--curves-csv"])
+def test_a_device_is_no_file(option: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Bug: as root, `--curves-csv /dev/null` replaced the device by a file."""
+    write_run(tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe.svg")
+    arguments = ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / "pipe.svg")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"error: {option} {tmp_path / 'pipe.svg'}: cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "pipe.svg").is_fifo()
+
+
+@pytest.mark.parametrize("option", ["--html", "--figure"])
+def test_without_matplotlib_it_is_one_line(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Bug: with ten settings, whose colours matplotlib makes, it was a traceback."""
+    for number in range(10):
+        write_run(tmp_path / str(number), model={"n_layer": number})
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / "a.svg")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: a picture needs matplotlib: pip install 'birthplace-lm[plot]'\n"
+
+
+def test_a_heading_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Bug: names in square brackets were taken for markup."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show([["vanilla[best]"], ["1"]])
+    assert "vanilla[best]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [300, 40])

@@ -38,7 +38,9 @@ def test_the_cost_at_the_size_of_the_source() -> None:
 def test_tables_of_all_sides(starts: bool, people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not starts:  # real commands, four of them
         monkeypatch.setattr(bench_module, "_starting", lambda *_: "")
-    tables = bench(["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8"], rounds=1, steps=4)
+    # Bug: the epochs of the trainer ended the measurement.
+    overrides = ["model=tiny", f"data.root={people}", "stages.pretrain.batch_size=8", "trainer.max_epochs=1"]
+    tables = bench(overrides, rounds=1, steps=4)
     rows = dict(re.findall(r"^\| (\w[^|]*) \| ([\d,.]+) \|", tables, re.MULTILINE))
     assert all(float(value.replace(",", "")) > 0 for value in rows.values())
     assert {"dropout 0.1", "synthesizer", "500 names", "10,000 names"} <= set(rows)
@@ -92,6 +94,8 @@ def test_a_table_of_the_costs_of_attention(people: Path, monkeypatch: pytest.Mon
     assert vanilla - gqa == 0  # two heads, two of keys and values
     with pytest.raises(InputError, match="no such variant; they are additive, alibi"):
         attention_costs.attention_costs("vanila", [], rounds=1, steps=8)
+    with pytest.raises(InputError, match="n_layer=1"):  # was a traceback
+        attention_costs.attention_costs("perceiver", [*overrides, "model.n_layer=1"], rounds=1, steps=8)
 
 
 def test_costs_in_the_precision_and_with_the_library_that_are_faster_here(

@@ -7,6 +7,7 @@ Source: "Physics of Language Models: Part 3.3", arXiv:2404.05405; here only the 
 """
 
 import math
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
+from birthplace_lm.analysis.report.axes import in_decades
+from birthplace_lm.analysis.report.collect import short_name
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
@@ -37,7 +40,7 @@ class Capacity:
     """What a model holds about the people of its corpus.
 
     Attributes:
-        run: name of its directory.
+        run: hash at the end of its directory's name, or the whole name.
         parameters: trainable weights.
         people: of the corpus.
         exposures: how often pretraining read each fact, by the steps that it took.
@@ -88,7 +91,7 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
     people = read_people(data_root(config.data) / PEOPLE_FILE)
     trained = TrainedModel.from_run(run, plugins, stage="pretrain")
     count = min(len(people), MAX_PEOPLE)
-    chosen = [people[i * len(people) // count] for i in range(count)]
+    chosen = random.Random(0).sample(people, count)  # not every n-th: --exposures takes turns
     names = [person.name for person in chosen]
     bits, right = {}, 0.0
     for index, attribute in enumerate(ATTRIBUTES):
@@ -103,7 +106,9 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
         bits[attribute.name] = mean + attribute.bits
         right += sum(one.right or 0.0 for one in recalls) / count / len(ATTRIBUTES)
     exposures = _epochs(config, corpus, metrics) * len(corpus.documents.lines) / len(people)
-    return Capacity(run.name, trained.model.num_parameters, len(people), exposures, bits, right)
+    return Capacity(
+        short_name(run.resolve().name), trained.model.num_parameters, len(people), exposures, bits, right
+    )
 
 
 def _epochs(config: DictConfig, corpus: Corpus, metrics: RunMetrics) -> float:
@@ -127,15 +132,16 @@ def capacity_table(runs: Sequence[Capacity]) -> Table:
         ("values right", lambda c: f"{c.right:.1%}"),
         ("run", lambda c: c.run),
     ]
-    ordered = sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
-    return [[name for name, _ in columns], *([value(run) for _, value in columns] for run in ordered)]
+    return [[name for name, _ in columns], *([value(run) for _, value in columns] for run in _ordered(runs))]
+
+
+def _ordered(runs: Sequence[Capacity]) -> list[Capacity]:
+    return sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
 
 
 def capacity_figure(runs: Sequence[Capacity]) -> Any:
     """Bits known against parameters, both logarithmic, with the lines of one and two bits per parameter."""
     figure = new_figure(7.5, 4.6)
-    from matplotlib.ticker import LogLocator, NullFormatter  # which an extra installs
-
     axes = figure.subplots()
     low, high = min(run.parameters for run in runs) / 1.5, max(run.parameters for run in runs) * 1.5
     for bits, style in ((2, "-"), (1, "--")):
@@ -159,12 +165,9 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
             color=drawn.get_facecolor(),
             s=80,
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):  # plain numbers: the usual ones need mathematical text
-        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        axis.set_major_formatter(lambda value, position: f"{value:,.0f}")
-        axis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        in_decades(axes, axis.axis_name)
+        axis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("parameters")
     axes.set_ylabel("bits known (no dot: none); a dash: bits to know")
     axes.grid(alpha=0.3, which="both")
@@ -194,7 +197,7 @@ def write_page(runs: Sequence[Capacity], out: Path) -> None:
             *(f"{bits:.2f}" for bits in run.bits_by_attribute.values()),
             run.run,
         ]
-        for run in sorted(runs, key=lambda c: (c.exposures, c.parameters, c.people))
+        for run in _ordered(runs)
     ]
     body = (
         f"<h1>Capacity</h1><p>{escape(_ABOUT)}</p>{inline_svg(capacity_figure(runs))}"

@@ -69,9 +69,10 @@ class Run:
 
 
 def value_in(config: Mapping[str, Any], key: str) -> str:
-    """A value of a flat configuration as text: of a `_target_` the last part, of a disabled stage nothing.
+    """A value of a flat configuration as text; of a disabled stage nothing.
 
-    A run that starts from a checkpoint has that as its pretraining.
+    Of a `_target_` of this package it is the last part: modules are renamed from version to version. A run
+    that starts from a checkpoint has that as its pretraining.
     """
     if key == PRETRAINING and config.get("init_from"):
         return plain(f"init_from {config['init_from']}")
@@ -84,7 +85,23 @@ def value_in(config: Mapping[str, Any], key: str) -> str:
         return ""
     value = config.get(key, "")
     text = "null" if value is None else plain(value)
-    return text.rpartition(".")[2] if key.endswith("._target_") else text
+    is_ours = key.endswith("._target_") and text.startswith("birthplace_lm.")
+    return text.rpartition(".")[2] if is_ours else text
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration by dotted keys, with a key also for what it does without.
+
+    Otherwise a run without any callback, or with one optimizer for all stages, would have no key that differs
+    from those of a run with some.
+    """
+    flat = flatten(config)
+    flat["callbacks"] = ", ".join(sorted(config.get("callbacks") or {})) or "none"
+    for stage in STAGES:
+        key = f"stages.{stage}.optimizer"
+        if flat.get(key, "") is None:
+            flat[f"{key}._target_"] = flat.pop(key)
+    return flat
 
 
 def checkpoint_name(path: str) -> str:
@@ -129,7 +146,7 @@ def _read(folder: Path) -> Run:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("config.yaml: is empty, or no mapping")
-        config = flatten(content)
+        config = flat_settings(content)
         status = _read_status(folder / "status.json")
         state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
         if state == "running" and not is_locked(folder):

@@ -63,9 +63,9 @@ def save_figure(
 
 def scores_figure(runs: Sequence[Run]) -> Any:
     """Exact match: each run is a dot with its interval, each setting a line with its label above it."""
-    names, palette = labels(runs), colors(runs)
     groups = group_by_settings(without_copies(runs), shown_settings(runs))
     figure = new_figure(WIDTH, 0.9 + 0.48 * len(groups))
+    names, palette = labels(runs), colors(runs)
     axes = figure.subplots()
     for line, seeds in enumerate(groups.values()):
         color = palette[names[seeds[0]]]
@@ -105,10 +105,10 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
     """
     if not runs:
         raise InputError("no run is finished; a curve needs one")
+    figure = new_figure(WIDTH, 3.6)
     names, palette = labels(runs), colors(runs)
     curves = {run: learning_curve(run, name) for run in runs}
     losses = {run: learning_curve(run, "loss") for run in runs}
-    figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
     labelled: set[str] = set()
     for run, curve in curves.items():

@@ -9,19 +9,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from birthplace_lm.analysis.report.collect import Run, value_in
+from birthplace_lm.analysis.report.collect import Run, flat_settings, value_in
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
-from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH, flatten
+from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH
 
 GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "labels.data": "data"}
 NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
+PATH_KEYS = ("data.root", *(f"data.{file}" for file in FILE_KEYS))
 IGNORED_KEYS = {
     *EXCLUDED_FROM_HASH,
     *(f"trainer.{key}" for key in TRAINER_EXCLUDED_FROM_HASH),
     "seed",
     "init_from",  # part of the pretraining's name
 }
+# Headings of other columns in the tables and in CSV; a setting with such a name is shown with its whole key.
+TAKEN_NAMES = {"dev", "seed", "correct", "total", "low", "high", "majority", "parameters", "bits", "loss"} | {
+    "characters", "seconds", "minutes", "state", "reason", "run", "attention", "pretraining", "data"
+}  # fmt: skip
 NAMED_TOGETHER = 3  # so many keys that vary together are each named in a label
 # Of keys that vary together one names the column: these first, then the others, then how often to validate.
 FIRST_KEYS = ("n_layer", "n_embd", "max_epochs", "learning_rate", "batch_size", "n_head")
@@ -76,6 +81,8 @@ def varying_settings(runs: Sequence[Run]) -> list[Setting]:
     varying = [key for key in sorted(keys - IGNORED_KEYS - {*NAMES}) if len(_values(runs, key)) > 1]
     if settings and varying:
         varying = _without_defaults(runs, varying)
+    if _have_equal_files(runs):  # wherever they are
+        varying = [key for key in varying if key not in PATH_KEYS]
     varying += _changed_files(runs)
     together: dict[tuple[int, ...], list[str]] = {}  # by which runs have equal values
     for key in varying:
@@ -163,6 +170,12 @@ def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
     ]
 
 
+def _have_equal_files(runs: Sequence[Run]) -> bool:
+    """Whether all runs have read the same contents, as far as they have recorded what they read."""
+    contents = {tuple(run.value(f"inputs.{file}") for file in FILE_KEYS) for run in runs}
+    return len(contents) == 1 and any(contents.pop())
+
+
 def _changed_files(runs: Sequence[Run]) -> list[str]:
     """The hashes that differ among runs with equal paths: of files that changed between the runs."""
     changed = []
@@ -178,15 +191,17 @@ def _changed_files(runs: Sequence[Run]) -> list[str]:
 def _composed(choice: tuple[str, ...]) -> Mapping[str, Any]:
     overrides = [f"{group}={option}" for group, option in zip(GROUPS.values(), choice, strict=True)]
     plain: Any = OmegaConf.to_container(compose([*overrides, "data.root=."]))
-    return flatten(plain)
+    return flat_settings(plain)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, with its stage; the whole path if another key has the same."""
+    """The last part of each key, with its stage; the whole path if another key or column has the same."""
     paths = {key: key.removesuffix("._target_").removeprefix("stages.") for key in keys}
     names = {}
     for key, path in paths.items():
         parts = path.split(".")
         names[key] = f"{parts[0]}.{parts[-1]}" if key.startswith("stages.") else parts[-1]
     repeated = Counter(names.values())
-    return {key: paths[key] if repeated[name] > 1 else name for key, name in names.items()}
+    return {
+        key: paths[key] if repeated[name] > 1 or name in TAKEN_NAMES else name for key, name in names.items()
+    }

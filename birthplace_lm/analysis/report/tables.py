@@ -29,7 +29,8 @@ def show(table: Table) -> None:
     widest = widths.index(max(widths))
     room = console.width - sum(widths) + max(widths) - 3 * len(widths)
     columns = [
-        Column(name, overflow="fold", no_wrap=i != widest and room >= MIN_ROOM) for i, name in enumerate(head)
+        Column(Text(name), overflow="fold", no_wrap=i != widest and room >= MIN_ROOM)
+        for i, name in enumerate(head)
     ]
     drawn = Grid(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
