@@ -24,6 +24,28 @@ from birthplace_lm.runs import checkpoint
 TRAIN = Path(__file__).parents[1] / "train.py"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _context = multiprocessing.get_context("forkserver")
+# A plugin of Hydra, hydra_plugins/search.py: a sweeper that suggests the same job twice, as Optuna may.
+SEARCH = """
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Search(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        make = Plugins.instance().instantiate_launcher
+        self.launcher = make(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        returns = self.launcher.launch([arguments, arguments], initial_job_idx=0)
+        print("results", *(float(job.return_value) for job in returns))
+
+@dataclass
+class Settings:
+    _target_: str = "hydra_plugins.search.Search"
+
+ConfigStore.instance().store(group="hydra/sweeper", name="search", node=Settings)
+"""
 
 
 class Program:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from birthplace_lm.analysis.html_page import escape, write_html
 from birthplace_lm.errors import InputError
-from birthplace_lm.inference.attention_maps import answered_text, attention_pictures
+from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
 from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.atomic_files import atomic_replace
@@ -25,7 +25,8 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     """
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
-    read, weights = model.attention(answered_text(model.model, model.vocab, question, answer.text))
+    text = answered_text(model.model, model.vocab, question, answer.text)
+    read, weights = attention_weights(model.model, model.vocab, text)
     if weights is None:
         raise InputError("the attention of this model does not provide its weights; see docs/attention.md")
     pictures = attention_pictures(model.model, read, weights)

@@ -45,7 +45,8 @@ def run(config: DictConfig) -> float | None:
     """Check everything, then train.
 
     Returns:
-        What a sweeper may maximise, the dev exact match; 0 for a dry run; None after an error.
+        What a sweeper may maximise: the exact match on the held-out rows, or without any on dev; 0 for a dry
+        run; None after an error.
 
     Raises:
         BirthplaceError: in a sweep whose table is in another process, so that the job counts as failed there.
@@ -57,9 +58,7 @@ def run(config: DictConfig) -> float | None:
     if not signals.installed() and threading.current_thread() is threading.main_thread():
         signals.install()  # a launcher has started this process
         protect_standard_streams()
-        # The bars of jobs side by side would overwrite each other.
-        merged: Any = OmegaConf.merge(config, {"trainer": {"enable_progress_bar": False}})
-        config = merged
+        state.started_by_launcher = True
         if config.trainer.devices == 1:
             state.gpu_lock = claim_gpu()
         if (placement := cluster.claim()) is not None:
@@ -73,6 +72,9 @@ def run(config: DictConfig) -> float | None:
 
 def _run_job(config: DictConfig) -> float | None:
     state, job = session.current(), HydraConfig.get()
+    if state.started_by_launcher:  # the bars of jobs side by side would overwrite each other
+        merged: Any = OmegaConf.merge(config, {"trainer": {"enable_progress_bar": False}})
+        config = merged
     if state.errors and signals.pending_signal() is not None:
         return None  # reported already; Hydra still starts the other jobs of the sweep
     elsewhere = job.mode == RunMode.MULTIRUN and not state.jobs  # one of several processes
@@ -206,7 +208,7 @@ def _run(config: DictConfig) -> float | None:
         _show(_summary(metrics, config))
     else:  # the table behind the last job has the rest
         print(f"dev exact match  {_score(metrics.dev)}, in {directory.path}")
-    return metrics.dev.exact_match
+    return (metrics.holdout or metrics.dev).exact_match
 
 
 def _describe(plan: "StagePlan", overwrite: bool) -> str:

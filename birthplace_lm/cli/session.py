@@ -21,12 +21,14 @@ class Session:
         errors: what went wrong, in order.
         jobs: of the sweep that this process runs; empty for a single run.
         jobs_log_to_files: whether the launcher writes what jobs print to files, where nobody has seen it.
+        started_by_launcher: whether a launcher has started this process, for one job or several.
         gpu_lock: open file that claims a GPU until the process ends.
     """
 
     errors: list[BirthplaceError] = field(default_factory=list)
     jobs: "list[Job]" = field(default_factory=list)
     jobs_log_to_files: bool = False
+    started_by_launcher: bool = False
     gpu_lock: IO[str] | None = None
 
     def report_error(self, error: BirthplaceError, show_traceback: bool = False) -> None:

@@ -4,9 +4,10 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -25,8 +26,9 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.directory import RunDirectory, read_status
 from birthplace_lm.runs.find import find_run
+from birthplace_lm.runs.lock import is_locked
 from birthplace_lm.runs.metrics import RunMetrics
 from birthplace_lm.training.distributed import cluster
 
@@ -77,9 +79,13 @@ class ValidateSweep(Callback):
             if not isinstance(name := config.hydra[group], DictConfig):
                 error = InputError(f"hydra.{group}={name}: is a group; write hydra/{group}={name}")
                 raise SweepRejected(error)
-        if searches(config.hydra):
-            return
         state = session.current()
+        launcher = config.hydra.launcher._target_
+        state.jobs_log_to_files = "submitit" in launcher
+        if searches(config.hydra):
+            if _in_other_processes(launcher):
+                _pass_on_signals([Path(config.runs_root).expanduser()])
+            return
         loader = GlobalHydra.instance().config_loader()
         seen: set[str] = set()
         try:
@@ -98,10 +104,8 @@ class ValidateSweep(Callback):
                 raise SweepRejected(
                     type(reason)(f"{reason} {job}"), show_traceback=bool(composed.get("traceback"))
                 ) from error
-        state.jobs_log_to_files = "submitit" in config.hydra.launcher._target_
-        if _in_other_processes(config.hydra.launcher._target_):
-            threading.Thread(target=_pass_on_signals, args=(state.jobs,), daemon=True).start()
-            _keep_from_children(signal.SIGINT, signal.SIGHUP)
+        if _in_other_processes(launcher):
+            _pass_on_signals({job.directory.path.parent for job in state.jobs})
 
 
 def unexpected(error: Exception) -> BirthplaceError:
@@ -121,35 +125,52 @@ def _in_other_processes(launcher: str) -> bool:
     return launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
 
 
-def _keep_from_children(*numbers: signal.Signals) -> None:
-    """Let only other threads of this process receive these signals; the children of this thread inherit that.
+def _pass_on_signals(roots: Iterable[Path]) -> None:
+    """From now on a signal to this process stops the jobs that its launcher has started.
 
     A terminal sends Ctrl-C to the processes of a launcher too. While they start, it would end them with
-    tracebacks. They get SIGTERM from `_pass_on_signals` instead.
+    tracebacks. So only other threads of this process receive it, which children of this thread inherit, and
+    they get SIGTERM instead.
+
+    Args:
+        roots: folders with the run directories.
     """
+    threading.Thread(target=_stop_jobs_after_signal, args=([*roots],), daemon=True).start()
     resource_tracker.ensure_running()  # now, because it unblocks SIGINT in the thread that starts it
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
 
 
-def _pass_on_signals(jobs: Sequence[Job]) -> None:
+def _stop_jobs_after_signal(roots: Sequence[Path]) -> None:
     """Stop each running job once. With SIGTERM, because a second SIGINT would kill it."""
-    stopped: set[int] = set()
+    seen: set[int] = set()
     while True:
         time.sleep(0.1)
         if signals.pending_signal() is None:
             continue
-        for job in jobs:
-            status = job.directory.status
+        for file in (file for root in roots for file in root.glob("*/status.json")):
+            status = read_status(file.parent)
             pid = status.get("pid")
-            if (
-                job.started_by_this_sweep
-                and status.get("state") == "running"
-                and isinstance(pid, int)
-                and pid not in stopped
-            ):
-                stopped.add(pid)
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGTERM)
+            if status.get("state") == "running" and isinstance(pid, int) and pid not in seen:
+                seen.add(pid)
+                if _is_descendant(pid):  # another process may work there, also on another host
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGTERM)
+
+
+def _is_descendant(pid: int) -> bool:
+    """Whether this process, or one that it has started, has started the process."""
+    while pid > 1 and pid != os.getpid():
+        pid = _parent_of(pid)
+    return pid == os.getpid()
+
+
+def _parent_of(pid: int) -> int:
+    """The parent of a process; 0 if there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended, or this is macOS
+        shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True).stdout
+        return int(shown.strip() or 0)
 
 
 def _expand(config: DictConfig, loader: Any) -> list[list[str]]:
@@ -181,8 +202,8 @@ def _checked_job(config: DictConfig, composed: DictConfig, overrides: list[str],
         raise InputError(f"run_dir={path}: another job of this sweep has the same; give each its own")
     seen.add(str(path))
     finished = directory.finished and not settings.overwrite
-    if not finished and config.hydra.launcher._target_.endswith(".BasicLauncher"):
-        from birthplace_lm.training.preflight import preflight  # the jobs run in this process, with torch
+    if not finished and not config.hydra.launcher._target_.endswith(".SlurmLauncher"):  # on other machines
+        from birthplace_lm.training.preflight import preflight  # torch takes seconds to import
 
         preflight(settings, corpus)
     return Job(overrides, directory, finished, directory.status_mtime)
@@ -238,6 +259,8 @@ def _state(job: Job) -> str:
     state = job.directory.status.get("state")
     if state in (None, "done"):
         return state or "not started"
+    if state == "running" and is_locked(job.directory.path):
+        return "running"  # in a process that is not of this sweep
     if job.started_by_this_sweep:
         return {"failed": "failed", "running": "killed"}.get(str(state), "stopped")
     return "failed before" if state == "failed" else "stopped before"  # this sweep has not reached it

@@ -5,8 +5,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
 from birthplace_lm.inference.decoding import answer_questions, question_prompt
@@ -36,17 +34,17 @@ class Evaluation:
     prior_surprisal: float
 
 
-def evaluate(model: GPT, corpus: Corpus, run: Path, on_gpu: bool) -> Evaluation:
+def evaluate(model: GPT, corpus: Corpus, run: Path, device: str) -> Evaluation:
     """Answer all questions and write `predictions/SPLIT.txt`, one answer per line.
 
     Args:
         run: the run directory.
-        on_gpu: use a GPU if one is available.
+        device: that computes the answers, such as "cpu" or "cuda:0".
 
     Raises:
         Interrupted: a signal arrived.
     """
-    model.eval().to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    model.eval().to(device)
     splits = {
         "dev": corpus.dev.rows,
         "test": corpus.test.rows if corpus.test else [],

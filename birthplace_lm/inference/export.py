@@ -24,7 +24,7 @@ MACHINE_SPECIFIC = {
 def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str) -> None:
     """Write `model.safetensors`, `config.json`, `vocab.json` and a model card, for `birthplace_lm.load`.
 
-    Paths of this machine are removed from the configuration.
+    Loggers and the paths of this machine are removed from the configuration.
 
     Args:
         config: how the model was trained.
@@ -39,6 +39,7 @@ def export_model(trained: TrainedModel, config: DictConfig, out: Path, card: str
     OmegaConf.set_readonly(portable, False)
     for key, value in MACHINE_SPECIFIC.items():
         OmegaConf.update(portable, key, value)
+    portable.logger = {}  # they name servers, accounts and files
     if portable.data.replace is not None:
         portable.data.replace = Path(portable.data.replace).name
     weights = {name: weight.contiguous().clone() for name, weight in trained.model.state_dict().items()}

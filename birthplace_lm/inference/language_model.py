@@ -65,7 +65,7 @@ class TrainedModel:
         copy `pretrained/` as well, or move its export.
 
         Raises:
-            InputError: the path is neither.
+            InputError: the path is neither, or it has no such checkpoint or stage.
             CheckpointError: the last stage has no checkpoint, or the newest is damaged or of another model.
         """
         run = Path(path)
@@ -76,6 +76,9 @@ class TrainedModel:
         if checkpoint not in (LAST, BEST) or (exported and checkpoint == BEST):
             valid = f"{LAST}; an export holds one" if exported else f"{LAST}, {BEST}"
             raise InputError(f"checkpoint={checkpoint}: unknown; valid: {valid}")
+        if stage is not None and (exported or stage not in config.stages):
+            valid = "None; an export holds one model" if exported else ", ".join(config.stages)
+            raise InputError(f"stage={stage}: unknown; valid: {valid}")
         file, symbols, weights = (
             _read_export(run) if exported else _read_checkpoint(run, stage or last, checkpoint)
         )
@@ -83,9 +86,12 @@ class TrainedModel:
         return cls(build_with_weights(config.model, len(vocab), weights, file), vocab, question)
 
     def answer(self, names: Sequence[str]) -> list[str]:
-        """The model's answer to its question about each name."""
-        if isinstance(names, str):
-            raise TypeError("names is a string; pass a list of names")
+        """The model's answer to its question about each name.
+
+        Raises:
+            TypeError: `names` is a string.
+        """
+        _check_is_list("names", names)
         return [answer.text for answer in self.answer_questions([*map(self.question.about_typed, names)])]
 
     def answer_questions(self, questions: Sequence[str], precision: str = FLOAT32) -> list[Answer]:
@@ -95,8 +101,10 @@ class TrainedModel:
             precision: "float32", or "bfloat16" for matrix products in it: faster where the processor has it.
 
         Raises:
+            TypeError: `questions` is a string.
             ValueError: `precision` is another.
         """
+        _check_is_list("questions", questions)
         if precision not in (FLOAT32, BFLOAT16):
             raise ValueError(f"precision={precision}: must be {FLOAT32} or {BFLOAT16}")
         texts = [normalise(question) for question in questions]
@@ -112,6 +120,11 @@ class TrainedModel:
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # weights[0]: (heads, T, T)
         """
         return attention_weights(self.model, self.vocab, normalise(text))
+
+
+def _check_is_list(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is a string; pass a list of {name}")
 
 
 def _read_checkpoint(run: Path, stage: str, which: str) -> tuple[Path, list[str], dict[str, Tensor]]:

@@ -44,7 +44,7 @@ def float32_products(library: str) -> Iterator[None]:
 
 
 def multiply_with(library: str) -> None:
-    """From now on the same, until the end of the surrounding `float32_products`."""
+    """Change the library within a block of `float32_products`, which restores the one before it."""
     mkldnn: Any = torch.backends.mkldnn
     if hasattr(mkldnn.matmul, "fp32_precision"):
         mkldnn.matmul.fp32_precision = _precision(library)

@@ -112,12 +112,8 @@ class RunDirectory:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty if it is missing or unreadable."""
-        try:
-            content = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """See `read_status`."""
+        return read_status(self.path)
 
     @property
     def status_mtime(self) -> float | None:
@@ -146,6 +142,15 @@ class RunDirectory:
                 shutil.rmtree(entry)
             elif entry.name != "lock":
                 entry.unlink()
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """The content of status.json; empty if it is missing or unreadable."""
+    try:
+        content = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def stage_directory(run: Path, stage: str) -> Path:

@@ -76,7 +76,7 @@ class StageResult:
 
     Attributes:
         characters: read in training, PAD not included.
-        loss: the last training loss, in nats per character; None if the stage took no step.
+        loss: mean of the batches of the last epoch, in nats per character; None if the stage took no step.
     """
 
     steps: int = 0

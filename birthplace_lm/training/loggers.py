@@ -48,7 +48,7 @@ def tensorboard_of(trainer: L.Trainer) -> SummaryWriter | None:
     return writers[0] if writers else None
 
 
-def validation_step(trainer: L.Trainer) -> int:
+def logged_validation_step(trainer: L.Trainer) -> int:
     """The step at which Lightning logs a validation; between accumulated batches that of the next step."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 

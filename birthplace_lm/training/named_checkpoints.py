@@ -48,6 +48,7 @@ def with_named_checkpoints(
     if config.resume not in ("auto", "never"):
         path, content = _load_named("resume", config, corpus)
         number = _stage_number("resume", path, content, plans)
+        _check_name(path, content, plans[number])
         _check_same_configuration(config, path, content, plans[number])
         _check_weights("resume", path, content, model)
         _check_next_batch(path, content, plans[number], corpus)
@@ -103,6 +104,21 @@ def _saved_settings(
         return hashed_config(parse_saved(content["birthplace_lm"]["config"], path, plugins), stage)
     except BirthplaceError as error:
         raise CheckpointError(f"{key}={error}") from error
+
+
+def _check_name(path: Path, content: Mapping[str, Any], plan: StagePlan) -> None:
+    """Check that a checkpoint in the folder of its stage has its name, by which later ones are removed.
+
+    Raises:
+        InputError: it has another.
+    """
+    file = path.resolve()
+    own = checkpoint.checkpoint_path(plan.directory.resolve(), content["global_step"])
+    if file.parent == own.parent and file != own:
+        raise InputError(
+            f"resume={path}: holds step {content['global_step']}, so its name here must be {own.name}; rename"
+            " it and its .sha256, or copy both to another folder"
+        )
 
 
 def _check_same_configuration(

@@ -7,7 +7,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InternalError, Interrupted, ProcessLost
@@ -124,6 +125,16 @@ def _library_of(checkpoint: LoadedCheckpoint) -> str:
     return environment.get("float32_products", MKL)
 
 
+def _first_device(config: DictConfig) -> str:
+    """The first device of the training, which also answers the questions at the end."""
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    devices = config.trainer.devices
+    if not OmegaConf.is_list(devices):  # "2," and "2,3" are indices, 2 is a number of devices
+        devices = str(devices).split(",") if "," in str(devices) else [0]
+    return f"cuda:{int(devices[0])}"
+
+
 def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: RunDirectory) -> RunMetrics:
     for note in corpus.notes:
         log.info("%s", note)
@@ -150,7 +161,7 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
     model = build_model(config.model, len(corpus.vocab))
     load_state_dict_checked(model, model_state_dict(last.content), last.path)
     with float32_products(_library_of(last)):
-        evaluation = evaluate(model, corpus, directory.path, on_gpu=config.trainer.accelerator != "cpu")
+        evaluation = evaluate(model, corpus, directory.path, _first_device(config))
     scores = evaluation.scores
     metrics = RunMetrics(
         **config.labels,

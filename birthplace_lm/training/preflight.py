@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from birthplace_lm.config.compose import to_saved
-from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
+from birthplace_lm.data.batch_datamodule import QUESTIONS_PER_BATCH, BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention_check import ContractError, check_attention
@@ -198,7 +198,8 @@ def _validate_at_the_end(flags: Mapping[str, Any], epochs: int) -> dict[str, Any
 def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:
     """The trainer's flags with numbers of batches in place of fractions of an epoch."""
     train_batches = -(-data.train_rows // plan.loading.batch_size)
-    val_batches = min(len(loader) for loader in data.val_dataloader())
+    smallest_share = len(data.questions) // plan.processes
+    val_batches = min(-(-smallest_share // QUESTIONS_PER_BATCH), *map(len, data.val_dataloader()))
     flags = dict(plan.trainer)
     for key, count in (
         ("limit_train_batches", train_batches),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning as L
 from hydra.utils import get_class
+from lightning.pytorch.callbacks import Timer
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import CheckpointError, InternalError
@@ -98,7 +99,7 @@ def steps_done(plan: StagePlan, overwrite: bool) -> int:
     if (finished := _finished(plan)) is not None:
         return finished[0].steps
     newest = _resume_checkpoint(plan)
-    return 0 if newest is None else checkpoint.parse_step(newest) or 0
+    return 0 if newest is None else LoadedCheckpoint.read(newest).step
 
 
 def _finished(plan: StagePlan) -> tuple[StageResult, LoadedCheckpoint] | None:
@@ -130,8 +131,10 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     states = loaded.content["callbacks"]
     if path == plan.extended_checkpoint:
         _reopen_epoch(loaded)
-    if path == plan.extended_checkpoint and EarlyStopping.state_key in states:
-        states[EarlyStopping.state_key]["waited"] = 0  # otherwise the extension would stop at once
+        # Otherwise the extension would stop at once.
+        states.pop(Timer.__qualname__, None)
+        if EarlyStopping.state_key in states:
+            states[EarlyStopping.state_key]["waited"] = 0
     if (state := states.get(BestCheckpoint.state_key)) is not None:
         best = None
         with suppress(CheckpointError):

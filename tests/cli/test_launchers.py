@@ -1,6 +1,7 @@
 """Sweeps whose jobs run side by side in processes that a launcher starts."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import TRAIN, Program, leftovers, outcome
+from program import SEARCH, TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.cli.gpu_slots import claim_gpu
+from birthplace_lm.cli.sweep import _is_descendant
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,54 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     assert sweep.returncode == 0, out + err
     assert [outcome(run) for run in runs(root)] == [outcome(run) for run in runs(whole)]
     assert len(runs(root)) == 2
+
+
+def test_only_processes_of_the_sweep_are_its_jobs() -> None:
+    """Bug: Ctrl-C on a sweep stopped the run of another terminal in one of its folders."""
+    command = f"{sys.executable} -c 'import time; print(flush=True); time.sleep(60)'"
+    child = subprocess.Popen(["bash", "-c", f"{command} & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    detached = subprocess.run(
+        ["bash", "-c", "sleep 60 > /dev/null & echo $!"], capture_output=True, text=True
+    )
+    assert child.stdout is not None
+    grandchild, stranger = int(child.stdout.readline()), int(detached.stdout)
+    try:
+        assert _is_descendant(child.pid)
+        assert _is_descendant(grandchild)
+        assert not _is_descendant(stranger)
+        assert not _is_descendant(os.getppid())
+        assert not _is_descendant(2**22 + 1)  # no process
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        os.kill(stranger, signal.SIGKILL)
+        child.wait()
+
+
+def test_all_jobs_are_checked_before_the_first_starts(people: Path, tmp_path: Path) -> None:
+    """Bug: a value that only the schedule refuses ended its job in its own process; the others trained."""
+    arguments = [*longer(people)[:-2], "stages.finetune.schedule.warmup_fraction=0.02,1.5"]
+    program = Program(["-m", *arguments, f"runs_root={tmp_path / 'runs'}", "hydra/launcher=joblib"], tmp_path)
+    assert program.wait(120) == 2
+    assert "warmup_fraction=1.5" in program.stderr.read_text()
+    assert not [*tmp_path.glob("runs/*/config.yaml")]
+
+
+@pytest.mark.torture
+def test_a_signal_stops_the_jobs_of_a_search(people: Path, tmp_path: Path) -> None:
+    """Bug: with a sweeper that searches, SIGTERM had no effect until the jobs had ended."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "search.py").write_text(SEARCH)
+    arguments = [*longer(people)[:-2], "stages.finetune.max_epochs=2000", "hydra/sweeper=search"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    root = tmp_path / "runs"
+    sweep = start(root, "joblib", arguments, env=environment)
+    while sweep.poll() is None and not [*root.glob("*/finetune/step-*.ckpt")]:
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143, out + err
+    (status,) = root.glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "preempted"
 
 
 @pytest.mark.parametrize("moment", [0.3, *(pytest.param(m, marks=pytest.mark.torture) for m in (0.0, 1.0))])

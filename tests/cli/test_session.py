@@ -1,9 +1,15 @@
 """The state of one command."""
 
-import pytest
+from dataclasses import replace
+from typing import Any
 
-from birthplace_lm.cli import session, sweep
+import pytest
+from stage import METRICS, hydra_job
+
+from birthplace_lm.cli import app, session, sweep
 from birthplace_lm.errors import CheckpointError, InputError, InternalError
+from birthplace_lm.runs.metrics import Score
+from birthplace_lm.training import pipeline
 
 
 def test_a_single_run_ends_with_the_code_of_its_first_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +27,33 @@ def test_a_path_that_the_system_refuses_is_no_mistake_of_ours() -> None:
     assert isinstance(error, CheckpointError)
     assert str(error) == "runs/x: File name too long"
     assert isinstance(sweep.unexpected(OSError("no file")), InternalError)
+
+
+def test_a_search_maximises_what_recipes_are_chosen_by(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: with held-out rows, too, it was the score on dev, which is only to be reported."""
+    for holdout, expected in ((Score(3, 4), 0.75), (None, METRICS.dev.exact_match)):
+        metrics = replace(METRICS, holdout=holdout)
+        monkeypatch.setattr(app.signals, "installed", lambda: True)
+        monkeypatch.setattr(pipeline, "run", lambda *_, metrics=metrics, **__: metrics)
+        with hydra_job():
+            assert app.run(configure()) == expected
+
+
+def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: a process that the launcher used again drew a bar from its second job on."""
+    session.current.cache_clear()
+    monkeypatch.setattr(app.signals, "installed", lambda: True)
+    bars = []
+    monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
+    monkeypatch.setattr(app, "_run", lambda config: bars.append(config.trainer.enable_progress_bar))
+    with hydra_job():
+        app.run(configure())
+        session.current().started_by_launcher = True
+        app.run(configure())
+        app.run(configure())
+    assert bars == [True, False, False]
+    session.current.cache_clear()

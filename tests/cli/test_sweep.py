@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
-from program import TRAIN, Program, leftovers, outcome
+from program import SEARCH, TRAIN, Program, leftovers, outcome
 from stage import METRICS
 
 from birthplace_lm.cli import sweep as validation
@@ -258,29 +258,6 @@ def test_paths_are_relative_to_where_the_command_was_typed(tiny: list[str], tmp_
     assert program.wait() == 0, program.stderr.read_text()
     assert states(program) == ["done", "done"]
     assert len(jobs(tmp_path / "runs")) == 2
-
-
-SEARCH = """
-from dataclasses import dataclass
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-
-class Search(Sweeper):
-    def setup(self, *, hydra_context, task_function, config):
-        make = Plugins.instance().instantiate_launcher
-        self.launcher = make(hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def sweep(self, arguments):
-        returns = self.launcher.launch([arguments, arguments], initial_job_idx=0)
-        print("results", *(float(job.return_value) for job in returns))
-
-@dataclass
-class Settings:
-    _target_: str = "hydra_plugins.search.Search"
-
-ConfigStore.instance().store(group="hydra/sweeper", name="search", node=Settings)
-"""
 
 
 def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from birthplace_lm.models.build import build_model
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    config = compose(["model=tiny", "extend_from=/here/run", "data.replace=/here/other.tsv"])
+    tracked = ["logger=mlflow", "logger.mlflow.tracking_uri=sqlite:////here/mlflow.db"]
+    config = compose(["model=tiny", "extend_from=/here/run", "data.replace=/here/other.tsv", *tracked])
     vocab = CharVocab.from_text("Where was Ada Bee born?")
     question = QuestionTemplate.parse(config.data.question)
     trained = TrainedModel(build_model(config.model, len(vocab)), vocab, question)
@@ -54,7 +55,7 @@ def test_a_run_without_a_checkpoint(unfinished: Path) -> None:
 
 
 def test_an_export_names_no_path_of_this_machine(exported: Path) -> None:
-    """Bug: extend_from and data.replace stayed."""
+    """Bug: extend_from, data.replace and the loggers stayed."""
     assert "/here" not in (exported / "config.json").read_text()
     assert load_config(exported).data.replace == "other.tsv"
 
@@ -94,3 +95,19 @@ def test_an_export_loads_without_what_only_posix_has(exported: Path) -> None:
     done = subprocess.run([sys.executable, "-c", WINDOWS, exported], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['")
+
+
+def test_a_string_is_no_list_of_questions(exported: Path) -> None:
+    """Bug: `answer_questions` answered every character of it."""
+    model = TrainedModel.from_run(exported)
+    for ask in (model.answer, model.answer_questions):
+        with pytest.raises(TypeError, match="is a string; pass a list"):
+            ask("Where was Ada Bee born?")
+
+
+def test_a_stage_that_is_not_there(exported: Path, unfinished: Path) -> None:
+    """Bug: an export ignored it, and a misspelt one "had no checkpoint yet"."""
+    with pytest.raises(InputError, match="stage=pretrain: unknown; valid: None; an export holds one model"):
+        TrainedModel.from_run(exported, stage="pretrain")
+    with pytest.raises(InputError, match="stage=pretran: unknown; valid: pretrain, finetune"):
+        TrainedModel.from_run(unfinished, stage="pretran")

@@ -289,6 +289,19 @@ def test_the_extension_of_a_run_that_stopped_early_trains(configure: Any) -> Non
     assert extended.stages["finetune"].epochs == 3
 
 
+def test_the_extension_of_a_run_that_ran_out_of_time_trains(configure: Any) -> None:
+    """Bug: its checkpoint had used up the time, so the extension took no step and ended as done."""
+    overrides = ("pretrain=none", "trainer.max_time=00:00:00:05")
+    _, run = train(configure(*overrides, "stages.finetune.max_epochs=1"))
+    file = checkpoint.list_checkpoints(run / "finetune")[0]
+    content = checkpoint.load(file)
+    elapsed = content["callbacks"]["Timer"]["time_elapsed"]
+    elapsed["train"] = 10.0
+    checkpoint.save(content, file)
+    extended, _ = train(configure(*overrides, "stages.finetune.max_epochs=2", f"extend_from={run}"))
+    assert extended.stages["finetune"].epochs == 2
+
+
 @pytest.mark.parametrize(("present", "step"), [(True, 3), (False, 9)])
 def test_the_best_checkpoint_goes_into_the_extension(configure: Any, present: bool, step: int) -> None:
     """Bug: its value went along without its file, so a value below it left the extension without a file."""

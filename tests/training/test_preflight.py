@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from birthplace_lm.data import batch_datamodule
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
+from birthplace_lm.training import preflight as module
 from birthplace_lm.training.plan import StagePlan
 from birthplace_lm.training.preflight import preflight
 
@@ -30,6 +32,20 @@ def test_flags_that_do_not_fit_the_loaders_are_refused(configure: Any, flag: str
     """They once showed after pretraining as a mistake of ours."""
     with pytest.raises(InputError, match=message):
         plans(configure, f"trainer.{flag}")
+
+
+def test_a_fraction_of_the_questions_is_one_of_each_process(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: half of four batches was right for one process; four have one batch each, and training failed."""
+    monkeypatch.setattr(module, "QUESTIONS_PER_BATCH", 1)
+    monkeypatch.setattr(batch_datamodule, "QUESTIONS_PER_BATCH", 1)
+    overrides = ("pretrain=none", "trainer.accelerator=cpu", "trainer.limit_val_batches=0.5")
+    plans(configure, *overrides)
+    questions = len(read_corpus(configure().data, 128).dev.rows)
+    devices = (f"trainer.devices={questions}", "trainer=ddp", f"stages.finetune.batch_size={questions}")
+    with pytest.raises(InputError, match="less than one of the 1 batches of finetune"):
+        plans(configure, *overrides, *devices)
 
 
 def test_a_fraction_of_an_epoch_is_a_number_of_batches(configure: Any) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,10 @@ from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm.data.batching import EpochBatchDataset
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import CheckpointError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT
-from birthplace_lm.training import components
+from birthplace_lm.training import components, named_checkpoints
 from birthplace_lm.training import stage as stages
 from birthplace_lm.training.callbacks import curves as curves_module
 
@@ -243,6 +244,25 @@ def test_a_checkpoint_that_a_link_names_stays(
     named = tmp_path / "link" / checkpoint.list_checkpoints(tmp_path / "stage")[-1].name
     fit(configure(often, f"resume={named}"), "finetune", tmp_path / "stage", monkeypatch)
     assert named.is_file()
+
+
+@pytest.mark.parametrize("name", ["keep.ckpt", "step-00000001.ckpt"])
+def test_a_renamed_checkpoint_among_its_own_is_refused(
+    name: str, configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: it counted as step 0, so all other checkpoints were removed; then the log failed."""
+    fit(configure(), "finetune", tmp_path / "stage", monkeypatch)
+    config = configure("checkpoint.every_n_steps=1")
+    plan = plan_of("finetune", config, read_corpus(config.data, config.model.block_size), tmp_path / "stage")
+    last = checkpoint.list_checkpoints(tmp_path / "stage")[0]
+    for file in (last, last.with_name(f"{last.name}.sha256")):
+        shutil.copy(file, file.with_name(file.name.replace(last.name, name)))
+    content = checkpoint.load(tmp_path / "stage" / name)
+    with pytest.raises(InputError, match=rf"{name}: holds step 6, so its name here must be {last.name}"):
+        named_checkpoints._check_name(tmp_path / "stage" / name, content, plan)
+    named_checkpoints._check_name(last, content, plan)
+    shutil.copytree(tmp_path / "stage", tmp_path / "elsewhere")
+    named_checkpoints._check_name(tmp_path / "elsewhere" / name, content, plan)
 
 
 def test_another_next_batch_is_refused(

@@ -29,7 +29,8 @@ class AdditiveAttention(VanillaAttention):
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
     ) -> Tensor:
         if cache is not None:
-            k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
+            k, v = cache.update("key", k), cache.update("value", v)
+            mask = cache.mask if mask is None else mask
         queries_at_once = max(1, PAIRS_AT_ONCE // k.numel())
         parts = []
         for part in q.split(queries_at_once, 2):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from birthplace_lm.models.attention.synthesizer_random import RandomSynthesizerAttention
+from birthplace_lm.models.attention.synthesizer_random import PositionAttention
 
 
-class FactorizedRandomSynthesizerAttention(RandomSynthesizerAttention):
+class FactorizedRandomSynthesizerAttention(PositionAttention):
     """softmax(L_i R_i^T) v, causal, with matrices L_i and R_i (block_size, rank) for head i.
 
     They are drawn so that scores have a standard deviation of 0.1.
@@ -21,8 +21,7 @@ class FactorizedRandomSynthesizerAttention(RandomSynthesizerAttention):
     """
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float, rank: int) -> None:
-        super().__init__(n_embd, n_head, block_size, dropout, learned=True, std=0.0)
-        del self.scores
+        super().__init__(n_embd, n_head, dropout)
         if rank < 1:
             raise ValueError(f"attention.rank={rank}: must be 1 or more")
         std = (0.1 / rank**0.5) ** 0.5

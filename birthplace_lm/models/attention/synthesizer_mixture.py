@@ -39,7 +39,8 @@ class MixtureSynthesizerAttention(VanillaAttention):
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
     ) -> Tensor:
         if cache is not None:
-            k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
+            k, v = cache.update("key", k), cache.update("value", v)
+            mask = cache.mask if mask is None else mask
         # Both scores as one product: queries ((1 - alpha) q / sqrt(D), alpha ReLU(q)), keys (k, W2^T).
         alpha = self.alpha.sigmoid().to(q.dtype)
         queries = torch.cat(((1 - alpha) * self.depth**-0.5 * q, alpha * F.relu(q)), -1)

@@ -10,7 +10,7 @@ from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads, sp
 class VanillaAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v, causal.
 
-    Variants that change one step of it derive from it: `project`, `attend_to` or `output`.
+    Variants derive from it: they override `attend_to`, or `forward`, which they make of its three steps.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """

@@ -8,7 +8,7 @@ import torch
 
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.knowledge import PlacePrior, bits_about, log_probabilities, recall
-from birthplace_lm.training.loggers import tensorboard_of, validation_step
+from birthplace_lm.training.loggers import logged_validation_step, tensorboard_of
 
 
 class KnowledgeBits(L.Callback):
@@ -67,5 +67,5 @@ class KnowledgeBits(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(
                 {tag: bits for tag, bits in curves.items() if math.isfinite(bits)},
-                step=validation_step(trainer),
+                step=logged_validation_step(trainer),
             )

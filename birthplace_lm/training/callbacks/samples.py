@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
-from birthplace_lm.training.loggers import tensorboard_of, validation_step
+from birthplace_lm.training.loggers import logged_validation_step, tensorboard_of
 
 
 class SampleAnswers(L.Callback):
@@ -37,7 +37,9 @@ class SampleAnswers(L.Callback):
         writer = tensorboard_of(trainer)
         if writer is not None and self._rows and not trainer.sanity_checking:
             head = "| question | answer | gold | right | log-probability (nats) |\n|" + " --- |" * 5 + "\n"
-            writer.add_text(f"{self.stage}/answers", head + "\n".join(self._rows), validation_step(trainer))
+            writer.add_text(
+                f"{self.stage}/answers", head + "\n".join(self._rows), logged_validation_step(trainer)
+            )
 
 
 class AttentionMaps(L.Callback):
@@ -71,7 +73,7 @@ class AttentionMaps(L.Callback):
         pictures = attention_pictures(pl_module.model, read, weights, columns=1)
         for layer, picture in enumerate(pictures, start=1):
             tag = f"{self.stage}/attention/layer_{layer}"
-            writer.add_image(tag, picture, validation_step(trainer), dataformats="HWC")
+            writer.add_image(tag, picture, logged_validation_step(trainer), dataformats="HWC")
 
 
 class CurveNotes(L.Callback):
