@@ -19,7 +19,10 @@ from birthplace_lm.analysis.report.curves import learning_curve
 from birthplace_lm.cli import commands as cli
 from birthplace_lm.cli.asking_commands import about_threshold
 from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.inference import asking
 from birthplace_lm.inference.confidence import Threshold
+from birthplace_lm.inference.decoding import question_prompt
+from birthplace_lm.inference.knowledge import log_probabilities
 from birthplace_lm.training import pipeline
 
 
@@ -146,6 +149,45 @@ def test_ask_and_load_agree(
     assert [line.rpartition(" (")[0] for line in lines] == [
         f"{name}: {answer}" for name, answer in zip(names, lm.answer(names), strict=True)
     ]
+
+
+def test_an_answer_below_the_threshold_is_withheld(
+    run: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = (people / "dev.tsv").read_text().split("\t")[0][len("Where was ") : -len(" born?")]
+    lm = birthplace_lm.load(run)
+    ((answer, log_p),) = [
+        (a.text, a.log_probability) for a in lm.answer_questions([f"Where was {name} born?"])
+    ]
+
+    def ask(score: float, asked: str) -> tuple[str, Any]:
+        monkeypatch.setattr(asking, "abstention_threshold", lambda *_: Threshold(score, 0.95, 0.5, 8))
+        arguments = ("ask", str(run), asked, "--abstain", "0.9")
+        assert call(*arguments, monkeypatch=monkeypatch) == 0
+        line = capsys.readouterr().out.strip()
+        assert call(*arguments, "--json", monkeypatch=monkeypatch) == 0
+        ((result),) = json.loads(capsys.readouterr().out)
+        return line, result["answer"]
+
+    line, result = ask(log_p - 0.01, name)
+    assert line.startswith(f"{name}: {answer} (")
+    assert result == answer
+    assert ask(log_p + 0.01, name) == (f"{name}: I do not know", None)
+    assert ask(-math.inf, "Qq Zzz") == ("Qq Zzz: I do not know", None)  # nobody of the corpus
+
+
+def test_the_likeliest_places_are_those_of_all(run: Path, configure: Any) -> None:
+    lm = birthplace_lm.load(run)
+    config = configure()
+    corpus = read_corpus(config.data, config.model.block_size)
+    places = sorted({row.place for row in corpus.train.rows if row.place})
+    questions = [row.question for row in corpus.dev.rows]
+    for question, likeliest in zip(questions, asking.likeliest_places(lm, corpus, questions), strict=True):
+        prompt = question_prompt(lm.model, lm.vocab, question)
+        scores = log_probabilities(lm.model, lm.vocab, [prompt] * len(places), places).exp().tolist()
+        best = sorted(zip(scores, places, strict=True), reverse=True)[:3]
+        assert [place for place, _ in likeliest] == [place for _, place in best]
+        assert [p for _, p in likeliest] == pytest.approx([p for p, _ in best], rel=1e-3)
 
 
 def test_a_small_threshold_is_not_zero() -> None:

@@ -233,6 +233,20 @@ def test_every_variant_is_drawn(name: str, vocab: CharVocab) -> None:
     assert marked == [name != "perceiver", name != "perceiver", True]
 
 
+def test_maps_of_few_latents(vocab: CharVocab) -> None:
+    """The first layer of the perceiver has a row for each latent, the last one a column."""
+    torch.manual_seed(0)
+    overrides = ["attention=perceiver", "model=tiny", "model.n_layer=3", "model.block.latents=8"]
+    model = build_model(compose(overrides).model, len(vocab)).eval()
+    read, weights = attention_weights(model, vocab, TEXT)
+    assert weights is not None
+    latents, length = 8, len(TEXT)
+    shapes = [(2, latents, length), (2, latents, latents), (2, length, latents)]
+    assert [layer.shape for layer in weights] == shapes
+    tall, square, wide = (p.shape[1] / p.shape[0] for p in reversed(attention_pictures(model, read, weights)))
+    assert tall < square < wide
+
+
 def test_a_run_leaves_maps_of_every_validation(configure: Any, tmp_path: Path) -> None:
     from stage import run
 

@@ -29,7 +29,12 @@ def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
         ("Exact match by group (95 % interval)", group_table(runs)),
     ]
     if any(run.invented is not None for run in runs):
-        tables.append(("Invented people: whose answer do they get? (95 % interval)", invented_table(runs)))
+        tables.append(
+            (
+                "Invented people: whose answer do they get? (95 % interval, names taken as independent)",
+                invented_table(runs),
+            )
+        )
     if voted := agreement(runs):
         rows = [[run, _with_interval(signal)] for run, signal in voted.items()]
         tables.insert(2, ("Agreement of the other seeds as confidence: AUROC", [["run", "AUROC"], *rows]))
