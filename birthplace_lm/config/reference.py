@@ -91,9 +91,11 @@ def option_keys(file: Path) -> list[tuple[str, str, str]]:
 def _groups() -> Iterator[tuple[str, str]]:
     train: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"), resolve=False)
     chosen = {k: v for entry in train["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
-    for group in [*options(), "experiment/ablation", "model/depth"]:
-        names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-        names.sort(key=lambda name: name != chosen.get(group))
+    for group in [*options(), "experiment/ablation"]:
+        folder = conf_dir() / group
+        files = [*folder.glob("*.yaml"), *(folder.glob("depth/*.yaml") if group == "model" else [])]
+        names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+        names.sort(key=lambda name: (name != chosen.get(group), "/" in name))
         yield f"`{group}`", ", ".join(f"`{name}`" for name in names)
 
 

@@ -41,9 +41,18 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_folder_of_recipes_is_on_the_page() -> None:
-    """Also those within a group, except what another option chooses."""
-    folders = {file.parent.relative_to(conf_dir()).as_posix() for file in conf_dir().glob("*/*/*.yaml")}
-    assert folders - {"model/for_data", "finetune/after"} <= {row[0].strip("`") for row in ROWS}
+    """Also those within a group, except what another option chooses: as groups or as options that compose."""
+    files = {file.relative_to(conf_dir()).with_suffix("") for file in conf_dir().glob("*/*/*.yaml")}
+    rows = {row[0].strip("`"): row[1] for row in ROWS if len(row) == 2}
+    for file in files:
+        group, folder, name = file.parts
+        if (group, folder) in (("model", "for_data"), ("finetune", "after")):
+            continue
+        if f"{group}/{folder}" in rows:
+            assert f"`{name}`" in rows[f"{group}/{folder}"]
+        else:
+            assert f"`{folder}/{name}`" in rows[group]
+            compose([f"{group}={folder}/{name}"])
 
 
 def test_every_key_of_every_option_is_on_the_page() -> None:
