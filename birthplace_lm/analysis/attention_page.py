@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from birthplace_lm.analysis.html_page import escape, write_html
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
 from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
@@ -21,7 +21,8 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
     """Ask about a person and write a picture of every layer: below each other, or as an HTML page.
 
     Raises:
-        InputError: the attention of the model has no weights to draw, or the file cannot be written.
+        InputError: the attention of the model has no weights to draw.
+        CheckpointError: the file cannot be written.
     """
     question = model.question.about_typed(name)
     (answer,) = model.answer_questions([question])
@@ -43,7 +44,7 @@ def write_attention(model: TrainedModel, name: str, out: Path) -> Answer:
             with atomic_replace(out, _png(np.concatenate(padded))):
                 pass
         except OSError as error:
-            raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+            raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
     return answer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from birthplace_lm.analysis.report.tables import Table, plain
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs.atomic_files import atomic_write_text
 
 CSS = """
@@ -71,7 +71,7 @@ def write_html(out: Path, title: str, body: str, css: str = "", script: str = ""
     """Write a page that loads nothing from elsewhere.
 
     Raises:
-        InputError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -81,4 +81,4 @@ def write_html(out: Path, title: str, body: str, css: str = "", script: str = ""
     try:
         atomic_write_text(out, page)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error

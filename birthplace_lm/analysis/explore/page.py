@@ -87,7 +87,8 @@ def write_page(checks: Sequence[Check], out: Path, seed: int = 0) -> None:
     """Write the page.
 
     Raises:
-        InputError: matplotlib is not installed, or the file cannot be written.
+        InputError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
     """
     lesson = Template((resources.files(__package__) / "lesson.html").read_text(encoding="utf-8"))
     claims = {check.prediction.claim for check in checks}

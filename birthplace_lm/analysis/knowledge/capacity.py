@@ -186,7 +186,8 @@ def write_page(runs: Sequence[Capacity], out: Path) -> None:
     """Write the table, the figure and the bits of every attribute as one HTML page.
 
     Raises:
-        InputError: the file cannot be written, or matplotlib is missing.
+        InputError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
     """
     head = ["parameters", "people", "exposures", *(f"{a.name} (of {a.bits:.2f})" for a in ATTRIBUTES), "run"]
     rows = [

@@ -224,7 +224,8 @@ def write_page(runs: Sequence[Knowledge], out: Path) -> None:
     """Write tables, figures and wrong answers as one HTML page.
 
     Raises:
-        InputError: the file cannot be written, or matplotlib is missing.
+        InputError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
     """
     body = [f"<h1>What the model knows</h1><p>{escape(_ABOUT)}</p>"]
     for title, table in tables_of(runs):

@@ -12,7 +12,7 @@ from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.settings import labels
 from birthplace_lm.analysis.report.summary import csv_of
 from birthplace_lm.analysis.report.tables import plain
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs.atomic_files import atomic_write_text
 from birthplace_lm.runs.directory import stage_directory
 
@@ -40,7 +40,8 @@ def write_curves(runs: Sequence[Run], out: Path) -> None:
     """Write every point of the learning curves of the finished runs as CSV.
 
     Raises:
-        InputError: no run is finished, or the file cannot be written.
+        InputError: no run is finished.
+        CheckpointError: the file cannot be written.
     """
     rows: list[dict[str, Any]] = []
     for run, label in labels([run for run in runs if run.dev]).items():
@@ -65,7 +66,7 @@ def write_curves(runs: Sequence[Run], out: Path) -> None:
     try:
         atomic_write_text(out, csv_of(rows))
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 @lru_cache(maxsize=512)  # a page reads the curves of a run several times

@@ -69,7 +69,8 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
     """Write the report as an HTML page.
 
     Raises:
-        InputError: matplotlib is not installed, or the file cannot be written.
+        InputError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
     """
     done = [run for run in runs if run.dev]
     title = f"Runs of {root.resolve().name}"

@@ -22,7 +22,7 @@ from birthplace_lm.analysis.report.curves import CURVES, Curve, learning_curve
 from birthplace_lm.analysis.report.setting_figure import numeric_setting, setting_figure
 from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import group_by_settings, without_copies
-from birthplace_lm.errors import InputError
+from birthplace_lm.errors import CheckpointError, InputError
 
 SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
@@ -46,8 +46,8 @@ def save_figure(
         curve: one of CURVES, drawn over the characters read.
 
     Raises:
-        InputError: matplotlib is not installed, no run is finished, no two runs differ in `against` alone, or
-            the file cannot be written.
+        InputError: matplotlib is not installed, no run is finished, or no two runs differ in `against` alone.
+        CheckpointError: the file cannot be written.
     """
     finished = [run for run in runs if run.dev]
     if against is None:
@@ -57,8 +57,8 @@ def save_figure(
         figure = setting_figure(finished, numeric_setting(finished, against))
     try:
         figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{out}: cannot be written: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def scores_figure(runs: Sequence[Run]) -> Any:
