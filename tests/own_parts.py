@@ -17,8 +17,13 @@ from birthplace_lm.models.attention.vanilla import VanillaAttention
 
 
 class ScaledAttention(VanillaAttention):
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float, gain: float) -> None:
+    """Needs the number of its layer: bug: an argument `layer` without a default was "missing"."""
+
+    def __init__(
+        self, n_embd: int, n_head: int, block_size: int, dropout: float, layer: int, gain: float
+    ) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
+        assert layer in (0, 1)
         self.gain = nn.Parameter(torch.tensor(gain))
 
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
