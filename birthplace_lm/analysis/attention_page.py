@@ -9,7 +9,8 @@ from PIL import Image
 
 from birthplace_lm.analysis.html_page import escape, write_html
 from birthplace_lm.errors import CheckpointError, InputError
-from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
+from birthplace_lm.inference.attention_maps import answered_text, attention_weights
+from birthplace_lm.inference.attention_pictures import attention_pictures
 from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.atomic_files import atomic_replace

@@ -15,8 +15,9 @@ from birthplace_lm.config.groups import options
 from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import MASK, CharVocab
 from birthplace_lm.errors import InputError
-from birthplace_lm.inference import attention_maps
-from birthplace_lm.inference.attention_maps import (
+from birthplace_lm.inference import attention_pictures as pictures_module
+from birthplace_lm.inference.attention_maps import attention_weights
+from birthplace_lm.inference.attention_pictures import (
     ANSWER_COLOR,
     CELL,
     FOOTER,
@@ -25,7 +26,6 @@ from birthplace_lm.inference.attention_maps import (
     MASKED,
     attention_picture,
     attention_pictures,
-    attention_weights,
 )
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.language_model import TrainedModel
@@ -200,7 +200,7 @@ def test_the_scale_says_what_weights_are_and_what_rows_sum_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(attention_maps, "_write", lambda draw, at, text, *style: written.append(text))
+    monkeypatch.setattr(pictures_module, "_write", lambda draw, at, text, *style: written.append(text))
     page = attention_picture(torch.tensor([weights]), "ab", slice(0), "")
     assert tuple(scale_of(page)[0]) == low
     assert (page == zero).all(-1).any()

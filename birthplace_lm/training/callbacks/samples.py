@@ -5,7 +5,8 @@ from typing import Any
 
 import lightning as L
 
-from birthplace_lm.inference.attention_maps import answered_text, attention_pictures, attention_weights
+from birthplace_lm.inference.attention_maps import answered_text, attention_weights
+from birthplace_lm.inference.attention_pictures import attention_pictures
 from birthplace_lm.training.loggers import logged_validation_step, tensorboard_of
 
 
