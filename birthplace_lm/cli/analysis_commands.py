@@ -156,6 +156,7 @@ def attention(
     Example: birthplace-lm attention runs/vanilla-... "Ada Lovelace" --out ada.html
     """
     from birthplace_lm.analysis.attention_page import write_attention
+    from birthplace_lm.config.compose import load_config
     from birthplace_lm.inference.asking import warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
@@ -163,7 +164,7 @@ def attention(
     if not normalise(name):
         raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
-    for warning in warnings_about(run, [name], plugin or ()):
+    for warning in warnings_about(run, load_config(run, plugin or ()), [name]):
         print(f"warning: {warning}", file=sys.stderr)
     answer = write_attention(model, name, out)
     print(f"{name}: {answer.text} ({percent(math.exp(answer.log_probability))}); {out}")
@@ -198,7 +199,7 @@ def knowledge(
     studies = []
     for run in runs:
         try:
-            for warning in about_state(run, plugin or ()):
+            for warning in about_state(run):
                 if len(runs) > 1:
                     raise InputError(warning)
                 print(f"warning: {warning}", file=sys.stderr)

@@ -54,7 +54,7 @@ def ask(
 
     Example: birthplace-lm ask runs/vanilla-... "Ada Lovelace" "Alan Turing" --abstain 0.9
     """
-    from birthplace_lm.config.compose import config_file
+    from birthplace_lm.config.compose import config_file, load_config
     from birthplace_lm.inference.asking import corpus_of, likeliest_places, warnings_about
     from birthplace_lm.inference.language_model import TrainedModel
 
@@ -64,7 +64,8 @@ def ask(
         if not normalise(name):
             raise InputError("NAME is empty; give a full name")
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
-    for warning in warnings_about(run, names, plugin or ()):
+    config = load_config(run, plugin or ())
+    for warning in warnings_about(run, config, names):
         print(f"warning: {warning}", file=sys.stderr)
     for name in dict.fromkeys(names):
         _, dropped = model.vocab.encode_known(model.vocab.replace_unknown(normalise(name)))
@@ -72,7 +73,7 @@ def ask(
             print(f"warning: {name}: the model does not know {' '.join(dropped)}", file=sys.stderr)
     questions = [*map(model.question.about_typed, names)]
     answers = model.answer_questions(questions)
-    corpus = corpus_of(run, plugin or ())
+    corpus = corpus_of(run, config)
     places = [[] for _ in names] if corpus is None else likeliest_places(model, corpus, questions)
     withheld = [False for _ in names]
     if abstain is not None:
@@ -169,7 +170,7 @@ def predict(
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     file = with_equivalents(file, model.vocab)
     misfits = check_form(file, model.question) + check_characters(file, model.vocab)
-    for warning in (*about_state(run, plugin or ()), *file.warnings, *misfits):
+    for warning in (*about_state(run), *file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
     answers = model.answer_questions([row.question for row in file.rows], precision)
     text = "".join(answer.line + "\n" for answer in answers)

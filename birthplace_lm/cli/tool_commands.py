@@ -27,7 +27,7 @@ def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpo
     from birthplace_lm.runs.directory import RunDirectory
 
     trained = TrainedModel.from_run(run, plugin or (), checkpoint)
-    for warning in about_state(run, plugin or ()):
+    for warning in about_state(run):
         print(f"warning: {warning}", file=sys.stderr)
     config = load_config(run, plugin or ())
     metrics = RunDirectory(run, config).metrics

@@ -1,11 +1,12 @@
 """What surrounds an answer: warnings before a model is asked, the likeliest places, and abstention."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from birthplace_lm.config.compose import load_config
+from omegaconf import DictConfig
+
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.people import closest_people
 from birthplace_lm.data.questions import QuestionTemplate, normalise
@@ -15,49 +16,36 @@ from birthplace_lm.inference.confidence import Threshold, choose_threshold
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.inference.run_corpus import corpus_of_run
-from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.directory import read_status
 
 
-def warnings_about(run: Path, names: Sequence[str], plugins: Collection[str] = ()) -> list[str]:
+def warnings_about(run: Path, config: DictConfig, names: Sequence[str]) -> list[str]:
     """What makes the answers of a run doubtful.
 
     Names are compared with the corpus only where its files are still those that the run was trained on.
 
     Args:
-        run: a run directory or an export.
+        run, config: a run directory or an export, and its configuration.
         names: as they were typed.
-        plugins: packages whose classes its configuration may name.
-
-    Raises:
-        InputError: the config.yaml of the run cannot be read.
     """
-    warnings = about_state(run, plugins)
-    config = load_config(run, plugins)
-    corpus = corpus_of(run, plugins)
+    warnings = about_state(run)
+    corpus = corpus_of(run, config)
     question = QuestionTemplate.parse(config.data.question)
     for name in dict.fromkeys(names):
         warnings += _about_name(normalise(name), question, corpus)
     return warnings
 
 
-def about_state(run: Path, plugins: Collection[str] = ()) -> list[str]:
-    """A warning if the run is not finished.
-
-    Args:
-        run, plugins: as in `warnings_about`.
-
-    Raises:
-        InputError: the config.yaml of the run cannot be read.
-    """
-    status = RunDirectory(run, load_config(run, plugins)).status
+def about_state(run: Path) -> list[str]:
+    """A warning if the run is not finished; an export is."""
+    status = read_status(run)
     if (state := status.get("state", "done")) == "done":
         return []
     return [f"{run}: {state} in {status.get('stage')}, not finished; its command continues it"]
 
 
-def corpus_of(run: Path, plugins: Collection[str] = ()) -> Corpus | None:
+def corpus_of(run: Path, config: DictConfig) -> Corpus | None:
     """The corpus of a run; None if its files are not there, or no longer those that it was trained on."""
-    config = load_config(run, plugins)
     with suppress(BirthplaceError):  # the files have moved, or the model comes from another machine
         return corpus_of_run(run, config)
     return None
