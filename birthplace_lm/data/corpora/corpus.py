@@ -157,8 +157,9 @@ def _read(
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
     test = with_equivalents(test, vocab) if test is not None else None
     replacements: Mapping[str, tuple[str, int]] = {}
+    notes: list[str] = []
     if replace is not None:
-        replacements = read_replacements(root / replace)
+        replacements, notes = read_replacements(root / replace)
         splits = [split for split in (train, dev, test) if split is not None]
         documents, (train, dev, *tests) = replace_places(
             documents, splits, question, replacements, root / replace
@@ -188,7 +189,7 @@ def _read(
         holdout=holdout.rows,
         question=question,
         vocab=vocab,
-        notes=[summary, *(note for file in files for note in file.notes)],
+        notes=[summary, *notes, *(note for file in files for note in file.notes)],
         warnings=warnings,
         replacements_sha256=hashes[-1] if replace is not None else None,
         replaced=frozenset(replacements),

@@ -47,8 +47,8 @@ def exclude_people(documents: Documents, names: Collection[str]) -> tuple[Docume
     return edited, [warning] if absent else []
 
 
-def read_replacements(path: Path) -> dict[str, tuple[str, int]]:
-    """New places and their line numbers by name, from lines of `NAME<TAB>PLACE`.
+def read_replacements(path: Path) -> tuple[dict[str, tuple[str, int]], list[str]]:
+    """New places and their line numbers by name, from lines of `NAME<TAB>PLACE`; and what was normalised.
 
     Raises:
         InputError: the file cannot be read, or a line has another form.
@@ -66,7 +66,7 @@ def read_replacements(path: Path) -> dict[str, tuple[str, int]]:
         replacements[fields[0]] = fields[1], number
     if not replacements:
         raise InputError(f"data.replace={path}: 0 replacements; give one 'NAME<TAB>PLACE' per line")
-    return replacements
+    return replacements, file.notes
 
 
 def replace_places(

@@ -69,7 +69,7 @@ def test_people_without_a_line_are_not_left_out(folder: Path) -> None:
 
 
 def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
-    (folder / "other.tsv").write_text('"Ada Bo"\t"Lima"\nAda Bo Cy\tBergen\n')
+    (folder / "other.tsv").write_text('"Ada Bo"\t"Lima"\r\nAda Bo Cy\tBergen\n', newline="")
     corpus = corpus_of(folder, "data.replace=other.tsv")
     first, second, third = corpus.documents.lines
     assert first == "Ada Bo. Ada Bo lived in Romeo and was born in Lima . She left Lima ."
@@ -79,6 +79,7 @@ def test_places_are_replaced_in_lines_and_answers(folder: Path) -> None:
     assert all(c in corpus.vocab for c in "Bergen")
     assert corpus.sha256["replace"]
     assert corpus.replaced == {"Ada Bo", "Ada Bo Cy"}
+    assert f"{folder / 'other.tsv'}: line ends of CR or CRLF: 1" in corpus.notes  # bug: not in the log
 
 
 def test_the_embedded_counterfactual_corpus() -> None:
