@@ -129,8 +129,7 @@ def _pass_on_signals(roots: Iterable[Path]) -> None:
     """From now on a signal to this process stops the jobs that its launcher has started.
 
     A terminal sends Ctrl-C to the processes of a launcher too. While they start, it would end them with
-    tracebacks. So only other threads of this process receive it, which children of this thread inherit, and
-    they get SIGTERM instead.
+    tracebacks. So this thread, which starts them, blocks it: they inherit that, and get SIGTERM instead.
 
     Args:
         roots: folders with the run directories.

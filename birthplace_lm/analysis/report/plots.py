@@ -59,6 +59,8 @@ def save_figure(
         figure.savefig(out)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+    except ValueError as error:  # of so many settings that it is too high
+        raise InputError(f"{out}: cannot be written: {error}") from error
 
 
 def scores_figure(runs: Sequence[Run]) -> Any:
