@@ -84,7 +84,8 @@ class ValidateSweep(Callback):
         state.jobs_log_to_files = "submitit" in launcher
         if searches(config.hydra):
             if _in_other_processes(launcher):
-                _pass_on_signals([Path(config.runs_root).expanduser()])
+                roots = [config.runs_root, *([] if config.run_dir is None else [Path(config.run_dir).parent])]
+                _pass_on_signals([Path(root).expanduser() for root in roots])
             return
         loader = GlobalHydra.instance().config_loader()
         seen: set[str] = set()
@@ -165,11 +166,12 @@ def _is_descendant(pid: int) -> bool:
 
 def _parent_of(pid: int) -> int:
     """The parent of a process; 0 if there is no such process."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended, or this is macOS
-        shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True).stdout
-        return int(shown.strip() or 0)
+    if Path("/proc/self/stat").exists():
+        with suppress(OSError):  # it has ended
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return 0
+    shown = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True)  # on macOS
+    return int(shown.stdout.strip() or 0)
 
 
 def _expand(config: DictConfig, loader: Any) -> list[list[str]]:

@@ -98,7 +98,8 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
     if node.get("_partial_") is not True:
         # Called at once, with arguments from the configuration alone, it could write anywhere.
         raise InputError(f"{key}._partial_={node.get('_partial_')}: must be true")
-    supplied = {*called_with, *OPTIONAL_ARGUMENTS.get(key.rpartition(".")[2], ())}
+    optional = OPTIONAL_ARGUMENTS.get(key.rpartition(".")[2], ())
+    supplied = {*called_with, *(name for name in optional if name in arguments)}
     configurable = [name for name in arguments if name not in supplied]
     for name in (name for name in map(str, node) if name not in ("_target_", "_partial_")):
         if name in supplied:  # it would have no effect

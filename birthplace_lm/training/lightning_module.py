@@ -1,5 +1,6 @@
 """The LightningModule around the GPT, the same for every stage and every attention."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ class LanguageModelModule(L.LightningModule):
         self.lr_factor = lr_factor
         self.total_steps = total_steps
         self.exact_match = MeanMetric()
-        self.val_loss = MeanMetric(nan_strategy="disable")  # NaN in one batch is NaN in the mean
+        self.val_loss = MeanMetric(nan_strategy=math.nan)  # NaN in one batch is NaN in the mean
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy is FSDP2, the only one that makes a mesh of devices."""

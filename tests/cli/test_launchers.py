@@ -122,11 +122,9 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
 
 def test_only_processes_of_the_sweep_are_its_jobs() -> None:
     """Bug: Ctrl-C on a sweep stopped the run of another terminal in one of its folders."""
-    command = f"{sys.executable} -c 'import time; print(flush=True); time.sleep(60)'"
-    child = subprocess.Popen(["bash", "-c", f"{command} & echo $!; wait"], stdout=subprocess.PIPE, text=True)
-    detached = subprocess.run(
-        ["bash", "-c", "sleep 60 > /dev/null & echo $!"], capture_output=True, text=True
-    )
+    child = subprocess.Popen(["bash", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    detach = "sleep 60 > /dev/null 2>&1 & echo $!"
+    detached = subprocess.run(["bash", "-c", detach], capture_output=True, text=True)
     assert child.stdout is not None
     grandchild, stranger = int(child.stdout.readline()), int(detached.stdout)
     try:
@@ -136,8 +134,8 @@ def test_only_processes_of_the_sweep_are_its_jobs() -> None:
         assert not _is_descendant(os.getppid())
         assert not _is_descendant(2**22 + 1)  # no process
     finally:
-        os.kill(grandchild, signal.SIGKILL)
-        os.kill(stranger, signal.SIGKILL)
+        for pid in (grandchild, stranger):
+            os.kill(pid, signal.SIGKILL)
         child.wait()
 
 

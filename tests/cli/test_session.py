@@ -1,6 +1,7 @@
 """The state of one command."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,9 @@ from stage import METRICS, hydra_job
 
 from birthplace_lm.cli import app, session, sweep
 from birthplace_lm.errors import CheckpointError, InputError, InternalError
+from birthplace_lm.runs import signals
+from birthplace_lm.runs.directory import RunDirectory
+from birthplace_lm.runs.lock import run_lock
 from birthplace_lm.runs.metrics import Score
 from birthplace_lm.training import pipeline
 
@@ -33,9 +37,10 @@ def test_a_search_maximises_what_recipes_are_chosen_by(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: with held-out rows, too, it was the score on dev, which is only to be reported."""
+    monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
     for holdout, expected in ((Score(3, 4), 0.75), (None, METRICS.dev.exact_match)):
         metrics = replace(METRICS, holdout=holdout)
-        monkeypatch.setattr(app.signals, "installed", lambda: True)
+        monkeypatch.setattr(signals, "installed", lambda: True)
         monkeypatch.setattr(pipeline, "run", lambda *_, metrics=metrics, **__: metrics)
         with hydra_job():
             assert app.run(configure()) == expected
@@ -46,7 +51,7 @@ def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
 ) -> None:
     """Bug: a process that the launcher used again drew a bar from its second job on."""
     session.current.cache_clear()
-    monkeypatch.setattr(app.signals, "installed", lambda: True)
+    monkeypatch.setattr(signals, "installed", lambda: True)
     bars = []
     monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
     monkeypatch.setattr(app, "_run", lambda config: bars.append(config.trainer.enable_progress_bar))
@@ -57,3 +62,12 @@ def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
         app.run(configure())
     assert bars == [True, False, False]
     session.current.cache_clear()
+
+
+def test_a_run_of_another_process_is_running(configure: Any, tmp_path: Path) -> None:
+    """Bug: the table of a sweep called it killed."""
+    job = sweep.Job([], RunDirectory(tmp_path, configure()), False, None)
+    (tmp_path / "status.json").write_text('{"state": "running", "pid": 1}')
+    with run_lock(tmp_path, wait=False):
+        assert sweep._state(job) == "running"
+    assert sweep._state(job) == "killed"

@@ -164,7 +164,7 @@ UNKNOWN = [  # overrides, the name that is wrong, the nearest valid one
 INVALID = [  # overrides, how the message begins
     ("+optimizer.lr=0.5", "optimizer.lr: cannot be set here; the program gives it"),  # had no effect
     ("+model.attention.dropout=0.5", "model.attention.dropout: cannot be set here"),
-    ("+model.attention.layer=1", "model.attention.layer: cannot be set here"),
+    ("attention=differential +model.attention.layer=1", "model.attention.layer: cannot be set here"),
     ("+stages.pretrain.dataset.spans.block_size=9", "stages.pretrain.dataset.spans.block_size: cannot be"),
     ("+model.attention.foo=3", "model.attention.foo: unknown key; there is none"),
     ("trainer.devices=foo", "trainer.devices=foo: must be a number, a list"),  # were called our mistake

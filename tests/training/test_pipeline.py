@@ -9,6 +9,7 @@ from unittest import mock
 
 import lightning as L
 import pytest
+from omegaconf import OmegaConf
 from stage import without_waiting
 
 from birthplace_lm.data.corpora import corpus as corpora
@@ -170,3 +171,18 @@ def test_a_stage_may_be_named_where_there_are_no_links(configure: Any) -> None:
     (directory / "pretrain").unlink()
     (directory / "pretrain").write_text(f"{target}\n")
     assert named_checkpoint("extend_from", str(directory / "pretrain")).resolve() == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "first"),
+    [(1, 0), (2, 0), ("2", 0), ("auto", 0), (-1, 0), ([1], 1), ([2, 3], 2), ("2,", 2), ("2,3", 2)],
+)
+def test_the_first_device_answers_the_questions(
+    devices: Any, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: GPU 0 did, also when another run had it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = OmegaConf.create({"trainer": {"accelerator": "gpu", "devices": devices}})
+    assert pipeline._first_device(config) == f"cuda:{first}"
+    config.trainer.accelerator = "cpu"
+    assert pipeline._first_device(config) == "cpu"

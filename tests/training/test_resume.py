@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import plan_of, sampled
+from stage import plan_of, run, sampled
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -23,8 +23,8 @@ from birthplace_lm.data.batching import EpochBatchDataset
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import checkpoint
-from birthplace_lm.runs.metrics import STAGE_RESULT
-from birthplace_lm.training import components, named_checkpoints
+from birthplace_lm.runs.metrics import METRICS_FILE, STAGE_RESULT
+from birthplace_lm.training import components
 from birthplace_lm.training import stage as stages
 from birthplace_lm.training.callbacks import curves as curves_module
 
@@ -247,22 +247,21 @@ def test_a_checkpoint_that_a_link_names_stays(
 
 
 @pytest.mark.parametrize("name", ["keep.ckpt", "step-00000001.ckpt"])
-def test_a_renamed_checkpoint_among_its_own_is_refused(
-    name: str, configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renamed_checkpoint_among_its_own_is_refused(name: str, configure: Any, tmp_path: Path) -> None:
     """Bug: it counted as step 0, so all other checkpoints were removed; then the log failed."""
-    fit(configure(), "finetune", tmp_path / "stage", monkeypatch)
-    config = configure("checkpoint.every_n_steps=1")
-    plan = plan_of("finetune", config, read_corpus(config.data, config.model.block_size), tmp_path / "stage")
-    last = checkpoint.list_checkpoints(tmp_path / "stage")[0]
+    run(configure("pretrain=none"))
+    (folder,) = (tmp_path / "runs").glob("*/finetune")
+    (folder / STAGE_RESULT).unlink()
+    (folder.parent / METRICS_FILE).unlink()
+    last = checkpoint.list_checkpoints(folder)[0]
     for file in (last, last.with_name(f"{last.name}.sha256")):
         shutil.copy(file, file.with_name(file.name.replace(last.name, name)))
-    content = checkpoint.load(tmp_path / "stage" / name)
+    before = sorted(folder.iterdir())
     with pytest.raises(InputError, match=rf"{name}: holds step 6, so its name here must be {last.name}"):
-        named_checkpoints._check_name(tmp_path / "stage" / name, content, plan)
-    named_checkpoints._check_name(last, content, plan)
-    shutil.copytree(tmp_path / "stage", tmp_path / "elsewhere")
-    named_checkpoints._check_name(tmp_path / "elsewhere" / name, content, plan)
+        run(configure("pretrain=none", f"resume={folder / name}"))
+    assert sorted(folder.iterdir()) == before
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    run(configure("pretrain=none", f"resume={tmp_path / 'elsewhere' / name}"))
 
 
 def test_another_next_batch_is_refused(
