@@ -35,12 +35,14 @@ def compose(overrides: Sequence[str] = ()) -> "DictConfig":
 
 
 def train(config: "DictConfig") -> "FinishedRun":
-    """Train what `compose` made, or continue where it stopped: `run.metrics`, `run.model`, `run.path`.
+    """Train a configuration from `compose`, or resume its run; the result has `metrics`, `model` and `path`.
 
-    Ctrl-C ends the run after the current step, saved; then it is a KeyboardInterrupt.
+    In the main thread, Ctrl-C ends the run: the current step is finished and saved, then KeyboardInterrupt is
+    raised.
 
     Raises:
         BirthplaceError: what is wrong, in one line.
+        TypeError: `config` is not a DictConfig.
     """
     from birthplace_lm.training.api import train
 

@@ -45,8 +45,8 @@ def run(config: DictConfig) -> float | None:
     """Check everything, then train.
 
     Returns:
-        What a sweeper may maximise: the exact match on the held-out rows, or without any on dev; 0 for a dry
-        run; None after an error.
+        The objective that a sweeper can maximise: exact match on the held-out rows, or on dev if no rows
+        are held out; 0 for a dry run; None after an error.
 
     Raises:
         BirthplaceError: in a sweep whose table is in another process, so that the job counts as failed there.

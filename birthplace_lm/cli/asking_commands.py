@@ -41,7 +41,10 @@ def ask(
     abstain: Annotated[
         float | None,
         typer.Option(
-            min=0.5, max=0.999, metavar="PRECISION", help="Say 'I do not know' where fewer would be right."
+            min=0.5,
+            max=0.999,
+            metavar="PRECISION",
+            help="Share of the answers that must be right; less certain ones become 'I do not know'.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -150,7 +153,8 @@ def predict(
     ],
     output: Annotated[Path | None, typer.Option("-o", help="File to write; default: the terminal.")] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of matrix products; bfloat16 is faster where the processor has it.")
+        Precision,
+        typer.Option(help="Precision of matrix products; bfloat16 is faster if the processor supports it."),
     ] = Precision.float32,
     plugin: Plugins = None,
     checkpoint: Checkpoint = Which.last,

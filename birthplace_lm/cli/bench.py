@@ -52,12 +52,12 @@ def bench(overrides: Sequence[str], rounds: int, steps: int) -> str:
 
 
 def with_measured_choices(overrides: Sequence[str]) -> list[str]:
-    """Overrides of the model of 3 million parameters with a precision and a library for float32 products.
+    """Complete the overrides of a benchmark: gpt_3m with batches of 128 rows by default, and no value "auto".
 
-    Where they are "auto", what is faster on this machine replaces it.
+    The precision and the float32 library that are faster on this machine replace "auto".
 
     Raises:
-        InputError: what they leave out, or another precision, cannot be measured.
+        InputError: pretraining or TensorBoard is off, or the precision is neither "auto" nor one of CHOICES.
     """
     arguments = ["model=gpt_3m", "stages.pretrain.batch_size=128", *overrides]
     config = compose(arguments)

@@ -53,7 +53,7 @@ class Job:
 
 
 class SweepRejected(BaseException):
-    """A job is not valid, so none starts. Not an Exception: those of a callback Hydra turns into warnings."""
+    """A job is invalid; none starts. A BaseException: Hydra turns a callback's Exception into a warning."""
 
     def __init__(self, error: BirthplaceError, show_traceback: bool = False) -> None:
         super().__init__(str(error))
@@ -110,7 +110,7 @@ class ValidateSweep(Callback):
 
 
 def unexpected(error: Exception) -> BirthplaceError:
-    """The line for an exception that is no error of this program: of a user's part, or a mistake of ours."""
+    """Convert an unexpected exception, of a plugin or a bug, to a BirthplaceError with a one-line message."""
     if isinstance(error, OSError) and error.filename is not None:  # it is too long, or may not be read
         return CheckpointError(f"{error.filename}: {error.strerror}")
     return InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")

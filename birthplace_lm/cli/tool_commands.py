@@ -44,7 +44,7 @@ def import_course(
     attention: Annotated[str, typer.Option(help="vanilla or synthesizer.")] = "vanilla",
     n_head: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of heads, 8 by default; a synthesizer tells its own."),
+        typer.Option(min=1, help="Number of heads; default: 8, or that of the synthesizer's weights."),
     ] = None,
 ) -> None:
     """Import a student's saved model as an export for ask, predict and birthplace_lm.load.

@@ -188,6 +188,6 @@ def _inside_lightning(config: DictConfig, corpus: Corpus, steps: int) -> float:
 
 
 def training_batches(config: DictConfig, corpus: Corpus, count: int, skip: int = 0) -> list[Batch]:
-    """So many batches of pretraining, from its beginning or after the first `skip`."""
+    """The first `count` batches of pretraining after `skip` batches; epochs follow one another."""
     dataset = build_datamodule(preflight(config, corpus)[0], corpus).train_batches
     return [dataset[divmod(number, len(dataset))] for number in range(skip, skip + count)]

@@ -74,7 +74,7 @@ def check_no_sweep(settings: Any) -> None:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra with our `conf/`; threads take turns. What the caller's program has in it is put back."""
+    """Initialise Hydra with our `conf/`, one thread at a time; then restore the caller's Hydra state."""
     with _one_hydra:
         hydra_before, config_before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         version_before = VersionBase.instance().version_base
@@ -173,7 +173,7 @@ def parse_saved(text: str, file: Path, plugins: Collection[str] = ()) -> DictCon
     """
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("has aliases, by which few lines can stand for any number")
+            raise ValueError("has YAML aliases, which are refused: a few lines could expand to any size")
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig) or not config:
             raise ValueError("is empty, or no mapping; restore it, or delete the folder and train again")

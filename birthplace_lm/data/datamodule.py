@@ -183,7 +183,11 @@ class QuestionAnsweringDataModule(BatchDataModule):
 
 
 def _shift(template: QuestionTemplate) -> int:
-    """By how many characters a name stands further right in a question than in a document."""
+    """Position of the name in a question, in characters; in a document the name is at position 0.
+
+    Raises:
+        InputError: it exceeds `MAX_SHIFT`.
+    """
     characters = len(template.prefix)
     if characters > MAX_SHIFT:
         raise InputError(

@@ -27,9 +27,9 @@ class Telling(NamedTuple):
 
 
 class TextForm(Protocol):
-    """Makes the tellings of a fact: what the model reads, and the answer that must follow.
+    """Makes the tellings of a fact: prompts in the form of the pretraining text, each with its target.
 
-    A form that quotes the text has none for a fact that the text does not have.
+    The list is empty if this form cannot state the fact: `LineForm` needs a line that has the answer.
     """
 
     def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]: ...

@@ -27,10 +27,12 @@ def threadless_context() -> Any:
 
 
 def check_shared_memory(num_workers: int) -> None:
-    """Workers return batches in shared memory; where it is short, torch names neither it nor the reason.
+    """Check that the shared memory, through which workers return batches, is large enough.
+
+    Without this check torch fails with an error that does not mention shared memory.
 
     Raises:
-        InputError: it has less than a megabyte for each worker.
+        InputError: less than 1 MiB per worker is free in SHARED_MEMORY.
     """
     if num_workers == 0 or not os.path.isdir(SHARED_MEMORY):
         return

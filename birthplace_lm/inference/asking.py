@@ -66,7 +66,7 @@ def likeliest_places(
 
 
 def abstention_threshold(trained: TrainedModel, corpus: Corpus, precision: float) -> Threshold:
-    """From which log-probability on answers are right often enough, by questions that were not trained on.
+    """Choose the log-probability (nats) above which answers reach `precision`, on questions not trained on.
 
     These are the held-out train questions if the run has some, the dev questions otherwise; those that train
     repeats are left out.

@@ -122,8 +122,13 @@ def choose_threshold(
     """The threshold of the largest coverage whose precision is reached with 95 % confidence.
 
     Reached means that a lower Wilson bound of the share of right answers is at least `precision`. Only
-    `COVERAGES` thresholds are tested, which the scores alone decide. The bound allows for so many tests:
-    of several thresholds, the best would pass by chance.
+    `COVERAGES` thresholds are tested: quantiles of the scores, chosen without looking at `correct`. The bound
+    has a Bonferroni correction, because one of several thresholds could pass by chance.
+
+    Args:
+        scores, correct: confidence of each answer, and whether it is right.
+        precision: required share of right answers, in [0, 1].
+        answers_per_person: number of answers per person; the bound is over people.
     """
     values, right = np.asarray(scores, float), np.asarray(correct, bool)
     for lowest, *_ in (part for part in np.array_split(np.sort(values), COVERAGES) if len(part)):

@@ -20,10 +20,10 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class PlacePrior:
-    """What is known of a place without the name: the smoothed frequencies of the train answers.
+    """Prior over places that ignores the name: additively smoothed frequencies of the train answers.
 
-    q(place) = (count + 0.3) / (all + 0.3 (2 V)) with V different train answers: as many places again are
-    expected that train does not have, each with count 0.
+    q(place) = (count + 0.3) / (total + 0.3 (2 V)) with V different train answers. The factor 2 reserves
+    probability for V further places that train lacks, each with count 0.
     """
 
     counts: Mapping[str, int]
@@ -107,8 +107,8 @@ def recall(
 ) -> list[Recall]:
     """What a model recalls of each answer about each name, in the form of its pretraining's text.
 
-    With several tellings, the mean of their probabilities counts: a mixture is a predictor, so more wordings
-    are no advantage by chance.
+    The probabilities of several tellings are averaged: the average is itself the probability of a predictor
+    (a mixture), whereas the largest of them would favour facts with more wordings by chance.
     """
     tellings = [
         [

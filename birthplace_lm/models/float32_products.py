@@ -1,9 +1,9 @@
 """Which library multiplies float32 matrices on a CPU: MKL, torch's choice, or oneDNN.
 
 On some AMD processors (Zen 5) oneDNN is up to twice as fast as MKL. torch sends float32 products to oneDNN
-where it may compute in bfloat16. On a processor without instructions for that (AMX), oneDNN computes in
-float32 all the same; `onednn_is_exact` finds out. torch's fused attention multiplies many small blocks, which
-is twelve times slower with oneDNN, so `fused_attention` always uses MKL.
+only if a setting allows oneDNN to compute them in bfloat16. On a processor without the instructions for it
+(AMX), oneDNN still computes in float32; `onednn_is_exact` checks this. torch's fused attention multiplies
+many small blocks, which is twelve times slower with oneDNN, so `fused_attention` always uses MKL.
 """
 
 import os

@@ -30,8 +30,8 @@ PROBE_CHARACTERS, HOPELESS = 16, 0.25  # bfloat16 that is emulated takes 25 time
 MAX_WIDTH = 1024  # a wider model is measured with this width: time and memory grow with its square
 SECONDS, MIN_ROUNDS = 0.1, 3  # of a measurement
 MAX_CACHE_BYTES = 1 << 16
-BUSY_LOAD = 0.25  # of the processors: other work then slows down one way of multiplying more than another
-BUSY_SECONDS = 600.0  # for which rates that were measured so count
+BUSY_LOAD = 0.25  # load average per processor; above it, other work distorts the comparison of the rates
+BUSY_SECONDS = 600.0  # how long cached rates that were measured on a busy machine stay valid
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,9 @@ class LoadedCheckpoint:
 def save(content: Mapping[str, Any], path: Path) -> None:
     """Save plain tensors, numbers, strings, lists and dicts.
 
-    The bytes go to a temporary file, which is synced and read back. It gets its name after the file with its
-    SHA-256 has: a checkpoint with its name is complete, whenever the process is killed. While a checkpoint of
-    the same name is replaced, the file holds the SHA-256 of both.
+    The bytes go to a temporary file, which is synced and read back. It is renamed only after the hash file
+    (`PATH.sha256`) is written, so a file with the final name is complete, whenever the process is killed.
+    While a checkpoint of the same name is replaced, the hash file holds the SHA-256 of both.
 
     Raises:
         CheckpointError: the content holds something else, or the disk is full, is not writable, or returns
@@ -283,7 +283,7 @@ def _check_content(path: Path, loaded: Any) -> None:
 
 
 def _saved_hashes(path: Path) -> list[str]:
-    """That of the checkpoint; after a kill within `save` also that of the one it was to replace."""
+    """The SHA-256 of the checkpoint; the new and the old one if `save` was killed while it replaced it."""
     return _hash_file(path).read_text(encoding="ascii").split()
 
 

@@ -59,7 +59,7 @@ def flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfig:
     """The configuration with `inputs`: the SHA-256 of every file that the run reads.
 
-    They count instead of the paths, so moved files are the same and changed files are others.
+    The config hash uses them instead of the paths: moving a file keeps the hash, editing it does not.
 
     Raises:
         CheckpointError: init_from or extend_from names no checkpoint.
@@ -75,7 +75,10 @@ def with_inputs(config: DictConfig, data_sha256: Mapping[str, str]) -> DictConfi
 
 
 def named_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that `KEY=VALUE` names: a file or, but for resume, the last of a finished run or stage.
+    """Resolve `KEY=VALUE` to the file of a checkpoint.
+
+    The value is the path of such a file. For init_from and extend_from it can also be the directory of a
+    finished run or stage, which stands for its last checkpoint.
 
     Raises:
         CheckpointError: there is none.

@@ -28,7 +28,7 @@ def percent(p: float) -> str:
 def wilson(right: float, total: float, z: float = Z) -> tuple[float, float]:
     """The Wilson interval of a share, of 95 % by default.
 
-    Of several answers a person, give both numbers divided by how many they are.
+    With several answers per person, divide both counts by that number: the interval is then over people.
     """
     if total == 0:
         return 0.0, 1.0

@@ -27,7 +27,7 @@ Differences = dict[str, tuple[Any, Any]]  # key -> value there, value here
 def nearest_run(config: DictConfig) -> str | None:
     """One line about the run of the same labels and seed that differs least; None if none is near.
 
-    What the line advises is tried first: with those overrides this configuration is that run.
+    Overrides to continue it are suggested only after a check that they lead to its run directory.
 
     Args:
         config: of a run that has not started, with `inputs`.

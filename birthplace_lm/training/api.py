@@ -47,14 +47,16 @@ class FinishedRun:
 def train(config: DictConfig) -> FinishedRun:
     """Pretrain, finetune and evaluate, or continue where the run stopped; a finished run returns at once.
 
-    Ctrl-C ends the run after the current step, saved, if this is the main thread; then it is a
-    KeyboardInterrupt. Threads take turns.
+    In the main thread, Ctrl-C ends the run: the current step is finished and saved, then KeyboardInterrupt is
+    raised. Calls from several threads run one after another.
 
     Args:
         config: from `compose`.
 
     Raises:
         BirthplaceError: what is wrong, in one line; log.txt in the run directory has the traceback.
+        KeyboardInterrupt: Ctrl-C was pressed; the message says how to resume.
+        TypeError: `config` is not a DictConfig.
     """
     if not isinstance(config, DictConfig):
         raise TypeError(f"train takes a configuration, not {config!r:.40}; compose([...]) makes one")

@@ -61,8 +61,8 @@ def _load_named(key: str, config: DictConfig, corpus: Corpus) -> tuple[Path, dic
     path = named_checkpoint(key, config[key])
     if path.name == checkpoint.best_path(path.parent).name and key != "init_from":
         raise CheckpointError(
-            f"{key}={path}: the best validation, of which training cannot continue exactly; give a"
-            " step-NUMBER.ckpt, or init_from for its weights"
+            f"{key}={path}: the best validation, from which training cannot resume exactly; give a"
+            " step-NUMBER.ckpt, or start from its weights with init_from"
         )
     try:
         content = checkpoint.load(path)

@@ -79,9 +79,10 @@ def how_to_resume(config: DictConfig) -> str:
 
 
 def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
-    """One of our errors for any exception of a run.
+    """Convert any exception of a run to a BirthplaceError.
 
-    An exception that was raised while another was handled tells what happened last: the first one counts.
+    In a chain of exceptions (`__context__`) the earliest one is the cause and is reported; the later ones are
+    its consequences.
     """
     if isinstance(error, BirthplaceError):
         return error

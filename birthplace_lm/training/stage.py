@@ -72,7 +72,7 @@ def fit_stage(
     if resume is not None:
         if resume.resolve().parent == folder.resolve():
             resume = folder / resume.resolve().name  # as `list_checkpoints` spells it
-        else:  # no checkpoint follows if it is the stage's last
+        else:  # copy it: if it is of the stage's last step, training saves no other
             resume = _copy_into(resume, plan, corpus)
     for damaged in checkpoint.quarantine_and_prune(folder, resume):
         log.warning("moved a damaged checkpoint to %s", damaged)

@@ -149,8 +149,9 @@ def independent_noise(dimension: int, seed: int) -> Measured:
 def _two_heads_first_order(n: int, noise: float) -> tuple[float, float]:
     """Standard deviation of alpha_a with two heads for little independent noise, and its tolerance.
 
-    In head 1 the other keys have the weights exp(-beta (1 + e_a - e_j)), in head 2 key a has
-    exp(-beta (1 + e_b - e_a)), with the noise e of the scores: to first order its sum is normal.
+    Key j of the others has the weight exp(-beta (1 + e_a - e_j)) in head 1, and key a the weight
+    exp(-beta (1 + e_b - e_a)) in head 2, where beta e is the noise of a score. To first order in e these
+    weights, and so alpha_a, are normal.
     """
     value = 0.5 * math.exp(-BETA) * BETA * math.sqrt(noise * ((n - 1) ** 2 + (n - 1) + 2))
     return value, 0.15 * value
@@ -208,10 +209,11 @@ def _one_head_spread(noise: float, along_mean: float) -> tuple[float, float]:
 
 
 def _two_heads_spread(n: int, noise: float, low: float) -> tuple[float, float]:
-    """Standard deviation of alpha_a, half of what head 1 gives to key a: head 2 gives it nothing.
+    """Standard deviation of alpha_a with two heads, and its tolerance.
 
-    In head 1 the score x of key a is normal with mean beta; the n - 1 others have scores near 0.
-    `low` is the least x.
+    alpha_a is half of the weight of key a in head 1, because its weight in head 2 is negligible. The score x
+    of key a in head 1 is normal with mean beta, and the other n - 1 scores are near 0. Only draws with
+    x > `low` count.
     """
     deviation = BETA * math.sqrt(VARIANCE_ALONG_MEAN + noise)
     others = math.log(n - 1) + BETA**2 * noise / 2  # log of the mean of their summed exponentials
@@ -253,7 +255,7 @@ class Construction:
     query: Array  # (d, d)
 
     def outputs(self, x: Array, query: Array | None = None, value: Array | None = None) -> Array:
-        """Self-attention of x (3, d) with identity matrices where none is given; the key matrix is one."""
+        """Self-attention outputs (3, d) of x (3, d). The key matrix is the identity; None means that too."""
         queries = x if query is None else x @ query.T
         return softmax(queries @ x.T) @ (x if value is None else x @ value.T)
 

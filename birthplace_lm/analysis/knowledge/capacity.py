@@ -76,7 +76,8 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
 
     Raises:
         CheckpointError: the files of the corpus have changed since.
-        InputError: the run, or its corpus, is none of these.
+        InputError: the run is unfinished, an export, or not pretrained with language modeling; or its corpus
+            has no `people.tsv`, or does not state every fact within the block.
     """
     config = load_config(run, plugins)
     corpus = corpus_of_run(run, config)

@@ -21,11 +21,12 @@ PRECISION = 0.9  # of the answers that are given with abstention
 
 
 def with_confidence(people: list[Person], answers: int = 1, **measured: Any) -> Knowledge:
-    """Everything about a run, from its answers and all else that was measured.
+    """Add the confidence measures to the other results of a run: signals, calibration and abstention.
 
     Args:
-        answers: how many each person has, next to each other.
-        measured: the fields of `Knowledge` that say nothing of confidence.
+        people: answers; those about one person are adjacent.
+        answers: number of answers per person.
+        measured: the remaining fields of `Knowledge`.
     """
     right = [person.right for person in people]
     surest = [person.log_p_answer for person in people]
@@ -56,10 +57,10 @@ def with_confidence(people: list[Person], answers: int = 1, **measured: Any) -> 
 
 
 def pool(runs: Sequence[Knowledge]) -> Knowledge:
-    """Several runs about the same people as one: each answer counts, and intervals are over people.
+    """Pool the answers of several runs about the same people; intervals are over people, not over answers.
 
     Raises:
-        InputError: the runs are about other people, or of other settings.
+        InputError: the runs ask about different people, or differ in more than the seed.
     """
     first = runs[0]
     if any([p.name for p in run.people] != [p.name for p in first.people] for run in runs):
@@ -114,7 +115,13 @@ def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
 
 
 def agreement(runs: Sequence[Knowledge]) -> dict[str, Signal]:
-    """For each run that has other seeds: how many of them give the same answer."""
+    """AUROC of the agreement with other seeds, for each run that has other seeds of its setting.
+
+    The confidence of an answer is the number of other seeds that give the same answer.
+
+    Returns:
+        The signals by the name of the run; runs without other seeds are left out.
+    """
     signals_by_run = {}
     for knowledge in runs:
         seeds = [run for run in runs if run.setting == knowledge.setting]

@@ -28,9 +28,10 @@ class Similarity:
     """How often an answer is the place of a similar person of train.
 
     Attributes:
-        matches: answers that are, out of `total`; ties of similarity count by their share.
-        total: invented people who have such a person.
-        chance: the same for persons drawn at random from train.
+        matches: number of such answers. If several people of train are equally similar, an answer counts as
+            the fraction of them who have this place.
+        total: number of invented people who have a similar person in train.
+        chance: expected fraction of matches with a person drawn at random from train instead.
     """
 
     matches: float
@@ -59,11 +60,11 @@ class Invented:
 def ask_about_invented(
     trained: TrainedModel, corpus: Corpus, dev_scores: Sequence[float], count: int = COUNT
 ) -> Invented | None:
-    """Ask about invented people; None if names of the corpus do not have two words.
+    """Ask about invented people; None if fewer than MIN_NAMES names can be combined from those of the corpus.
 
     Args:
-        dev_scores: log-probability of the answer about each dev person.
-        count: of the people, or as many as there are.
+        dev_scores: log-probability of the answer about each dev person, in nats.
+        count: number of invented people; fewer if the corpus does not have enough names to combine.
     """
     template = corpus.question
     train = [(template.name_or_text(row.question), row.place or "") for row in corpus.train.rows]
@@ -134,7 +135,10 @@ def _similarity(
 
 
 def invent_names(corpus: Corpus, count: int, seed: int = 0) -> list[str]:
-    """First and last words of the names in the corpus, newly combined, that nobody has."""
+    """Up to `count` new names, from the first word of one name of the corpus and the last word of another.
+
+    A combination that a name or the text of the corpus has is left out.
+    """
     files = [split for split in (corpus.train, corpus.dev, corpus.test) if split is not None]
     rows = [*(row for file in files for row in file.rows), *corpus.holdout]
     names = sorted({corpus.question.name_or_text(row.question) for row in rows})
@@ -175,9 +179,9 @@ def edit_distances(names: Sequence[str], others: Sequence[str]) -> NDArray[np.in
 
 @torch.no_grad()
 def name_states(trained: TrainedModel, names: Sequence[str]) -> Tensor:
-    """Unit vectors (N, C): what the middle block gives out at the last character of the name in a question.
+    """Unit vectors (N, C): the output of the middle block at the last character of the name in a question.
 
-    Of a model whose middle block gives out latent vectors, the next block that gives out characters.
+    If the middle block outputs latent vectors, the next block that outputs characters is used.
     """
     model, vocab, template = trained.model, trained.vocab, trained.question
     device = model.tok_emb.weight.device

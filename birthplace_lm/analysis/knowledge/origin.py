@@ -7,7 +7,14 @@ RETRIEVED, OTHER_PLACE, MADE_UP = "in the person's own line", "another place of 
 
 
 def origin(answer: str, name: str, lines: Sequence[str], places: Collection[str]) -> str:
-    """Where an answer comes from: RETRIEVED if the person's own line has it behind the name."""
+    """Classify the source of an answer: RETRIEVED, OTHER_PLACE or MADE_UP.
+
+    RETRIEVED: one of the person's lines has it after the name. OTHER_PLACE: it is one of the train answers.
+
+    Args:
+        lines: the person's own lines.
+        places: the train answers.
+    """
     if fact_position(answer, name, lines) is not None:
         return RETRIEVED
     return OTHER_PLACE if answer in places else MADE_UP

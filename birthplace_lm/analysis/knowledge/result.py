@@ -1,4 +1,4 @@
-"""What one run knows: a person, a confidence, and all of it."""
+"""Results of the knowledge study: one person, one confidence signal, and one run."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

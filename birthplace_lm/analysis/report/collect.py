@@ -69,10 +69,10 @@ class Run:
 
 
 def value_in(config: Mapping[str, Any], key: str) -> str:
-    """A value of a flat configuration as text; of a disabled stage nothing.
+    """The value of a key in a flat configuration as text; empty for a key of a disabled stage.
 
-    Of a `_target_` of this package it is the last part: modules are renamed from version to version. A run
-    that starts from a checkpoint has that as its pretraining.
+    A `_target_` in this package is shortened to its last part, because modules are renamed between versions.
+    The pretraining label of a run that starts from a checkpoint is "init_from PATH".
     """
     if key == PRETRAINING and config.get("init_from"):
         return plain(f"init_from {config['init_from']}")

@@ -99,8 +99,8 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
 
     The loss is smoothed, with the raw one behind it.
 
-    What runs of several settings share, a pretraining, is grey: as far as their losses are equal. Exact match
-    may be equal by chance.
+    A pretraining that runs of different settings share is grey: the part of a curve over which their training
+    losses are equal. Losses decide for every curve, because exact match can be equal by chance.
 
     Raises:
         InputError: there is no run, or matplotlib is not installed.

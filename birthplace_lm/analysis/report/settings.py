@@ -38,9 +38,9 @@ class Setting:
     """A setting in which runs differ.
 
     Attributes:
-        keys: of the configuration; the values of the others follow from the first and the reverse.
+        keys: configuration keys that vary together: two runs differ in all of them or in none.
         names: short names of the keys, the stage included.
-        path_parts: so many parts at the end of a path tell the runs apart.
+        path_parts: number of components at the end of a path that are needed to tell the runs apart.
     """
 
     keys: tuple[str, ...]
@@ -118,7 +118,7 @@ def shown_settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def common_settings(runs: Sequence[Run]) -> list[str]:
-    """What all runs have in common and no column shows, of the settings that say what a run is."""
+    """Labels, seed and extend_from, each as "NAME VALUE", where all runs agree and no column shows them."""
     columns = {key for setting in shown_settings(runs) for key in setting.keys}
     runs = [run for run in runs if run.config]
     common = [key for key in (*NAMES, "seed", "extend_from") if key not in columns]

@@ -81,7 +81,7 @@ class Attribute:
 
     @property
     def bits(self) -> float:
-        """What the value of a person takes to tell."""
+        """Entropy of a value in bits: log2 of the number of equally likely values."""
         return math.log2(self.values)
 
 
@@ -200,7 +200,13 @@ class Person:
 
 
 def make_people(people: int, seed: int, numbers: range | None = None) -> Iterator[Person]:
-    """So many people with distinct names, one by one; or those of these numbers among them."""
+    """Generate people with distinct names.
+
+    Args:
+        people: number of people in the corpus; more than `PAIRS` get names of three words.
+        seed: the same seed and number give the same people.
+        numbers: indices of the people to generate; None for all.
+    """
     for index in range(people) if numbers is None else numbers:
         draw = Draw(seed * MAX_PEOPLE + index)
         yield Person(
@@ -309,9 +315,9 @@ def read_people(path: Path) -> list[Person]:
 
 
 def shuffled_index(index: int, size: int, seed: int) -> int:
-    """Where a random permutation of 0 ... size - 1, one for each seed, takes an index; O(1) memory.
+    """The image of `index` under a pseudorandom permutation of range(size), given by `seed`; O(1) memory.
 
-    A Feistel network over the next even power of two, walked until it is below `size`.
+    A Feistel network on the next power of four, with cycle walking until the result is below `size`.
     """
     half = ((size - 1).bit_length() + 1) // 2
     low = (1 << half) - 1

@@ -129,7 +129,7 @@ def read_corpus(data: DataSettings, block_size: int) -> Corpus:
 
 
 def _sha256(path: Path) -> str | None:
-    """The hash of a regular file; of others, and of missing ones, the reader says what is wrong."""
+    """SHA-256 of a regular file; None if it cannot be read, because the reader then reports the error."""
     if not os.path.isfile(path):
         return None
     try:

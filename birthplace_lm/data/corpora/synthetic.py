@@ -236,10 +236,14 @@ def write_biographies(
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
-    """Writes files of these lines; nothing changes if one of them is there with something else in it.
+    """Writes text files; nothing changes if one of them exists with other content.
+
+    Args:
+        folder: created if it does not exist.
+        files: lines without line ends, by file name.
 
     Raises:
-        InputError: that, or the folder cannot be written to.
+        InputError: a file exists with other content, or the folder cannot be written to.
     """
     written: list[tuple[Path, Path]] = []
     try:

@@ -197,11 +197,11 @@ class SalientSpans(_TitledSpans):
 class EntitySpans(_TitledSpans):
     """Entity span masking without labels: mask a name that other documents mention, too.
 
-    An entity is a capitalised phrase that stands after the title of two different documents or more; a single
-    word counts only if it is not more often in lower case ("Born" at the beginning of a sentence). Texts tell
-    first what matters most, so that earlier entities are masked more often. In a document without an entity
-    any capitalised or numeric span is masked. The title stays in front, and the context is mostly empty, as
-    with `SalientSpans`.
+    An entity is a capitalised phrase that occurs after the title in two different documents or more. A single
+    word must also occur at least as often capitalised as in lower case, which excludes "Born" at the start of
+    a sentence. Important facts mostly come first in a text, so earlier entities are masked more often. In a
+    document without an entity any capitalised or numeric span is masked. The title stays in front, and the
+    context is mostly empty, as with `SalientSpans`.
 
     Args:
         documents: one string per document.

@@ -31,8 +31,8 @@ class FactorizedDenseSynthesizerAttention(nn.Module):
         super().__init__()
         if min(rows, columns) < 1 or rows * columns < block_size:
             raise ValueError(
-                f"attention.rows={rows}, columns={columns}: give fewer scores than"
-                f" model.block_size={block_size}"
+                f"attention.rows={rows}, columns={columns}: rows x columns must be at least"
+                f" model.block_size={block_size}, and both must be 1 or more"
             )
         self.depth = n_embd // n_head
         self.w1 = nn.Linear(n_embd, n_embd)

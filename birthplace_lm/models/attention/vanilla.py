@@ -36,7 +36,13 @@ class VanillaAttention(nn.Module):
     def attend_to(
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
     ) -> Tensor:
-        """The heads' results side by side, (B, T, C). Without a mask: everything up to the own position."""
+        """The concatenated outputs of the heads, (B, T, C).
+
+        Args:
+            q, k, v: (B, H, T, D); k and v can have fewer heads.
+            cache: stores k and v, and adds those of earlier positions.
+            mask: (B or 1, H or 1, T, S), True where visible or numbers to add to the scores; None: causal.
+        """
         if cache is not None:
             k, v = cache.update("key", k), cache.update("value", v)
             mask = cache.mask if mask is None else mask

@@ -25,10 +25,9 @@ log = logging.getLogger(__name__)
 class CheckpointCallback(L.Callback):
     """Saves after optimizer steps and at the end of the stage, keeps the newest files, and stops on a signal.
 
-    Between accumulated batches nothing is saved, because a checkpoint holds no gradients, but for the average
-    of the weights at the end of the stage. A step that a
-    validation follows is saved after the validation: a run that is resumed between the two would lack the
-    validation in its curves.
+    Before the end of the stage nothing is saved between accumulated batches, because a checkpoint holds no
+    gradients. A step that is followed by a validation is saved after the validation: a run that is resumed
+    between the two would lack the validation in its curves.
 
     Args:
         directory: of the stage.

@@ -19,8 +19,16 @@ def resolve_strategy(name: str, processes: int = 1) -> Any:
     With FSDP2 every process holds a shard of each weight, of its gradient and of its optimizer state. A
     checkpoint is one file, the same as one process would save.
 
-    DDP with one process is none: in a notebook, where Lightning refuses its own launcher, the plan of several
-    processes is made with what Lightning chooses; they themselves are started apart from the notebook.
+    Without FSDP2, `processes=1` gives "auto". `probe_trainer` relies on it: in a notebook Lightning refuses
+    the DDP strategy, but a run of several processes must be planned there. Those processes are then started
+    outside the notebook, where `processes` is above 1.
+
+    Args:
+        name: "auto", "ddp", "ddp_find_unused_parameters_true" or "fsdp2".
+        processes: number of training processes.
+
+    Returns:
+        A strategy object for "fsdp2", otherwise the name of a strategy.
     """
     if name == "fsdp2":
         return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)

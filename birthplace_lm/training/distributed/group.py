@@ -130,7 +130,18 @@ def lead(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> Non
 
 
 def follow(train: Callable[[str, str], None]) -> int:
-    """Train what rank 0 orders, with `train(PLAN, RESUME)`; the exit code that is due."""
+    """Train every stage that rank 0 broadcasts, until it broadcasts an exit code.
+
+    Args:
+        train: called with the plan as JSON and the path of the checkpoint to continue from, or "".
+
+    Returns:
+        The exit code for this process.
+
+    Raises:
+        BirthplaceError: training failed here, a signal arrived, or another process was lost.
+        Exception: any other error of `train`.
+    """
     assert _group is not None
     try:
         while not isinstance(order := json.loads(_broadcast(None)), int):
