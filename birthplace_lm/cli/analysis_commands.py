@@ -192,14 +192,14 @@ def knowledge(
     from birthplace_lm.analysis.knowledge.page import tables_of, write_page
     from birthplace_lm.analysis.knowledge.study import study
     from birthplace_lm.analysis.report.tables import show
-    from birthplace_lm.inference.asking import about_state
+    from birthplace_lm.inference.asking import unfinished_warnings
 
     check_page(page)
     check_distinct(runs)
     studies = []
     for run in runs:
         try:
-            for warning in about_state(run):
+            for warning in unfinished_warnings(run):
                 if len(runs) > 1:
                     raise InputError(warning)
                 print(f"warning: {warning}", file=sys.stderr)

@@ -108,13 +108,13 @@ def main(arguments: Sequence[str]) -> int:
 def _as_rank(placement: Placement, work: Callable[[], object]) -> int:
     """Do the work as rank 0, or take part in its training as another rank; the exit code of this process."""
     from birthplace_lm.training.distributed import group  # torch takes seconds to import
-    from birthplace_lm.training.worker import train_as_told
+    from birthplace_lm.training.worker import train_stage_from_json
 
     state = session.current()
     try:
         group.join(placement)
         if placement.rank > 0:
-            return group.follow(train_as_told)
+            return group.run_worker_loop(train_stage_from_json)
     except BirthplaceError as error:
         # Rank 0 reports for its host, and the first process of each other host for that.
         state.report_error(error) if placement.local_rank == 0 else state.record_error(error)
@@ -124,7 +124,7 @@ def _as_rank(placement: Placement, work: Callable[[], object]) -> int:
         work()
         ended = True
     finally:
-        group.dismiss(state.exit_code() or int(not ended))
+        group.broadcast_exit_code(state.exit_code() or int(not ended))
     return state.exit_code()
 
 

@@ -164,7 +164,7 @@ def predict(
 
     Example: birthplace-lm predict runs/vanilla-... data/biographies/test.tsv -o test.txt
     """
-    from birthplace_lm.inference.asking import about_state
+    from birthplace_lm.inference.asking import unfinished_warnings
     from birthplace_lm.inference.language_model import TrainedModel
     from birthplace_lm.inference.scores import score
     from birthplace_lm.runs.atomic_files import atomic_write_text
@@ -174,7 +174,7 @@ def predict(
     model = TrainedModel.from_run(run, plugin or (), checkpoint)
     file = with_equivalents(file, model.vocab)
     misfits = check_form(file, model.question) + check_characters(file, model.vocab)
-    for warning in (*about_state(run), *file.warnings, *misfits):
+    for warning in (*unfinished_warnings(run), *file.warnings, *misfits):
         print(f"warning: {warning}", file=sys.stderr)
     answers = model.answer_questions([row.question for row in file.rows], precision)
     text = "".join(answer.line + "\n" for answer in answers)

@@ -21,13 +21,13 @@ def export(run: Run, out: NewFolder, plugin: Plugins = None, checkpoint: Checkpo
     """
     from birthplace_lm.analysis.model_card import model_card
     from birthplace_lm.config.compose import load_config
-    from birthplace_lm.inference.asking import about_state
+    from birthplace_lm.inference.asking import unfinished_warnings
     from birthplace_lm.inference.export import export_model
     from birthplace_lm.inference.language_model import TrainedModel
     from birthplace_lm.runs.directory import RunDirectory
 
     trained = TrainedModel.from_run(run, plugin or (), checkpoint)
-    for warning in about_state(run):
+    for warning in unfinished_warnings(run):
         print(f"warning: {warning}", file=sys.stderr)
     config = load_config(run, plugin or ())
     metrics = RunDirectory(run, config).metrics

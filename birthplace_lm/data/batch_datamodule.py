@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from birthplace_lm.data.batching import DataCursor, EpochBatchDataset, ResumableBatchSampler
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
+from birthplace_lm.data.prompt_format import PromptFormat
 from birthplace_lm.data.question_answering import QuestionAnswering
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.sources import ExampleSource, Subsample
-from birthplace_lm.data.text_form import TextForm
 from birthplace_lm.data.workers import check_shared_memory, end_with_parent, threadless_context
 from birthplace_lm.errors import CheckpointError
 
@@ -54,12 +54,12 @@ class BatchDataModule(L.LightningDataModule):
 
     Attributes:
         corpus: all data of the run.
-        text_form: how the text of training tells a place; None if it does not.
+        prompt_format: makes cloze prompts like the text of training; None if that does not state places.
     """
 
     held_out_note = ""
     warnings: Sequence[str] = ()
-    text_form: TextForm | None = None
+    prompt_format: PromptFormat | None = None
     ids: Tensor
     train_sources: Sequence[ExampleSource]
     validation_sources: Sequence[ExampleSource]
@@ -75,8 +75,8 @@ class BatchDataModule(L.LightningDataModule):
         self._expected_fingerprint: str | None = None  # of the next batch, from the checkpoint
 
     @classmethod
-    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
-        """The `text_form` of a data module with these arguments."""
+    def prompt_format_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> PromptFormat | None:
+        """The `prompt_format` of a data module with these arguments."""
         return None
 
     @property

@@ -9,12 +9,12 @@ from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.language_modeling import LanguageModeling
 from birthplace_lm.data.masking.spans import SpanSampler
+from birthplace_lm.data.prompt_format import LinePrompt, MaskedPrompt, PromptFormat, own_lines
 from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.sequences import MAX_SHIFT, EncodedText
 from birthplace_lm.data.sources import LeftPadded
 from birthplace_lm.data.span_corruption import SpanCorruption
-from birthplace_lm.data.text_form import LineForm, MaskedForm, TextForm, own_lines
 from birthplace_lm.errors import InputError
 
 SPAN_CORRUPTION_NOTE = """
@@ -96,17 +96,17 @@ class SpanCorruptionDataModule(BatchDataModule):
         corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, span_block, masks_per_row)
         corruption.rows(torch.Generator().manual_seed(0))  # so that a wrong sampler ends the run at its start
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
-        self.text_form = self.text_form_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
+        self.prompt_format = self.prompt_format_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         self.warnings = [f"spans: {warning}" for warning in getattr(sampler, "warnings", ())]
         shifted = LeftPadded(corruption, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [shifted]
 
     @classmethod
-    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
+    def prompt_format_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> PromptFormat | None:
         shift = settings["min_shift"]
         return (
-            MaskedForm(_shift(corpus.question) if shift is None else shift)
+            MaskedPrompt(_shift(corpus.question) if shift is None else shift)
             if settings["closing_mask"]
             else None
         )
@@ -141,7 +141,7 @@ class LanguageModelingDataModule(BatchDataModule):
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
         # For curves, one line about each person: all of them would take longer than an epoch.
-        self.text_form = LineForm(own_lines(corpus.documents.training_lines), low, max_lines=1)
+        self.prompt_format = LinePrompt(own_lines(corpus.documents.training_lines), low, max_lines=1)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [shifted]
@@ -154,9 +154,9 @@ class LanguageModelingDataModule(BatchDataModule):
             ]
 
     @classmethod
-    def text_form_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> TextForm | None:
+    def prompt_format_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> PromptFormat | None:
         shift, lines = settings["min_shift"], own_lines(corpus.documents.training_lines)
-        return LineForm(lines, _shift(corpus.question) if shift is None else shift)
+        return LinePrompt(lines, _shift(corpus.question) if shift is None else shift)
 
 
 class QuestionAnsweringDataModule(BatchDataModule):

@@ -28,7 +28,7 @@ def warnings_about(run: Path, config: DictConfig, names: Sequence[str]) -> list[
         run, config: a run directory or an export, and its configuration.
         names: as they were typed.
     """
-    warnings = about_state(run)
+    warnings = unfinished_warnings(run)
     corpus = corpus_of(run, config)
     question = QuestionTemplate.parse(config.data.question)
     for name in dict.fromkeys(names):
@@ -36,7 +36,7 @@ def warnings_about(run: Path, config: DictConfig, names: Sequence[str]) -> list[
     return warnings
 
 
-def about_state(run: Path) -> list[str]:
+def unfinished_warnings(run: Path) -> list[str]:
     """A warning if the run is not finished; an export is."""
     status = read_status(run)
     if (state := status.get("state", "done")) == "done":

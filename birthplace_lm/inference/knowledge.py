@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.text_form import Telling, TextForm
+from birthplace_lm.data.prompt_format import ClozePrompt, PromptFormat
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.models.gpt import GPT
 
@@ -50,15 +50,15 @@ def log_probabilities(
         model: in evaluation mode, on any device.
     """
     rows = [
-        Telling([*prompt], [*vocab.encode_known(answer)[0], vocab.mask_id])
+        ClozePrompt([*prompt], [*vocab.encode_known(answer)[0], vocab.mask_id])
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     unknown = torch.tensor([not all(c in vocab for c in answer) for answer in answers], dtype=torch.bool)
-    return score_tellings(model, rows, vocab.pad_id)[0].masked_fill(unknown, -torch.inf)
+    return score_cloze_prompts(model, rows, vocab.pad_id)[0].masked_fill(unknown, -torch.inf)
 
 
 @torch.no_grad()
-def score_tellings(model: GPT, tellings: Sequence[Telling], pad_id: int) -> tuple[Tensor, Tensor]:
+def score_cloze_prompts(model: GPT, clozes: Sequence[ClozePrompt], pad_id: int) -> tuple[Tensor, Tensor]:
     """log P(target | prompt) in nats, and whether greedy decoding gives the target, both (N).
 
     What does not fit into the block has probability 0.
@@ -67,18 +67,18 @@ def score_tellings(model: GPT, tellings: Sequence[Telling], pad_id: int) -> tupl
         model: in evaluation mode, on any device.
     """
     device = model.tok_emb.weight.device
-    scores = torch.full((len(tellings),), -torch.inf)
-    greedy = torch.zeros(len(tellings), dtype=torch.bool)
-    lengths = [len(prompt) + len(target) for prompt, target in tellings]
+    scores = torch.full((len(clozes),), -torch.inf)
+    greedy = torch.zeros(len(clozes), dtype=torch.bool)
+    lengths = [len(prompt) + len(target) for prompt, target in clozes]
     order = sorted((i for i, n in enumerate(lengths) if n - 1 <= model.block_size), key=lengths.__getitem__)
     for first in range(0, len(order), BATCH):
         batch = order[first : first + BATCH]
         width = lengths[batch[-1]]
-        rows = [[*tellings[i].prompt, *tellings[i].target] + [pad_id] * (width - lengths[i]) for i in batch]
+        rows = [[*clozes[i].prompt, *clozes[i].target] + [pad_id] * (width - lengths[i]) for i in batch]
         ids = torch.tensor(rows, device=device)
         log_p = F.log_softmax(model(ids[:, :-1]).float(), -1)
         position = torch.arange(1, width, device=device)
-        starts = torch.tensor([len(tellings[i].prompt) for i in batch], device=device)[:, None]
+        starts = torch.tensor([len(clozes[i].prompt) for i in batch], device=device)[:, None]
         ends = torch.tensor([lengths[i] for i in batch], device=device)[:, None]
         chosen = (position >= starts) & (position < ends)
         of_targets = log_p.gather(2, ids[:, 1:, None])[..., 0]
@@ -92,8 +92,8 @@ class Recall:
     """What a model recalls of one fact in the form in which its text tells it.
 
     Attributes:
-        log_p: log of the mean probability over the tellings, nats.
-        right: share of the tellings that greedy decoding completes.
+        log_p: log of the mean probability over the cloze prompts, nats.
+        right: share of the cloze prompts that greedy decoding completes.
 
     Both are None if the text does not tell the fact within the block.
     """
@@ -103,23 +103,23 @@ class Recall:
 
 
 def recall(
-    model: GPT, vocab: CharVocab, form: TextForm, names: Sequence[str], answers: Sequence[str]
+    model: GPT, vocab: CharVocab, form: PromptFormat, names: Sequence[str], answers: Sequence[str]
 ) -> list[Recall]:
     """What a model recalls of each answer about each name, in the form of its pretraining's text.
 
-    The probabilities of several tellings are averaged: the average is itself the probability of a predictor
-    (a mixture), whereas the largest of them would favour facts with more wordings by chance.
+    The probabilities of several cloze prompts are averaged: the average is itself the probability of a
+    predictor (a mixture), whereas the largest of them would favour facts with more wordings by chance.
     """
-    tellings = [
+    clozes = [
         [
-            telling
-            for telling in form.tellings(*fact, vocab)
-            if len(telling.prompt) + len(telling.target) <= model.block_size + 1
+            cloze
+            for cloze in form.cloze_prompts(*fact, vocab)
+            if len(cloze.prompt) + len(cloze.target) <= model.block_size + 1
         ]
         for fact in zip(names, answers, strict=True)
     ]
-    log_p, greedy = score_tellings(model, [telling for row in tellings for telling in row], vocab.pad_id)
-    sizes = [len(row) for row in tellings]
+    log_p, greedy = score_cloze_prompts(model, [cloze for row in clozes for cloze in row], vocab.pad_id)
+    sizes = [len(row) for row in clozes]
     not_told = Recall(None, None)
     return [
         Recall(float(p.logsumexp(0)) - math.log(len(p)), float(g.float().mean())) if len(p) else not_told

@@ -42,7 +42,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lin
 
 
 @contextmanager
-def errors_name(key: str) -> Iterator[None]:
+def errors_prefixed_with(key: str) -> Iterator[None]:
     """Put the configuration key in front of what a factory says about its arguments."""
     try:
         yield
@@ -72,7 +72,7 @@ def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
         InputError: an argument of the dataset is out of range.
     """
     key = f"stages.{plan.name}.dataset"
-    with errors_name(key):
+    with errors_prefixed_with(key):
         data = instantiate(plan.dataset)(
             corpus=corpus, loading=plan.loading, block_size=plan.model["block_size"]
         )
@@ -124,7 +124,7 @@ def configured_callbacks(plan: StagePlan) -> list[L.Callback]:
     state_keys: set[str] = set()
     for name, factory in plan.callbacks.items():
         key = f"callbacks.{name}"
-        with errors_name(key):
+        with errors_prefixed_with(key):
             callback = checked_kind(instantiate(factory)(), L.Callback, key)
         if isinstance(callback, Checkpoint):
             raise InputError(f"{key}: this program saves the checkpoints; take callbacks=best_checkpoint")
@@ -195,7 +195,7 @@ def build_loggers(plan: StagePlan, resume: Path | None) -> list[Logger]:
     settings = hashed_config(config, plan.name)  # those that a resumed run has too
     loggers = []
     for key, factory in plan.logger.items():
-        with errors_name(f"logger.{key}"):
+        with errors_prefixed_with(f"logger.{key}"):
             made = instantiate(factory)(
                 folder=plan.directory, name=f"{run}/{plan.name}", first_step=first_step
             )

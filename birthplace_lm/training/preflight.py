@@ -33,7 +33,7 @@ from birthplace_lm.training.components import (
     build_datamodule,
     checked_kind,
     configured_callbacks,
-    errors_name,
+    errors_prefixed_with,
     probe_trainer,
     training_clock,
 )
@@ -52,7 +52,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
     cluster.check_layout(config, cluster.current())
     model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
     if _own_parts(config):
-        with _errors_name_own_parts(config):
+        with _errors_prefixed_with_own_parts(config):
             check_attention(config.model)
     plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
     return with_named_checkpoints(plans, config, corpus, model)
@@ -60,7 +60,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
 
 def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
     """The network without memory, if training it fits: weights, gradients and two moments."""
-    with _errors_name_own_parts(config), torch.device("meta"), errors_name("model"):
+    with _errors_prefixed_with_own_parts(config), torch.device("meta"), errors_prefixed_with("model"):
         model = build_model(config.model, vocab_size)  # a variant checks its own numbers
     needed, memory = 16 * model.num_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -78,7 +78,7 @@ def _own_parts(config: DictConfig) -> list[str]:
 
 
 @contextmanager
-def _errors_name_own_parts(config: DictConfig) -> Iterator[None]:
+def _errors_prefixed_with_own_parts(config: DictConfig) -> Iterator[None]:
     """Errors of any kind in a user's attention or block become one line that names it."""
     try:
         yield
@@ -142,10 +142,10 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
     plan = replace(plan, trainer=_validate_at_the_end(plan.trainer, -(-total_steps // clock.steps_per_epoch)))
-    with errors_name(f"stages.{name}.schedule"):
+    with errors_prefixed_with(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
     key = f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer"
-    with errors_name(key):  # torch checks its own numbers
+    with errors_prefixed_with(key):  # torch checks its own numbers
         optimizer = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
     checked_kind(optimizer, Optimizer, key)
     configured_callbacks(plan)

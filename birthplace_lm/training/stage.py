@@ -83,7 +83,7 @@ def fit_stage(
     elif cluster.current() is None:
         fit_in_processes(plan, resume)
     else:
-        group.lead(plan, resume, partial(train_stage, plan, corpus, resume, init))
+        group.train_as_rank_zero(plan, resume, partial(train_stage, plan, corpus, resume, init))
     trained = StageResult.read(result)
     return trained, LoadedCheckpoint.read(checkpoint.checkpoint_path(folder, trained.steps))
 

@@ -28,7 +28,7 @@ def main(plan_json: str, resume: str, report: str) -> int:
     level = logging.INFO if os.environ["LOCAL_RANK"] == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     try:
-        train_as_told(plan_json, resume)
+        train_stage_from_json(plan_json, resume)
     except BirthplaceError as failure:
         os.write(int(report), failure.to_json().encode())
         if not isinstance(failure, Interrupted):
@@ -37,7 +37,7 @@ def main(plan_json: str, resume: str, report: str) -> int:
     return 0
 
 
-def train_as_told(plan_json: str, resume: str) -> None:
+def train_stage_from_json(plan_json: str, resume: str) -> None:
     """Train a stage as one of several processes.
 
     Args:

@@ -19,7 +19,7 @@ from birthplace_lm.analysis.knowledge.study import study, study_model
 from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
-from birthplace_lm.data.text_form import MaskedForm, own_lines
+from birthplace_lm.data.prompt_format import MaskedPrompt, own_lines
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
@@ -81,7 +81,7 @@ def base(corpus: Corpus) -> Knowledge:
     """Of an untrained model; the tests replace its answers."""
     torch.manual_seed(0)
     model = build_model(compose(["model=tiny"]).model, len(corpus.vocab))
-    return study_model("a", TrainedModel(model, corpus.vocab, corpus.question), corpus, MaskedForm(10))
+    return study_model("a", TrainedModel(model, corpus.vocab, corpus.question), corpus, MaskedPrompt(10))
 
 
 def test_an_untrained_model_knows_nothing(base: Knowledge) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from birthplace_lm.config.compose import compose
-from birthplace_lm.data.text_form import LineForm, MaskedForm, Telling
+from birthplace_lm.data.prompt_format import ClozePrompt, LinePrompt, MaskedPrompt
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.inference.decoding import question_prompt
 from birthplace_lm.inference.knowledge import (
@@ -15,7 +15,7 @@ from birthplace_lm.inference.knowledge import (
     bits_about,
     log_probabilities,
     recall,
-    score_tellings,
+    score_cloze_prompts,
 )
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT
@@ -92,9 +92,14 @@ def test_greedy_means_that_decoding_gives_the_target(model: GPT) -> None:
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     target = ids[len(prompt) :]
     other = [*target[:-1], (target[-1] + 1) % len(VOCAB)]
-    too_long = Telling([*prompt] * 5, target)
-    tellings = [Telling(prompt, other), Telling(prompt, target), too_long, Telling(prompt[:3], target)]
-    log_p, greedy = score_tellings(model, tellings, VOCAB.pad_id)
+    too_long = ClozePrompt([*prompt] * 5, target)
+    clozes = [
+        ClozePrompt(prompt, other),
+        ClozePrompt(prompt, target),
+        too_long,
+        ClozePrompt(prompt[:3], target),
+    ]
+    log_p, greedy = score_cloze_prompts(model, clozes, VOCAB.pad_id)
     assert greedy[:3].tolist() == [False, True, False]
     assert log_p[2] == -math.inf
     assert log_p[1] > log_p[0]
@@ -102,17 +107,17 @@ def test_greedy_means_that_decoding_gives_the_target(model: GPT) -> None:
 
 def test_several_lines_about_a_person_are_one_mixture(model: GPT) -> None:
     lines = ["Ada Bo. born Rome.", "Ada Bo. was here Rome ."]
-    form = LineForm({"Ada Bo": [*lines, lines[0]], "Cy": ["Cy. born Paris."]})
+    form = LinePrompt({"Ada Bo": [*lines, lines[0]], "Cy": ["Cy. born Paris."]})
     both, nothing = recall(model, VOCAB, form, ["Ada Bo", "Cy"], ["Rome", "Rome"])
-    single = [recall(model, VOCAB, LineForm({"Ada Bo": [line]}), ["Ada Bo"], ["Rome"])[0] for line in lines]
+    single = [recall(model, VOCAB, LinePrompt({"Ada Bo": [line]}), ["Ada Bo"], ["Rome"])[0] for line in lines]
     mean = sum(math.exp(one.log_p or 0.0) for one in single) / 2
     assert both.log_p == pytest.approx(math.log(mean), abs=1e-5)
     assert (nothing.log_p, nothing.right) == (None, None)
     far = f"Ada Bo. {'so ' * model.block_size}Rome ."
-    beyond = LineForm({"Ada Bo": [far, lines[0]], "Cy": [far]})
+    beyond = LinePrompt({"Ada Bo": [far, lines[0]], "Cy": [far]})
     near, unread = recall(model, VOCAB, beyond, ["Ada Bo", "Cy"], ["Rome", "Rome"])
     assert near == single[0]  # a line beyond the block is none
     assert (unread.log_p, unread.right) == (None, None)
-    (masked,) = recall(model, VOCAB, MaskedForm(2), ["Ada Bo"], ["Rome"])
+    (masked,) = recall(model, VOCAB, MaskedPrompt(2), ["Ada Bo"], ["Rome"])
     prompt = [VOCAB.pad_id] * 2 + VOCAB.encode("Ada Bo. ") + [VOCAB.mask_id] * 2
     assert masked.log_p == pytest.approx(log_probabilities(model, VOCAB, [prompt], ["Rome"]).item(), abs=1e-5)

@@ -17,13 +17,13 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from birthplace_lm.analysis.html_page import escape, html_table, inline_svg, new_figure, write_html
-from birthplace_lm.analysis.report.axes import in_decades
+from birthplace_lm.analysis.report.axes import set_log_axis
 from birthplace_lm.analysis.report.collect import short_name
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
 from birthplace_lm.data.corpora.corpus import Corpus, data_root
-from birthplace_lm.data.text_form import LineForm
+from birthplace_lm.data.prompt_format import LinePrompt
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.knowledge import recall
 from birthplace_lm.inference.language_model import TrainedModel
@@ -83,8 +83,8 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
     corpus = corpus_of_run(run, config)
     pretrain = config.stages.pretrain
     data_module: Any = get_class(pretrain.dataset._target_) if pretrain.enabled else None
-    form = data_module and data_module.text_form_of(pretrain.dataset, corpus)
-    if not isinstance(form, LineForm):  # another form does not say which fact is asked for
+    form = data_module and data_module.prompt_format_of(pretrain.dataset, corpus)
+    if not isinstance(form, LinePrompt):  # another format does not say which fact is asked for
         raise InputError(f"{run}: not pretrained on whole lines; capacity needs pretrain=language_modeling")
     metrics = RunDirectory(run, config).metrics
     if metrics is None:
@@ -167,7 +167,7 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
             s=80,
         )
     for axis in (axes.xaxis, axes.yaxis):
-        in_decades(axes, axis.axis_name)
+        set_log_axis(axes, axis.axis_name)
         axis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("parameters")
     axes.set_ylabel("bits known (no dot: none); a dash: bits to know")

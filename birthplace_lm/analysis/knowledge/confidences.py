@@ -20,7 +20,7 @@ from birthplace_lm.inference.knowledge import Bits
 PRECISION = 0.9  # of the answers that are given with abstention
 
 
-def with_confidence(people: list[Person], answers: int = 1, **measured: Any) -> Knowledge:
+def build_knowledge(people: list[Person], answers: int = 1, **measured: Any) -> Knowledge:
     """Add the confidence measures to the other results of a run: signals, calibration and abstention.
 
     Args:
@@ -69,7 +69,7 @@ def pool(runs: Sequence[Knowledge]) -> Knowledge:
         raise InputError("--pool: the runs differ in more than the seed; pool seeds of one setting")
     stored = [run.bits.stored for run in runs if run.bits.stored is not None]
     invented = [run.invented for run in runs if run.invented is not None]
-    pooled = with_confidence(
+    pooled = build_knowledge(
         [person for answers in zip(*(run.people for run in runs), strict=True) for person in answers],
         answers=len(runs),
         run=f"{len(runs)} runs",

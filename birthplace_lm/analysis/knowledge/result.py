@@ -18,7 +18,7 @@ class Person:
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
         log_p_gold_text: the same after pretraining, in the form of its text, see `recall`; or None.
-        recalled: share of the tellings that greedy decoding then completes; None if the text has none.
+        recalled: share of the cloze prompts that greedy decoding then completes; None if the text has none.
         entropy: of the exact distribution over the places of train and "something else", nats.
         margin: difference of the two largest probabilities of places.
         text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.

@@ -11,13 +11,13 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from birthplace_lm.analysis.knowledge import origin
-from birthplace_lm.analysis.knowledge.confidences import with_confidence
+from birthplace_lm.analysis.knowledge.confidences import build_knowledge
 from birthplace_lm.analysis.knowledge.invented import ask_about_invented
 from birthplace_lm.analysis.knowledge.result import Knowledge, Person
 from birthplace_lm.analysis.report.collect import short_name
 from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.text_form import MaskedForm, TextForm, own_lines
+from birthplace_lm.data.prompt_format import MaskedPrompt, PromptFormat, own_lines
 from birthplace_lm.errors import InputError
 from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.decoding import answer_questions, question_prompt
@@ -52,23 +52,23 @@ def study(run: Path, plugins: Collection[str] = ()) -> Knowledge:
     corpus = corpus_of_run(run, config)
     trained = TrainedModel.from_run(run, plugins)
     pretrain = config.stages.pretrain
-    text_form = None
+    prompt_format = None
     if pretrain.enabled and not (run / WEIGHTS).is_file():  # an export lacks the weights after pretraining
         data_module: Any = get_class(pretrain.dataset._target_)
-        text_form = data_module.text_form_of(pretrain.dataset, corpus)
+        prompt_format = data_module.prompt_format_of(pretrain.dataset, corpus)
     name = short_name(run.resolve().name)
-    pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if text_form else None
+    pretrained = TrainedModel.from_run(run, plugins, stage="pretrain") if prompt_format else None
     setting = config_hash({**hashed_config(config), "seed": None})
     label = f"{', '.join(config.labels.values())}, seed {config.seed}"
     with float32_products(faster_library(config.model.n_embd)):
-        return study_model(name, trained, corpus, text_form, pretrained, setting, label)
+        return study_model(name, trained, corpus, prompt_format, pretrained, setting, label)
 
 
 def study_model(
     name: str,
     trained: TrainedModel,
     corpus: Corpus,
-    text_form: TextForm | None,
+    prompt_format: PromptFormat | None,
     pretrained: TrainedModel | None = None,
     setting: str = "",
     label: str = "",
@@ -77,7 +77,7 @@ def study_model(
 
     Args:
         name: of the run.
-        text_form: how the text of pretraining tells a place; None if it does not.
+        prompt_format: makes cloze prompts like the text of pretraining; None if that does not state places.
         pretrained: the model after pretraining, which recalls the text; None: `trained`.
         setting, label: see `Knowledge`.
 
@@ -100,10 +100,10 @@ def study_model(
     seconds = time.perf_counter() - began
     gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
     reader = (pretrained or trained).model
-    recalled = None if text_form is None else recall(reader, vocab, text_form, names, golds)
+    recalled = None if prompt_format is None else recall(reader, vocab, prompt_format, names, golds)
     answer_log_p = None
-    if isinstance(text_form, MaskedForm):  # a line up to the place tells more than the name does
-        recalls = recall(model, vocab, text_form, names, [answer.text for answer in answers])
+    if isinstance(prompt_format, MaskedPrompt):  # a line up to the place tells more than the name does
+        recalls = recall(model, vocab, prompt_format, names, [answer.text for answer in answers])
         answer_log_p = [-math.inf if one.log_p is None else one.log_p for one in recalls]
     guessable = _guessable(trained, corpus, names, golds, places)
     lines = own_lines(corpus.documents.training_lines)
@@ -137,7 +137,7 @@ def study_model(
         stored=None if recalled is None else bits_about(prior, golds, [one.log_p for one in recalled]),
     )
     invented = ask_about_invented(trained, corpus, [answer.log_probability for answer in answers])
-    return with_confidence(
+    return build_knowledge(
         people,
         run=name,
         setting=setting,

@@ -72,12 +72,12 @@ def draw_majority(line: Any, runs: Sequence[Run]) -> None:
         line(share, color="gray", linestyle=style, linewidth=1, label=f"majority answer{of}")
 
 
-def in_percent(axis: Any) -> None:
+def format_as_percent(axis: Any) -> None:
     """Label the ticks of an axis of fractions in percent."""
     axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
-def in_decades(axes: Any, name: str) -> None:
+def set_log_axis(axes: Any, name: str) -> None:
     """A logarithmic axis, "x" or "y", with numbers also where it covers less than a factor of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 

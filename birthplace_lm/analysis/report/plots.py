@@ -12,9 +12,9 @@ from birthplace_lm.analysis.report.axes import (
     add_legend,
     colors,
     draw_majority,
-    in_decades,
-    in_percent,
+    format_as_percent,
     label_rows,
+    set_log_axis,
     share_limits,
 )
 from birthplace_lm.analysis.report.collect import Run
@@ -87,7 +87,7 @@ def scores_figure(runs: Sequence[Run]) -> Any:
     )
     draw_majority(axes.axvline, runs)
     axes.set(xlabel="exact match on dev", yticks=[])
-    in_percent(axes.xaxis)
+    format_as_percent(axes.xaxis)
     axes.set_xlim(*share_limits(axes.get_xlim()))
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside upper right", fontsize=8, frameon=False)
@@ -131,10 +131,10 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
                     labelled.add(label)
     axes.set(xlabel="million characters read", ylabel=CURVES[name])
     if name in ("loss", "val_loss"):
-        in_decades(axes, "y")
+        set_log_axis(axes, "y")
     elif name == "exact_match":
         draw_majority(axes.axhline, runs)
-        in_percent(axes.yaxis)
+        format_as_percent(axes.yaxis)
         axes.set_ylim(*share_limits(axes.get_ylim()))
     axes.grid(alpha=0.3)
     return figure
@@ -166,7 +166,7 @@ def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> 
         texts.append(f"{names[run]}, seed {run.display('seed')}" if seeds else names[run])
     label_rows(axes, texts, 0.26, x=0)
     axes.set(xlim=(0, 1), xlabel="share of the answers on dev", yticks=[])
-    in_percent(axes.xaxis)
+    format_as_percent(axes.xaxis)
     figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return figure
 

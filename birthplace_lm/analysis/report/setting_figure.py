@@ -9,9 +9,9 @@ from birthplace_lm.analysis.report.axes import (
     WIDTH,
     add_legend,
     draw_majority,
-    in_decades,
-    in_percent,
+    format_as_percent,
     palette,
+    set_log_axis,
     share_limits,
 )
 from birthplace_lm.analysis.report.collect import Run
@@ -104,13 +104,13 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
             axes.plot([value] * len(shares), shares, "o", color=color, markersize=4)
     values = sorted({run.config[key] for _, line in lines for run in line})
     if values[0] > 0 and values[-1] >= LOG_RATIO * values[0]:
-        in_decades(axes, "x")
+        set_log_axis(axes, "x")
         axes.set_xticks(values[:: -(-len(values) // MAX_TICKS)])
     elif all(isinstance(value, int) for value in values):
         axes.set_xticks(values)
     draw_majority(axes.axhline, runs)
     axes.set(xlabel=setting.heading, ylabel="exact match on dev")
-    in_percent(axes.yaxis)
+    format_as_percent(axes.yaxis)
     axes.set_ylim(*share_limits(axes.get_ylim()))
     axes.grid(alpha=0.3)
     add_legend(figure)

@@ -4,7 +4,7 @@ import difflib
 import re
 
 from birthplace_lm.data.corpora.corpus import Corpus
-from birthplace_lm.data.text_form import own_lines
+from birthplace_lm.data.prompt_format import own_lines
 
 
 def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | None:

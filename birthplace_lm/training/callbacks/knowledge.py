@@ -54,9 +54,9 @@ class KnowledgeBits(L.Callback):
         questions, places = [question for question, _ in self._rows], [place for _, place in self._rows]
         prompts = [question_prompt(pl_module.model, vocab, question) for question in questions]
         log_p = {"extractable": log_probabilities(pl_module.model, vocab, prompts, places).tolist()}
-        if data.text_form is not None:
+        if data.prompt_format is not None:
             names = [template.name_or_text(question) for question in questions]
-            recalls = recall(pl_module.model, vocab, data.text_form, names, places)
+            recalls = recall(pl_module.model, vocab, data.prompt_format, names, places)
             log_p["stored"] = [one.log_p for one in recalls]
         bits = {"prior": sum(map(prior.bits, places))}
         for name, values in log_p.items():

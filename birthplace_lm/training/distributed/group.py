@@ -107,7 +107,7 @@ def _end_with_launcher(placement: Placement, parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def lead(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> None:
+def train_as_rank_zero(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> None:
     """Train a stage in all processes; `train` does it in this one, rank 0.
 
     Raises:
@@ -129,7 +129,7 @@ def lead(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> Non
     _group.broken = False
 
 
-def follow(train: Callable[[str, str], None]) -> int:
+def run_worker_loop(train: Callable[[str, str], None]) -> int:
     """Train every stage that rank 0 broadcasts, until it broadcasts an exit code.
 
     Args:
@@ -161,7 +161,7 @@ def follow(train: Callable[[str, str], None]) -> int:
     return order
 
 
-def dismiss(code: int) -> None:
+def broadcast_exit_code(code: int) -> None:
     """Let the others end with this exit code; they end by themselves after a stage that failed."""
     global _group
     if _group is not None and not _group.broken:

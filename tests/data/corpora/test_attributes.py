@@ -21,7 +21,7 @@ from birthplace_lm.data.corpora.attributes import (
     write_attribute_biographies,
 )
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.data.text_form import own_lines
+from birthplace_lm.data.prompt_format import own_lines
 from birthplace_lm.errors import InputError
 
 

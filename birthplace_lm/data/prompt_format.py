@@ -1,4 +1,4 @@
-"""How the text of pretraining tells a fact: what a model reads before it must produce the answer."""
+"""Cloze prompts: what a model reads of the pretraining text before it must produce the answer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,28 +19,28 @@ def own_lines(lines: Sequence[str]) -> dict[str, list[str]]:
     return people
 
 
-class Telling(NamedTuple):
+class ClozePrompt(NamedTuple):
     """Ids that the model reads, and ids that it should produce: the answer and what ends it."""
 
     prompt: list[int]
     target: list[int]
 
 
-class TextForm(Protocol):
-    """Makes the tellings of a fact: prompts in the form of the pretraining text, each with its target.
+class PromptFormat(Protocol):
+    """Makes cloze prompts for a fact, in the form of the pretraining text.
 
-    The list is empty if this form cannot state the fact: `LineForm` needs a line that has the answer.
+    The list is empty if this form cannot state the fact: `LinePrompt` needs a line that has the answer.
     """
 
-    def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]: ...
+    def cloze_prompts(self, name: str, answer: str, vocab: CharVocab) -> list[ClozePrompt]: ...
 
 
 @dataclass(frozen=True)
-class MaskedForm:
+class MaskedPrompt:
     """`PADs NAME. MASK MASK answer MASK`: span corruption without any context, for any name and answer.
 
     >>> vocab = CharVocab.from_text("Ada. Rome")
-    >>> [vocab.decode(ids) for ids in MaskedForm(0).tellings("Ada", "Rome", vocab)[0]]
+    >>> [vocab.decode(ids) for ids in MaskedPrompt(0).cloze_prompts("Ada", "Rome", vocab)[0]]
     ['Ada. ⁇⁇', 'Rome⁇']
 
     Attributes:
@@ -49,16 +49,16 @@ class MaskedForm:
 
     shift: int
 
-    def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]:
+    def cloze_prompts(self, name: str, answer: str, vocab: CharVocab) -> list[ClozePrompt]:
         text = vocab.encode_known(vocab.replace_unknown(f"{name}. "))[0]
         if not all(character in vocab for character in answer):
             return []
         target = [*vocab.encode(answer), vocab.mask_id]
-        return [Telling([*[vocab.pad_id] * self.shift, *text, vocab.mask_id, vocab.mask_id], target)]
+        return [ClozePrompt([*[vocab.pad_id] * self.shift, *text, vocab.mask_id, vocab.mask_id], target)]
 
 
 @dataclass(frozen=True)
-class LineForm:
+class LinePrompt:
     """A line about the person, as it stands, up to the answer; the character behind it ends the answer.
 
     Attributes:
@@ -71,12 +71,12 @@ class LineForm:
     shift: int = 0
     max_lines: int = 16
 
-    def tellings(self, name: str, answer: str, vocab: CharVocab) -> list[Telling]:
+    def cloze_prompts(self, name: str, answer: str, vocab: CharVocab) -> list[ClozePrompt]:
         pads = [vocab.pad_id] * self.shift
-        tellings = []
+        clozes = []
         for line in [*dict.fromkeys(self.lines.get(name, ()))][: self.max_lines]:
             place = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)").search(line, len(name))
             if place is not None and answer and place.end() < len(line):
                 ids = vocab.encode(line[: place.end() + 1])
-                tellings.append(Telling([*pads, *ids[: place.start()]], ids[place.start() :]))
-        return tellings
+                clozes.append(ClozePrompt([*pads, *ids[: place.start()]], ids[place.start() :]))
+        return clozes

@@ -3,8 +3,8 @@
 import torch
 
 from birthplace_lm.data.language_modeling import LanguageModeling
+from birthplace_lm.data.prompt_format import LinePrompt, MaskedPrompt, own_lines
 from birthplace_lm.data.sequences import EncodedText
-from birthplace_lm.data.text_form import LineForm, MaskedForm, own_lines
 from birthplace_lm.data.vocab import PAD, CharVocab
 
 LINES = ["Ada Rome. Born in Rome, of Romeo .", "Ada Rome. Rome is home .", "Cy. Nowhere ."]
@@ -12,22 +12,22 @@ VOCAB = CharVocab.from_text("".join(LINES))
 
 
 def test_the_masked_form_has_the_name_and_two_masks() -> None:
-    (telling,) = MaskedForm(3).tellings("Cy", "Rome", VOCAB)
-    assert VOCAB.decode(telling.prompt) == f"{PAD * 3}Cy. ⁇⁇"
-    assert VOCAB.decode(telling.target) == "Rome⁇"
-    assert MaskedForm(3).tellings("Cy", "Zürich", VOCAB) == []
+    (cloze,) = MaskedPrompt(3).cloze_prompts("Cy", "Rome", VOCAB)
+    assert VOCAB.decode(cloze.prompt) == f"{PAD * 3}Cy. ⁇⁇"
+    assert VOCAB.decode(cloze.target) == "Rome⁇"
+    assert MaskedPrompt(3).cloze_prompts("Cy", "Zürich", VOCAB) == []
 
 
 def test_a_line_tells_a_fact_behind_the_name_with_the_character_after_it() -> None:
-    form = LineForm(own_lines(LINES), shift=1)
-    tellings = form.tellings("Ada Rome", "Rome", VOCAB)
-    assert [(VOCAB.decode(t.prompt), VOCAB.decode(t.target)) for t in tellings] == [
+    form = LinePrompt(own_lines(LINES), shift=1)
+    clozes = form.cloze_prompts("Ada Rome", "Rome", VOCAB)
+    assert [(VOCAB.decode(t.prompt), VOCAB.decode(t.target)) for t in clozes] == [
         (f"{PAD}Ada Rome. Born in ", "Rome,"),
         (f"{PAD}Ada Rome. ", "Rome "),
     ]
-    assert form.tellings("Cy", "Rome", VOCAB) == []
-    assert form.tellings("Nobody", "Rome", VOCAB) == []
-    assert len(LineForm(own_lines(LINES), max_lines=1).tellings("Ada Rome", "Rome", VOCAB)) == 1
+    assert form.cloze_prompts("Cy", "Rome", VOCAB) == []
+    assert form.cloze_prompts("Nobody", "Rome", VOCAB) == []
+    assert len(LinePrompt(own_lines(LINES), max_lines=1).cloze_prompts("Ada Rome", "Rome", VOCAB)) == 1
 
 
 def test_language_modeling_has_loss_on_every_next_character() -> None:
