@@ -149,6 +149,7 @@ def _main(arguments: Sequence[str]) -> int:
             state.report_error(CheckpointError(f"{error.filename}: {error.strerror}{where}"))
         else:
             state.report_error(to_input_error(error))
+    sweep.collect_failures(state)
     if state.jobs:
         from birthplace_lm.analysis.report.tables import show  # a single run does not pay for the import
 

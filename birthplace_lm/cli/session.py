@@ -1,9 +1,11 @@
 """The state of one command in one process: errors, jobs of the sweep, what started the process."""
 
+import os
 import sys
 import traceback
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from birthplace_lm.errors import BirthplaceError, Interrupted
@@ -11,6 +13,11 @@ from birthplace_lm.runs import signals
 
 if TYPE_CHECKING:
     from birthplace_lm.cli.sweep import Job
+
+
+# Environment variable: the folder in which jobs in other processes leave their errors. If they raised them,
+# Hydra would print a second line and, with hydra.sweeper.max_batch_size, leave out the batches after it.
+JOB_FAILURES = "BIRTHPLACE_LM_JOB_FAILURES"
 
 
 @dataclass
@@ -45,10 +52,19 @@ class Session:
             self.errors.append(error)
 
     def record_job_failure(self, number: int, error: BirthplaceError) -> bool:
-        """Record why a job failed, for the table. Returns whether this process has a table."""
+        """Record why a job of a sweep failed, for its table.
+
+        Returns:
+            False if the process of the sweep cannot learn it in this way; then the error must be raised.
+        """
         if number < len(self.jobs):
             self.jobs[number].failure = error
-        return number < len(self.jobs)
+            return True
+        try:
+            (Path(os.environ[JOB_FAILURES]) / f"{number}.json").write_text(error.to_json(), encoding="utf-8")
+        except (KeyError, OSError):  # another launcher, or a full disk
+            return False
+        return True
 
     def exit_code(self) -> int:
         """0 done; a single run's own code; 1 if a job of a sweep failed; 128 + signal if one stopped it."""

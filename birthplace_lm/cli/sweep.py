@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -22,6 +24,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.cli import session
+from birthplace_lm.cli.session import JOB_FAILURES
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
@@ -107,6 +110,18 @@ class ValidateSweep(Callback):
                 ) from error
         if _in_other_processes(launcher):
             _pass_on_signals({job.directory.path.parent for job in state.jobs})
+            with suppress(OSError):
+                os.environ[JOB_FAILURES] = tempfile.mkdtemp(prefix="birthplace-lm-sweep-")
+
+
+def collect_failures(state: session.Session) -> None:
+    """Read the errors that jobs in other processes have left."""
+    if state.jobs and (folder := os.environ.pop(JOB_FAILURES, None)) is not None:
+        for file in sorted(Path(folder).glob("*.json"), key=lambda file: int(file.stem)):
+            error = BirthplaceError.from_json(file.read_text(encoding="utf-8"))
+            state.jobs[int(file.stem)].failure = error
+            state.report_error(error) if state.jobs_log_to_files else state.record_error(error)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unexpected(error: Exception) -> BirthplaceError:

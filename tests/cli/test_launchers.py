@@ -78,7 +78,7 @@ def test_a_failed_job_of_several_processes_leaves_the_next_right(
         sweep = start(root, launcher, [*arguments, "seed=0,1"])
         out, err = sweep.communicate(timeout=200)
     assert sweep.returncode == 1, out + err
-    assert states(out) == ["failed (2)" if launcher == "basic" else "not started", "done"]
+    assert states(out) == ["failed (2)", "done"]
     assert "another process is working in it" in out + err
     assert "Traceback" not in out + err
     assert [path.name for path in runs(root)] == [alone.name]
@@ -118,6 +118,22 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     assert sweep.returncode == 0, out + err
     assert [outcome(run) for run in runs(root)] == [outcome(run) for run in runs(whole)]
     assert len(runs(root)) == 2
+
+
+def test_a_failed_job_leaves_the_batches_after_it(people: Path, tmp_path: Path) -> None:
+    """Bug: they did not start, the job was "not started", and Hydra printed a second line about it."""
+    arguments = [*longer(people)[:-2], "stages.finetune.max_epochs=1", "seed=0,1"]
+    root = tmp_path / "runs"
+    plan = start(root, "basic", [*arguments, "dry_run=true"]).communicate()[0]
+    first = Path(re.findall(r"^run +(.*), to do$", plan, re.MULTILINE)[0])
+    first.mkdir(parents=True)
+    with (first / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        sweep = start(root, "joblib", [*arguments, "hydra.sweeper.max_batch_size=1"])
+        out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 1, out + err
+    assert states(out) == ["failed (2)", "done"]
+    assert re.fullmatch(r"error: .*another process is working in it.*\n", err)
 
 
 def test_only_processes_of_the_sweep_are_its_jobs() -> None:
