@@ -20,7 +20,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from program import Program
-from stage import digest, fit, forked, hydra_job, orphans, quick, run, sampled
+from stage import Stop, digest, fit, forked, hydra_job, orphans, quick, run, sampled
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app, session
@@ -345,10 +345,6 @@ def test_a_full_disk_under_the_log(people: Path, tmp_path: Path) -> None:
     message = program.stderr.read_text()
     assert message == f"error: {folder / 'log.txt'}: No space left on device\n"
     assert "Traceback" not in program.stdout.read_text()
-
-
-class Stop(BaseException):
-    """Ends a run without a chance to tidy up, as SIGKILL would."""
 
 
 class Poison(L.Callback):

@@ -1,6 +1,5 @@
 """A stage that stops anywhere and starts again ends as one that was left alone."""
 
-import hashlib
 import itertools
 import json
 import random
@@ -14,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import plan_of, run, sampled
+from stage import Stop, digest, plan_of, run, sampled
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -43,10 +42,6 @@ HOOKS = (
     "on_train_epoch_end",
     "on_train_end",
 )
-
-
-class Stop(BaseException):
-    """Ends a run without a chance to tidy up, as SIGKILL would."""
 
 
 class Hooks(L.Callback):
@@ -84,30 +79,6 @@ def fit(
         corpus = read_corpus(config.data, config.model.block_size)
         stages.fit_stage(plan_of(stage, config, corpus, folder), corpus)
     return began[0]
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 over weights, optimizer, learning rate and position in the data of the newest checkpoint."""
-    state = checkpoint.load(checkpoint.list_checkpoints(folder)[0])
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            sha.update(value.numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                sha.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, list | tuple):
-            for item in value:
-                add(item)
-        else:
-            sha.update(repr(value).encode())
-
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "BatchDataModule"):
-        add(state.get(key, {}))
-    add({k: v for k, v in state.items() if k.endswith("DataModule")})
-    return sha.hexdigest()
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
