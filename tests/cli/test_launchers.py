@@ -16,6 +16,9 @@ from program import SEARCH, TRAIN, Program, leftovers, outcome
 
 from birthplace_lm.cli.gpu_slots import claim_gpu
 from birthplace_lm.cli.sweep import _is_descendant
+from birthplace_lm.config.compose import compose
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.runs.identity import run_directory, with_inputs
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +127,9 @@ def test_a_failed_job_leaves_the_batches_after_it(people: Path, tmp_path: Path) 
     """Bug: they did not start, the job was "not started", and Hydra printed a second line about it."""
     arguments = [*longer(people)[:-2], "stages.finetune.max_epochs=1", "seed=0,1"]
     root = tmp_path / "runs"
-    plan = start(root, "basic", [*arguments, "dry_run=true"]).communicate()[0]
-    first = Path(re.findall(r"^run +(.*), to do$", plan, re.MULTILINE)[0])
+    config = compose([*arguments[:-1], "seed=0", f"runs_root={root}"])
+    corpus = read_corpus(config.data, config.model.block_size)
+    first = run_directory(with_inputs(config, corpus.sha256))
     first.mkdir(parents=True)
     with (first / "lock").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from stage import run
 
 from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.identity import with_inputs
 from birthplace_lm.runs.metrics import STAGE_RESULT
 from birthplace_lm.training import estimate as module
@@ -35,7 +37,8 @@ def test_steps_left_times_seconds_per_step(
     assert counted is not None
     assert [plan.total_steps for plan in plans] == [6, 6]
     assert counted.seconds == 0.5 * 12
-    begun = replace(plans[0], resume_checkpoint=tmp_path / "step-00000004.ckpt")
+    monkeypatch.setattr(LoadedCheckpoint, "read", lambda path: SimpleNamespace(step=4))
+    begun = replace(plans[0], resume_checkpoint=tmp_path / "any-name.ckpt")  # bug: its name told the step
     resumed = estimate([begun], corpus)
     assert resumed is not None
     assert resumed.seconds == 0.5 * 2
