@@ -24,7 +24,7 @@ from birthplace_lm.config.allowlist import check_allowlist, check_plugins
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import checked_overrides
-from birthplace_lm.config.schema import PRECISION_ALIASES, Config
+from birthplace_lm.config.schema import PRECISION_ALIASES, PRECISIONS, Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
 
@@ -104,9 +104,10 @@ def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = N
         OmegaConf.set_readonly(config, False)  # of the copy: a configuration may be checked twice
         for missing in sorted(OmegaConf.missing_keys(config)):
             raise InputError(f"{missing} is missing; give {missing}=VALUE")
-        config.trainer.precision = PRECISION_ALIASES.get(config.trainer.precision, config.trainer.precision)
-        if config.precision != "auto":  # a run keeps it beside the precision that it stands for
-            config.precision = config.trainer.precision
+        precision = PRECISION_ALIASES.get(config.trainer.precision, config.trainer.precision)
+        config.trainer.precision = precision
+        if config.precision != "auto" and precision in PRECISIONS:  # a run keeps both keys
+            config.precision = precision
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise to_input_error(error) from error

@@ -12,6 +12,7 @@ from omegaconf import MISSING, OmegaConf
 
 # Lightning's short names of precisions, with the names that the configuration keeps.
 PRECISION_ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
+PRECISIONS = (*PRECISION_ALIASES.values(), "bf16-true", "16-true", *PRECISION_ALIASES, "auto")
 
 
 def described(meaning: str, default: Any = MISSING, values: str = "") -> Any:
@@ -124,10 +125,7 @@ class Trainer:
     strategy: str = one_of(
         ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2"), "how processes share the work"
     )
-    precision: str = one_of(
-        ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", *PRECISION_ALIASES, "auto"),
-        "numeric precision; by default that of the key precision",
-    )
+    precision: str = one_of(PRECISIONS, "numeric precision; by default that of the key precision")
     max_epochs: int | None = bounded(1, 1_000_000, "epochs of every stage; null: the stage's own", None)
     max_steps: int = bounded(
         -1, 1_000_000_000, "optimizer steps of every stage, at least 1; -1: no limit", -1
@@ -182,6 +180,11 @@ class Config:
     data: Data = field(default_factory=Data)
     stages: Stages = field(default_factory=Stages)
     optimizer: Any = factory("the optimizer")
+    precision: str = one_of(
+        PRECISIONS,
+        "precision of all stages; auto: bf16-mixed if this machine multiplies matrices faster in bfloat16,"
+        " which is measured once, otherwise 32-true",
+    )
     trainer: Trainer = field(default_factory=Trainer)
     callbacks: dict[str, Any] = collection(
         dict, "further callbacks of every stage, by name", "mappings with `_target_`"
@@ -197,12 +200,6 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     labels: Labels = field(default_factory=Labels)
     seed: int = bounded(0, 2**31 - 1, "seed of weights, order, masks and dropout", 0)
-    precision: str = described(
-        "precision of all stages; auto: bf16-mixed if this machine multiplies matrices faster in bfloat16,"
-        " which is measured once, otherwise 32-true",
-        "32-true",
-        "auto, or a value of trainer.precision",
-    )
     float32_products: str = one_of(
         ("auto", "mkl", "onednn"),
         "library that multiplies float32 matrices on a CPU; auto: oneDNN where it is faster and exact, which"

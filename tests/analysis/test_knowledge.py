@@ -178,11 +178,15 @@ def replace_root(export: Path, people: Path) -> Knowledge:
 def test_agreement_counts_the_other_runs(base: Knowledge) -> None:
     people = [replace(p, answer=p.gold if i % 2 else f"wrong {i}") for i, p in enumerate(base.people)]
     one: Knowledge = replace(base, people=people)
-    other = replace(base, run="b", people=[replace(p, answer=p.gold) for p in base.people])
+    other = replace(base, run="b", weights="b", people=[replace(p, answer=p.gold) for p in base.people])
     third = replace(one, run="c", setting="another")
     agreed = agreement([one, other, third])
     assert {*agreed} == {"a", "b"}
     assert agreed["a"].auroc == 1.0
+    assert agreement([one, other, replace(other, run="copy")]) == agreement([one, other]) | {
+        "copy": agreed["b"]
+    }
+    assert agreement([one, replace(one, run="copy")]) == {}
 
 
 def test_tenths_are_equally_many_people(base: Knowledge) -> None:
@@ -202,7 +206,7 @@ def test_tenths_are_equally_many_people(base: Knowledge) -> None:
 def test_seeds_are_pooled_by_person(base: Knowledge) -> None:
     """The same run twice has no more information than once: only counts of answers double."""
     half = [replace(p, answer=p.gold if i % 3 else p.answer) for i, p in enumerate(base.people)]
-    twice = pool([replace(base, people=half), replace(base, people=half)])
+    twice = pool([replace(base, people=half), replace(base, people=half, weights="b")])
     once = pool([replace(base, people=half)])
     assert len(twice.people) == 2 * len(once.people) == 280
     assert (twice.people_count, twice.exact_match) == (140, once.exact_match)
@@ -228,3 +232,5 @@ def test_seeds_are_pooled_by_person(base: Knowledge) -> None:
         pool([base, replace(base, people=base.people[1:])])
     with pytest.raises(InputError, match="differ in more than the seed"):
         pool([base, replace(base, setting="another")])
+    with pytest.raises(InputError, match="a and copy have equal weights"):
+        pool([base, replace(base, run="copy")])

@@ -60,13 +60,17 @@ def pool(runs: Sequence[Knowledge]) -> Knowledge:
     """Pool the answers of several runs about the same people; intervals are over people, not over answers.
 
     Raises:
-        InputError: the runs ask about different people, or differ in more than the seed.
+        InputError: the runs ask about different people, differ in more than the seed, or have equal weights.
     """
     first = runs[0]
     if any([p.name for p in run.people] != [p.name for p in first.people] for run in runs):
         raise InputError("--pool: the runs are asked about different people")
     if any(run.setting != first.setting for run in runs):
         raise InputError("--pool: the runs differ in more than the seed; pool seeds of one setting")
+    by_weights: dict[str, Knowledge] = {}
+    for run in runs:
+        if (same := by_weights.setdefault(run.weights, run)) is not run:
+            raise InputError(f"--pool: {same.run} and {run.run} have equal weights; a copy is no other seed")
     stored = [run.bits.stored for run in runs if run.bits.stored is not None]
     invented = [run.invented for run in runs if run.invented is not None]
     pooled = build_knowledge(
@@ -74,6 +78,7 @@ def pool(runs: Sequence[Knowledge]) -> Knowledge:
         answers=len(runs),
         run=f"{len(runs)} runs",
         setting=first.setting,
+        weights=" ".join(by_weights),
         label=f"{first.label.partition(', seed ')[0]}, {len(runs)} seeds",
         bits=Bits(
             first.bits.prior,
@@ -117,17 +122,19 @@ def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
 def agreement(runs: Sequence[Knowledge]) -> dict[str, Signal]:
     """AUROC of the agreement with other seeds, for each run that has other seeds of its setting.
 
-    The confidence of an answer is the number of other seeds that give the same answer.
+    The confidence of an answer is the number of other seeds that give the same answer; of runs with equal
+    weights one counts.
 
     Returns:
         The signals by the name of the run; runs without other seeds are left out.
     """
     signals_by_run = {}
     for knowledge in runs:
-        seeds = [run for run in runs if run.setting == knowledge.setting]
+        seeds = {run.weights: run for run in runs if run.setting == knowledge.setting}
+        seeds[knowledge.weights] = knowledge
         if len(seeds) == 1:
             continue
-        votes = _votes(knowledge, seeds)
+        votes = _votes(knowledge, [*seeds.values()])
         right = [person.right for person in knowledge.people]
         signals_by_run[knowledge.run] = Signal(auroc(votes, right), *bootstrap(auroc, votes, right))
     return signals_by_run

@@ -72,6 +72,7 @@ class Knowledge:
     Attributes:
         run: the hash in the name of its directory, or that name.
         setting: a hash of what determines the run, but for the seed.
+        weights: a hash of them, by which a copy of a run is told from another seed.
         label: its attention, pretraining, corpus and seed, in words.
         people: one entry for each dev question, or one for each run next to each other.
         answers_per_person: how many runs these are.
@@ -88,6 +89,7 @@ class Knowledge:
 
     run: str
     setting: str
+    weights: str
     label: str
     people: list[Person]
     answers_per_person: int

@@ -30,6 +30,7 @@ from birthplace_lm.inference.knowledge import (
 )
 from birthplace_lm.inference.language_model import WEIGHTS, TrainedModel
 from birthplace_lm.inference.run_corpus import corpus_of_run
+from birthplace_lm.inference.weights import weights_sha256
 from birthplace_lm.models.float32_products import float32_products
 from birthplace_lm.runs.auto_precision import faster_library
 from birthplace_lm.runs.identity import config_hash, hashed_config
@@ -141,6 +142,7 @@ def study_model(
         people,
         run=name,
         setting=setting,
+        weights=weights_sha256(model),
         label=label,
         bits=bits,
         parameters=model.num_parameters,
