@@ -12,6 +12,7 @@ import pytest
 from omegaconf import DictConfig
 from stage import composed
 
+from birthplace_lm.cli import session
 from birthplace_lm.data.corpora.synthetic import write_biographies
 from birthplace_lm.runs import signals
 
@@ -71,6 +72,14 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 def record() -> Record:
     """Say in the closing summary what was tried and how it ended."""
     return lambda what, result: _records.append((what, result))
+
+
+@pytest.fixture(autouse=True)
+def _own_session() -> Iterator[None]:
+    """A job that ran in this process leaves no error behind for the exit code of the next test."""
+    session.current.cache_clear()
+    yield
+    session.current.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,8 @@ class ReadsANumber(VanillaAttention):
 class OwnSpans(RandomSpans):
     """Its constructor is inherited."""
 
+    warnings = ("mine",)
+
 
 class OwnQuestions(QuestionAnsweringDataModule):
     def __init__(self, corpus: Any, loading: Any, block_size: int, ascii_only: bool, repeats: int) -> None:

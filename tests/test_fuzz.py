@@ -587,7 +587,7 @@ def test_random_overrides(monkeypatch: pytest.MonkeyPatch, amount: Any, record: 
                 error.add_note(f"of {seed, overrides}")
                 raise
     assert compose() == before
-    assert min(counts.values()) > tries / 5, counts
+    assert min(counts["accepted"], counts["refused"]) > tries / 5, counts
     record(
         f"{tries} random overrides",
         f"{counts['refused']} refused in one line, {counts['accepted']} accepted and sound,"

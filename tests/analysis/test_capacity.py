@@ -50,6 +50,11 @@ def run(tmp_path: Path) -> Path:
     return pretrain(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrain(tmp_path_factory.mktemp("unchanged"))
+
+
 @pytest.mark.parametrize(
     ("log_p", "share"),
     [
@@ -59,7 +64,7 @@ def run(tmp_path: Path) -> Path:
         (lambda attribute: -2 * math.log(attribute.values), 0.0),  # worse than the prior: clipped at the end
     ],
 )
-def test_identities(run: Path, monkeypatch: Any, log_p: Any, share: float) -> None:
+def test_identities(unchanged: Path, monkeypatch: Any, log_p: Any, share: float) -> None:
     attributes = iter(ATTRIBUTES)
 
     def recall(model: Any, vocab: Any, form: Any, names: list[str], values: list[str]) -> list[Recall]:
@@ -67,7 +72,7 @@ def test_identities(run: Path, monkeypatch: Any, log_p: Any, share: float) -> No
         return [Recall(log_p(attribute), share) for _ in names]
 
     monkeypatch.setattr(capacity, "recall", recall)
-    measured = measure_capacity(run)
+    measured = measure_capacity(unchanged)
     assert measured.people == 24
     assert measured.exposures == 4  # two epochs with two lines each
     assert measured.possible_bits == pytest.approx(24 * BITS_PER_PERSON)

@@ -98,17 +98,22 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def longer(people: Path) -> list[str]:
-    return [*quick(people), "pretrain=none", "attention=vanilla,synthesizer", "stages.finetune.max_epochs=40"]
+    return [
+        *quick(people),
+        "pretrain=none",
+        "attention=vanilla,synthesizer",
+        "stages.finetune.max_epochs=40",
+    ]  # 120 steps
 
 
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.torture)])
 def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(
     launcher: str, whole: Path, people: Path, tmp_path: Path
 ) -> None:
-    arguments = longer(people)
+    arguments = [*longer(people), "checkpoint.every_n_steps=5"]
     root = tmp_path / "runs"
     sweep = start(root, launcher, arguments)
-    while sweep.poll() is None and len([*root.glob("*/finetune/step-*.ckpt")]) < 2:
+    while sweep.poll() is None and len({file.parent for file in root.glob("*/finetune/step-*.ckpt")}) < 2:
         time.sleep(0.05)
     sweep.send_signal(signal.SIGTERM)
     out, err = sweep.communicate(timeout=60)

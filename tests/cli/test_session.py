@@ -50,7 +50,6 @@ def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bug: a process that the launcher used again drew a bar from its second job on."""
-    session.current.cache_clear()
     monkeypatch.setattr(signals, "installed", lambda: True)
     bars = []
     monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
@@ -61,7 +60,6 @@ def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
         app.run(configure())
         app.run(configure())
     assert bars == [True, False, False]
-    session.current.cache_clear()
 
 
 def test_a_run_of_another_process_is_running(configure: Any, tmp_path: Path) -> None:

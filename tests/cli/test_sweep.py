@@ -126,7 +126,6 @@ def test_killed_at_any_moment(
     )
     assert program.wait() == 0
     each = (time.monotonic() - began) / 2
-    assert 2 * each < whole[1] / 2  # most of it is the start of the program
     assert states(program) == ["done before"] * 2
     assert done(root) == finished
     record(

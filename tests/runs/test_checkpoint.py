@@ -603,7 +603,6 @@ def test_a_checkpoint_that_cannot_be_meant(
     path = tmp_path / "mine.ckpt"
     make_another(name, path, stage, people)
     monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
-    session.current.cache_clear()
     runs = tmp_path / "new"
     config = quick(people, runs, "pretrain=none", "stages.finetune.max_epochs=2", f"{key}={path}")
     with hydra_job():

@@ -24,6 +24,8 @@ from stage import Stop, digest, fit, forked, hydra_job, orphans, quick, run, sam
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app, session
+from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.data.vocab import PAD
 from birthplace_lm.errors import CheckpointError, NonFiniteError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.runs import atomic_files as files
@@ -395,6 +397,10 @@ class Poison(L.Callback):
             if self._hook is not None:
                 self._hook.remove()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self._before is not None:
+            self.changed = self.changed or not _same(self._before, _state(trainer, pl_module))
+
     def loss(self, real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The model's loss, which is not finite for the culprit."""
 
@@ -495,7 +501,9 @@ def test_stops_before_a_step_that_is_not_finite(
     assert len({(e["epoch"], e["batch"]) for e in report["examples"]}) == per_step
     bad = [example["text"] for example in report["examples"] if isinstance(example["loss"], str)]
     if where == "loss":
-        assert len(bad) == 1
+        vocab = read_corpus(config.data, config.model.block_size).vocab
+        assert poison.culprit is not None
+        assert [text.strip(PAD) for text in bad] == [vocab.decode(poison.culprit)]
     elif where == "gradient":
         assert report["gradients_not_finite"]
         assert bad == []

@@ -55,14 +55,14 @@ def test_signalled_at_any_moment(
     seconds, expected = whole
     moments = random.Random(int(number))
     ends: Counter[str] = Counter()
-    runs = 0
-    while ends.total() < amount(2, 50):
+    runs, stopped = 0, 0
+    while stopped < amount(2, 50):
         runs += 1
         root, run = tmp_path / str(runs), tmp_path / str(runs) / "run"
         code = -1
         while code != 0:
             program = Program([*arguments, f"runs_root={root}", f"run_dir={run}"], tmp_path / "output")
-            signalled = ends.total() < amount(2, 50)
+            signalled = stopped < amount(2, 50)
             if signalled:
                 await_handlers(program)
                 program.running(moments.uniform(0, seconds))
@@ -74,6 +74,7 @@ def test_signalled_at_any_moment(
                 assert signalled
                 assert code == 128 + number, message
                 ends[check_stopped(root, run, number, message)] += 1
+                stopped += 1
             elif signalled:
                 ends["ended first"] += 1
         assert outcome(run) == expected

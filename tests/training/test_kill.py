@@ -85,6 +85,7 @@ class Run:
         self.arguments = [*arguments, f"runs_root={self.root}", f"run_dir={self.run}"]
         self.saved: dict[str, int] = {}  # the step of the newest checkpoint of each stage when it was killed
         self.lost = 0
+        self.checked = 0  # starts of stages
         self._read = 0  # of the log
 
     def start(self) -> Program:
@@ -96,6 +97,7 @@ class Run:
         resumed = {stage: int(step) for stage, step in re.findall(r"(\w+): resuming after step (\d+)", new)}
         for stage in re.findall(r"(\w+): \d+ parameters", new):
             assert resumed.get(stage, 0) == self.saved.get(stage, 0)
+            self.checked += 1
 
     def check_after_kill(self, pid: int) -> str:
         """Where it was killed."""
@@ -116,6 +118,7 @@ class Run:
 
     def check_at_the_end(self) -> None:
         assert leftovers(self.root) == []
+        assert self.checked >= 2
         for stage in ("pretrain", "finetune"):
             checkpoints = checkpoint.list_checkpoints(self.run / stage)
             assert len(checkpoints) >= 2

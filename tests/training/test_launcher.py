@@ -1,6 +1,7 @@
 """Two processes train together: whichever is killed, all are gone, and the same command goes on."""
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -86,6 +87,8 @@ def test_killed_at_any_moment(arguments: list[str], tmp_path: Path, amount: Any,
             if code != 0:  # else it had just finished
                 assert code == due, messages
                 assert messages.count("\n") == (0 if victim == "parent" else 1)
+                if victim != "parent":
+                    assert json.loads((run / "status.json").read_text())["state"] == "preempted"
                 kills += 1
                 victim = next(victims, None)
         assert outcome(run) == expected

@@ -4,6 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
@@ -17,6 +18,7 @@ from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.runs.metrics import STAGE_RESULT, StageResult
+from birthplace_lm.training.callbacks.monitoring import EarlyStopping
 
 NAMES = ("val_loss", "exact_match", "bits/extractable")
 NOISE = "+callbacks.noise={_target_:own_parts.GradientNoise,_partial_:true}"
@@ -47,6 +49,26 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     fit(stopping(people, root), "finetune", root / "stage")
     return root / "stage"
+
+
+@pytest.mark.parametrize(
+    ("mode", "min_delta", "values", "last"),
+    [
+        ("max", 0.0, [0.1, 0.2, 0.2, 0.3, 0.3, 0.3], 6),
+        ("min", 0.0, [2.0, 1.0, 1.5, 0.9, 1.0, 0.9], 6),
+        ("max", 0.05, [0.10, 0.12, 0.14], 3),
+        ("min", 0.0, [1.0, float("nan"), float("nan")], 3),
+    ],
+)
+def test_patience_counts_from_the_last_improvement(
+    mode: str, min_delta: float, values: list[float], last: int
+) -> None:
+    watcher = EarlyStopping("val_loss", mode, patience=2, min_delta=min_delta)
+    trainer = Mock(sanity_checking=False, should_stop=False)
+    for number, value in enumerate(values, 1):
+        trainer.callback_metrics, trainer.global_step = {"finetune/val_loss": value}, number
+        watcher.on_validation_end(trainer, Mock(stage="finetune"))
+        assert trainer.should_stop == (number == last)
 
 
 def test_the_log_names_what_may_have_ended_a_stage(

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 import birthplace_lm
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config.compose import compose, load_saved, resolve_and_validate
+from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.training.preflight import preflight
 
 PLUGIN = "plugins=[own_parts]"
 CONF = {  # a configuration folder of a user
@@ -84,6 +86,9 @@ def test_a_part_of_every_kind_takes_effect(own_run: Path) -> None:
     assert settings == {"seed": 0}
     rates = [point["finetune/learning_rate"] for point in points if "finetune/learning_rate" in point]
     assert rates == [0.5e-4] * state["global_step"]
+    config = load_saved(own_run / "config.yaml", ["own_parts"])
+    plan, *_ = preflight(config, read_corpus(config.data, config.model.block_size))
+    assert [*plan.data_warnings] == ["spans: mine"]
     assert not [*own_run.rglob("events.out.tfevents*")], "no TensorBoard without its logger"
 
 
