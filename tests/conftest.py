@@ -9,6 +9,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child hangs if its parent has a pool of threads
 
 import pytest
+from hypothesis import settings
 from omegaconf import DictConfig
 from stage import composed
 
@@ -23,6 +24,9 @@ Record = Callable[[str, str], None]
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:  # in the background of a shell, and below nohup
         signal.signal(_number, _handler)
+
+settings.register_profile("suite", deadline=None)  # a machine that is busy is slow, not wrong
+settings.load_profile("suite")
 
 _records: list[tuple[str, str]] = []  # what the reliability tests counted
 

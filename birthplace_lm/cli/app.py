@@ -187,7 +187,7 @@ def _run(config: DictConfig) -> float | None:
         plans = preflight(config, corpus)
         for warning in (
             *corpus.warnings,
-            *(f"{plan.name}: {text}" for plan in plans for text in plan.data_warnings),
+            *(f"{plan.name}: {text}" for plan in plans for text in plan.warnings),
         ):
             log.warning("%s", warning)
         stages = {plan.name: _describe(plan, config.overwrite) for plan in plans}

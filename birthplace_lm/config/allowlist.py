@@ -27,7 +27,7 @@ FACTORIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "optimizer": ("training.optimizers", ("model", "lr")),
     "schedule": ("training.lr_schedules", ("total_positions",)),
     "dataset": ("data", ("corpus", "loading", "block_size")),
-    "spans": ("data", ("documents", "people", "places", "block_size")),
+    "spans": ("data", ("documents", "titles", "people", "places", "block_size")),
 }
 # Further arguments of the call, for a factory that takes them.
 OPTIONAL_ARGUMENTS: dict[str, tuple[str, ...]] = {"attention": ("layer",)}

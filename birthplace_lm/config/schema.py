@@ -71,7 +71,7 @@ class Data:
         (None, "dev", "test", "train"), "leave out the lines of the people that a split asks about"
     )
     replace: str | None = described(
-        "other places of some people, TSV of names and places; in their lines and their answers",
+        "TSV of NAME and PLACE: the new birthplaces of some people, in their lines and their answers",
         None,
         "path, absolute or below data.root, or null",
     )
@@ -89,14 +89,22 @@ class Stage:
     enabled: bool = described("run this stage", True)
     max_epochs: int = bounded(1, 1_000_000, "epochs to train")
     check_val_every_n_epoch: int = bounded(
-        1, 1_000_000, "epochs between two validations, at most: the largest divisor of max_epochs up to it", 1
+        1,
+        1_000_000,
+        "at most so many epochs between two validations: the largest number up to it that divides max_epochs",
+        1,
     )
     batch_size: int = bounded(1, 1_000_000, "sequences in a batch; several processes share them")
     learning_rate: float = bounded(1e-12, 1.0, "peak learning rate")
     ema_decay: float = bounded(0.0, 0.999999, "decay of the moving average of weights (EMA); 0: none", 0.0)
-    shuffle: bool = described("draw a new order of the rows in every epoch; false: file order", True)
+    shuffle: bool = described(
+        "draw a new order of the rows in every epoch; false: file order, then the mixed-in questions", True
+    )
     length_bucket: int = bounded(
-        1, 1_000_000, "batches whose rows are sorted by length together, which saves padding; 1: none", 8
+        1,
+        1_000_000,
+        "batches whose rows are sorted by length together, which saves padding; 1: none; needs shuffle=true",
+        8,
     )
     num_workers: int = bounded(0, 64, "processes that prepare batches; 0: the training process does", 0)
     dataset: Any = factory("the data module, which turns the corpus into sequences")
@@ -118,9 +126,11 @@ class Trainer:
 
     _target_: str = "lightning.Trainer"
     accelerator: str = one_of(("auto", "cpu", "gpu", "cuda", "mps"), "kind of device")
-    devices: Any = described("how many devices, one process each", 1, "number, list of indices or text")
+    devices: Any = described(
+        "number of devices of each host, one process for each", 1, "number, list of indices or text"
+    )
     num_nodes: int | None = bounded(
-        1, 10_000, "hosts, each with so many devices; null: those on which torchrun or srun has started", None
+        1, 10_000, "number of hosts; null: those on which torchrun or srun has started the program", None
     )
     strategy: str = one_of(
         ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2"), "how processes share the work"
@@ -135,13 +145,18 @@ class Trainer:
     gradient_clip_val: float | None = bounded(0.0, 1e9, "where gradients are clipped; null: nowhere", 1.0)
     gradient_clip_algorithm: str = one_of(("norm", "value"), "what is clipped: the total norm or each value")
     check_val_every_n_epoch: int | None = bounded(
-        1, 1_000_000, "epochs between two validations; null: the stage's own", None
+        1,
+        1_000_000,
+        "at most so many epochs between two validations, of every stage; null: the stage's own",
+        None,
     )
     val_check_interval: Any = bounded(
-        0.0, 1e9, "batches between two validations (int) or a fraction of the epoch (float)", None
+        0.0, 1e9, "batches between two validations (int) or a fraction of the epoch (float), above 0", None
     )
     num_sanity_val_steps: int = bounded(-1, 1_000_000, "validation batches before training; -1: all", 0)
-    limit_train_batches: Any = bounded(0.0, 1e9, "batches (int) or fraction (float) of a train epoch", None)
+    limit_train_batches: Any = bounded(
+        0.0, 1e9, "batches (int) or fraction (float) of a train epoch, above 0", None
+    )
     limit_val_batches: Any = bounded(0.0, 1e9, "batches (int) or fraction (float) of a validation", None)
     overfit_batches: Any = bounded(0.0, 1e9, "train and validate on so few batches; 0: on all", 0.0)
     fast_dev_run: Any = described("run so many batches as a trial; true: one", False, "true, false or number")
@@ -227,7 +242,7 @@ class Config:
     )
     max_nonfinite_steps: int = bounded(1, 1_000_000, "steps of a stage that may be skipped", 10)
     stop_timeout_seconds: float = bounded(
-        0.1, 86_400.0, "of several processes: seconds from a signal until those that hang are killed", 60.0
+        0.1, 86_400.0, "seconds from a signal until the processes of a run that hang are killed", 60.0
     )
     init_from: str | None = described(
         "checkpoint whose weights to start from; needs pretrain=none", None, "path or null"

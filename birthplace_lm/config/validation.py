@@ -128,6 +128,8 @@ def check_combinations(config: DictConfig) -> None:
         )
     if not (stages.pretrain.enabled or stages.finetune.enabled):
         raise InputError("stages.finetune.enabled=False: with pretrain=none there is nothing to train")
+    if not stages.pretrain.enabled and config.labels.pretrain in ("span_corruption", "language_modeling"):
+        raise InputError("stages.pretrain.enabled=False: give pretrain=none, which also names the run so")
     devices = ",".join(map(str, trainer.devices)) if OmegaConf.is_list(trainer.devices) else trainer.devices
     if not re.fullmatch(r"auto|-1|\d+(, ?\d+)*,?", str(devices)):
         raise InputError(f"trainer.devices={trainer.devices}: must be a number, a list of indices, or auto")

@@ -16,7 +16,7 @@ from birthplace_lm.data.prompt_format import PromptFormat
 from birthplace_lm.data.question_answering import QuestionAnswering
 from birthplace_lm.data.sequences import EncodedText
 from birthplace_lm.data.sources import ExampleSource, Subsample
-from birthplace_lm.data.workers import check_shared_memory, end_with_parent, threadless_context
+from birthplace_lm.data.workers import PREFETCHED_BATCHES, end_with_parent, threadless_context
 from birthplace_lm.errors import CheckpointError
 
 QUESTIONS_PER_BATCH = 256
@@ -149,7 +149,7 @@ class BatchDataModule(L.LightningDataModule):
         text = EncodedText.encode(strings, self.corpus.vocab)
         documents, questions, places = text.pieces.split([len(lines), len(train), len(train)])
         self.ids = text.ids
-        count = round(question_fraction * len(train))
+        count = questions_per_epoch(question_fraction, len(train))
         return documents, Subsample(QuestionAnswering(questions, places), count)
 
     def _next_fingerprint(self) -> str:
@@ -185,7 +185,6 @@ class BatchDataModule(L.LightningDataModule):
         )
 
     def _loader(self, dataset: EpochBatchDataset, sampler: Any, num_workers: int) -> DataLoader[Any]:
-        check_shared_memory(num_workers)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -193,10 +192,16 @@ class BatchDataModule(L.LightningDataModule):
             num_workers=num_workers,
             multiprocessing_context=threadless_context() if num_workers and self._world_size > 1 else None,
             persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
             # Otherwise an iterator would use the global random state, and a resumed run makes one more.
             generator=torch.Generator(),
             worker_init_fn=end_with_parent,
         )
+
+
+def questions_per_epoch(fraction: float, questions: int) -> int:
+    """How many of the train questions a fraction of them is; at least one, unless the fraction is 0."""
+    return max(1, round(fraction * questions)) if fraction else 0
 
 
 def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
+from birthplace_lm.data.corpora.consistency import owner, title_of
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.language_modeling import LanguageModeling
 from birthplace_lm.data.masking.spans import SpanSampler
@@ -44,12 +45,12 @@ MIN_BLOCK_PER_MASK = 16  # characters of the block for each of several masks
 class SpanCorruptionDataModule(BatchDataModule):
     """Pretraining data: one corrupted row per document, mixed with some of the train questions.
 
-    Validation has the same documents with spans that training never samples: the model must read about every
-    person, so no document is held out.
+    Validation has the same documents, because the model must read about every person. Its spans are drawn
+    independently of training; if few spans are likely, many of its rows equal rows of training.
 
     Args:
-        spans: factory of the span sampler, called with `documents`, `people` and `places` of the train
-            questions, and `block_size`.
+        spans: factory of the span sampler, called with `documents` and their `titles`, `people` and `places`
+            of the train questions, and `block_size`.
         closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
             the block.
         question_fraction: fraction of the train questions in an epoch, sampled again in every epoch.
@@ -89,8 +90,11 @@ class SpanCorruptionDataModule(BatchDataModule):
         people = [corpus.question.name_in(row.question) or "" for row in train]
         places = [row.place or "" for row in train]
         lines = corpus.documents.training_lines
+        titles = [title_of(line, corpus.names) for line in lines]
         try:
-            sampler = spans(documents=lines, people=people, places=places, block_size=span_block)
+            sampler = spans(
+                documents=lines, titles=titles, people=people, places=places, block_size=span_block
+            )
         except ValueError as error:
             raise ValueError(f"spans.{error}") from error
         corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, span_block, masks_per_row)
@@ -104,12 +108,11 @@ class SpanCorruptionDataModule(BatchDataModule):
 
     @classmethod
     def prompt_format_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> PromptFormat | None:
+        lines = corpus.documents.training_lines
+        if not settings["closing_mask"] or not any(owner(line, corpus.names) for line in lines):
+            return None  # questions about dates, for example: no line begins with one
         shift = settings["min_shift"]
-        return (
-            MaskedPrompt(_shift(corpus.question) if shift is None else shift)
-            if settings["closing_mask"]
-            else None
-        )
+        return MaskedPrompt(_shift(corpus.question) if shift is None else shift)
 
 
 class LanguageModelingDataModule(BatchDataModule):
@@ -141,7 +144,8 @@ class LanguageModelingDataModule(BatchDataModule):
         low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
         # For curves, one line about each person: all of them would take longer than an epoch.
-        self.prompt_format = LinePrompt(own_lines(corpus.documents.training_lines), low, max_lines=1)
+        own = own_lines(corpus.documents.training_lines, corpus.names)
+        self.prompt_format = LinePrompt(own, low, max_lines=1)
         shifted = LeftPadded(lines, low, high, block_size)
         self.train_sources = [shifted, questions] if len(questions) else [shifted]
         self.validation_sources = [shifted]
@@ -155,7 +159,7 @@ class LanguageModelingDataModule(BatchDataModule):
 
     @classmethod
     def prompt_format_of(cls, settings: Mapping[str, Any], corpus: Corpus) -> PromptFormat | None:
-        shift, lines = settings["min_shift"], own_lines(corpus.documents.training_lines)
+        shift, lines = settings["min_shift"], own_lines(corpus.documents.training_lines, corpus.names)
         return LinePrompt(lines, _shift(corpus.question) if shift is None else shift)
 
 

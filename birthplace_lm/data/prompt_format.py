@@ -1,20 +1,20 @@
 """Cloze prompts: what a model reads of the pretraining text before it must produce the answer."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from birthplace_lm.data.masking.answer_likelihood import TITLE
+from birthplace_lm.data.corpora.consistency import title_of
 from birthplace_lm.data.vocab import CharVocab
 
 
-def own_lines(lines: Sequence[str]) -> dict[str, list[str]]:
-    """The lines of every person, by the name that they begin with."""
+def own_lines(lines: Sequence[str], names: Collection[str] = ()) -> dict[str, list[str]]:
+    """The lines of every person, by the name that they begin with: one of `names`, or what looks like one."""
     people: dict[str, list[str]] = {}
     for line in lines:
-        title = TITLE.match(line)
-        name = title[0].removesuffix(". ") if title else line.partition(". ")[0]
+        title = title_of(line, names)
+        name = title.removesuffix(". ") if title else line.partition(". ")[0]
         people.setdefault(name, []).append(line)
     return people
 

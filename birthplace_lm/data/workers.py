@@ -10,7 +10,8 @@ from typing import Any
 from birthplace_lm.errors import InputError
 
 SHARED_MEMORY = "/dev/shm"
-SHARED_BYTES_PER_WORKER = 1 << 20
+PREFETCHED_BATCHES = 2  # of each worker
+MIN_SHARED_BYTES = 1 << 20  # of each worker
 
 
 def threadless_context() -> Any:
@@ -26,22 +27,28 @@ def threadless_context() -> Any:
     return context
 
 
-def check_shared_memory(num_workers: int) -> None:
+def check_shared_memory(key: str, num_workers: int, processes: int, batch_bytes: int) -> None:
     """Check that the shared memory, through which workers return batches, is large enough.
 
     Without this check torch fails with an error that does not mention shared memory.
 
+    Args:
+        key: names `num_workers` in the message.
+        num_workers: of each process of this host.
+        processes: of this host.
+        batch_bytes: the size of the batch of one process.
+
     Raises:
-        InputError: less than 1 MiB per worker is free in SHARED_MEMORY.
+        InputError: it has no room for the batches that are fetched in advance, or less than 1 MiB per worker.
     """
     if num_workers == 0 or not os.path.isdir(SHARED_MEMORY):
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < num_workers * SHARED_BYTES_PER_WORKER:
+    needed = num_workers * processes * max(PREFETCHED_BATCHES * batch_bytes, MIN_SHARED_BYTES)
+    if free < needed:
         raise InputError(
-            f"num_workers={num_workers}: needs {num_workers * SHARED_BYTES_PER_WORKER >> 10} kB of shared"
-            f" memory, and {SHARED_MEMORY} has {free >> 10} kB; enlarge it (docker run --shm-size=1g) or take"
-            " num_workers=0"
+            f"{key}={num_workers}: needs {needed >> 10} kB of shared memory, and {SHARED_MEMORY} has"
+            f" {free >> 10} kB; enlarge it (docker run --shm-size=1g) or take {key}=0"
         )
 
 

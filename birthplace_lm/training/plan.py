@@ -40,7 +40,7 @@ class StagePlan:
         init_checkpoint: its weights are the first ones.
         resume_checkpoint: continue from this one (resume=PATH), whatever the directory holds.
         extended_checkpoint: continue from this one unless the directory holds a later one (extend_from).
-        data_warnings: for the log, on what the data module found in the corpus.
+        warnings: for the log.
     """
 
     name: str
@@ -73,7 +73,7 @@ class StagePlan:
     init_checkpoint: Path | None = None
     resume_checkpoint: Path | None = None
     extended_checkpoint: Path | None = None
-    data_warnings: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     def describe_step(self) -> str:
         """The rows of an optimizer step, and how many of them a process has."""

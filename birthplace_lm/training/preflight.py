@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from birthplace_lm.config.compose import to_saved
 from birthplace_lm.data.batch_datamodule import QUESTIONS_PER_BATCH, BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.workers import check_shared_memory
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention_check import ContractError, check_attention
 from birthplace_lm.models.build import build_model
@@ -138,10 +139,14 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     )
     data = build_datamodule(plan, corpus)
     _check_shares(plan, data)
-    plan = replace(plan, trainer=_resolve_limits(plan, data), data_warnings=[*data.warnings])
+    share = -(-plan.loading.batch_size // plan.processes)
+    batch_bytes = 2 * 8 * share * config.model.block_size  # inputs and targets, int64
+    key = f"stages.{name}.num_workers"
+    check_shared_memory(key, plan.loading.num_workers, trainer.num_devices, batch_bytes)
+    plan = replace(plan, trainer=_resolve_limits(plan, data), warnings=[*data.warnings])
     clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
-    plan = replace(plan, trainer=_validate_at_the_end(plan.trainer, -(-total_steps // clock.steps_per_epoch)))
+    plan = _validate_at_the_end(plan, -(-total_steps // clock.steps_per_epoch))
     with errors_prefixed_with(f"stages.{name}.schedule"):
         instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
     key = f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer"
@@ -187,12 +192,22 @@ def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[s
     return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps
 
 
-def _validate_at_the_end(flags: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The flags with the largest divisor of the epochs, so that the last one ends with a validation."""
-    every = flags["check_val_every_n_epoch"]
-    if every is not None:
-        every = next(n for n in range(min(every, epochs), 0, -1) if epochs % n == 0)
-    return {**flags, "check_val_every_n_epoch": every}
+def _validate_at_the_end(plan: StagePlan, epochs: int) -> StagePlan:
+    """Validate at an interval that divides the epochs, so that the last one ends with a validation.
+
+    An interval of less than half of what the configuration wants is worth a warning.
+    """
+    wanted = plan.trainer["check_val_every_n_epoch"]
+    if wanted is None:
+        return plan
+    wanted = min(wanted, epochs)
+    every = next(n for n in range(wanted, 0, -1) if epochs % n == 0)
+    warnings = [*plan.warnings]
+    if 2 * every < wanted:
+        warnings.append(
+            f"validates after every {every} epochs, not {wanted}, which does not divide its {epochs} epochs"
+        )
+    return replace(plan, trainer={**plan.trainer, "check_val_every_n_epoch": every}, warnings=warnings)
 
 
 def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:

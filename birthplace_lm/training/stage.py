@@ -213,7 +213,7 @@ def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedChe
         log.warning(
             "%s: its schedule has a learning rate of 0 at every step, so it learns nothing", plan.name
         )
-    for warning in plan.data_warnings:
+    for warning in plan.warnings:
         log.warning("%s: %s", plan.name, warning)
     with warnings.catch_warnings():
         # Lightning looks for a state in the loader; ours is in the data module.

@@ -122,7 +122,10 @@ def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -
     assert call(str(unfit), str(run)) == 2
     assert "none of the runs can be measured" in capsys.readouterr().err
     assert call(str(run)) == 2
-    assert "people.tsv: cannot be read; this needs people with five facts" in capsys.readouterr().err
+    assert (
+        "people.tsv: cannot be read: No such file or directory; this needs people with five facts"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("pretrained", ["none", "span_corruption"])

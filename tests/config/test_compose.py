@@ -221,6 +221,7 @@ INVALID = [  # overrides, how the message begins
     ("trainer.limit_val_batches=true", "trainer.limit_val_batches=True: must be a number from 0.0"),
     ("trainer.devices={1:2,a:3}", "trainer.devices={1: 2, 'a': 3}: 1 is not a name"),
     ("precision=foo", "precision=foo: unknown; valid: "),
+    ("stages.pretrain.enabled=false", "stages.pretrain.enabled=False: give pretrain=none"),
     ("trainer.accelerator=gqu", "trainer.accelerator=gqu: unknown; did you mean gpu?"),
     ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: unknown; "),
     ("trainer.gradient_clip_algorithm=foo", "trainer.gradient_clip_algorithm=foo: unknown; "),

@@ -40,7 +40,7 @@ def batches(
     world_size: int = 1,
     plain: bool = False,
 ) -> EpochBatchDataset:
-    corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], 64), True, "all", 64)
+    corruption = SpanCorruption(PIECES[0], RandomSpans(DOCUMENTS, [], [], [], 64), True, "all", 64)
     mixed = [LeftPadded(corruption, 2, 5, 64), corruption, Subsample(PLAIN, 10)]
     sources: list[Any] = [PLAIN] if plain else mixed
     return EpochBatchDataset(
@@ -84,7 +84,7 @@ def test_workers_make_the_same_batches(workers: int) -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.booleans(), st.integers(0, 9), st.integers(0, 9))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_an_epoch_shows_every_row_once(
     batch_size: int, pool: int, shuffle: bool, seed: int, epoch: int
 ) -> None:

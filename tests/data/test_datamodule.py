@@ -31,6 +31,7 @@ from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.data.sources import LeftPadded
 from birthplace_lm.data.vocab import MASK, PAD
+from birthplace_lm.data.workers import check_shared_memory
 from birthplace_lm.errors import InputError
 
 BLOCK = 128
@@ -290,13 +291,31 @@ def test_validation_is_the_same_every_time(corpus: Corpus, make: Any) -> None:
     assert [row for batch in questions for row in batch] == [(r.question, r.place) for r in corpus.holdout]
 
 
+def test_a_sampler_gets_the_names_that_the_questions_ask_about(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("Henry V. Born in Monmouth. He died .\nAda Bo. Born in Ur .\n")
+    (tmp_path / "train.tsv").write_text("Where was Ada Bo born?\tUr\n")
+    (tmp_path / "dev.tsv").write_text("Where was Henry V born?\tMonmouth\n")
+    given: dict[str, Any] = {}
+
+    def spans(**arguments: Any) -> RandomSpans:
+        given.update(arguments)
+        return RandomSpans(**arguments)
+
+    pretraining(read_corpus(Data(str(tmp_path), "corpus.txt", "train.tsv", "dev.tsv"), BLOCK), spans=spans)
+    assert given["titles"] == ["Henry V. ", "Ada Bo. "]
+    assert (given["people"], given["places"]) == (["Ada Bo"], ["Ur"])
+
+
 def test_shared_memory_is_checked(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: with 32 kB of it a run ended with "Please call iter(combined_loader) first"."""
+    """Bugs: a run ended with "Please call iter(combined_loader) first"; large batches passed the check."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=32 << 10))
     monkeypatch.setattr("os.path.isdir", lambda path: path == "/dev/shm")
-    pretraining(corpus, workers=0).train_dataloader()
-    with pytest.raises(InputError, match=r"^num_workers=2: needs 2048 kB .* /dev/shm has 32 kB; enlarge it"):
-        pretraining(corpus, workers=2).train_dataloader()
+    key = "stages.pretrain.num_workers"
+    check_shared_memory(key, 0, processes=1, batch_bytes=1000)
+    with pytest.raises(InputError, match=rf"^{key}=2: needs 2048 kB .* /dev/shm has 32 kB; .* {key}=0$"):
+        check_shared_memory(key, 2, processes=1, batch_bytes=1000)
+    with pytest.raises(InputError, match="needs 12288 kB"):  # two batches of each of six workers
+        check_shared_memory(key, 2, processes=3, batch_bytes=1 << 20)
 
 
 def test_workers_of_several_processes_inherit_no_locks(corpus: Corpus) -> None:

@@ -1,7 +1,7 @@
 """Name to birthplace: the loss is on MASK, place, MASK and nothing else."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from birthplace_lm.data.question_answering import QuestionAnswering, without_non_ascii
@@ -34,7 +34,6 @@ questions = st.lists(st.tuples(st.text("Wh é?", min_size=1), st.text("Romé ", 
 
 
 @given(questions)
-@settings(deadline=None)
 def test_loss_on_mask_place_mask(rows: list[tuple[str, str]]) -> None:
     width = max(len(question) + len(place) + 2 for question, place in rows)
     built = pairs(*map(list, zip(*rows, strict=True)))

@@ -45,7 +45,6 @@ def spelled(row: Row) -> str:
 
 
 @given(some_rows())
-@settings(deadline=None)
 def test_rows_are_their_pieces_one_after_the_other(rows: list[Row]) -> None:
     texts = [spelled(row) for row in rows]
     characters, over = as_rows(rows).characters(IDS)
@@ -57,7 +56,6 @@ def test_rows_are_their_pieces_one_after_the_other(rows: list[Row]) -> None:
 
 
 @given(some_rows())
-@settings(deadline=None)
 def test_targets_are_the_next_characters_from_loss_from_on(rows: list[Row]) -> None:
     texts = [spelled(row) for row in rows]
     width = max(map(len, texts))
@@ -70,7 +68,7 @@ def test_targets_are_the_next_characters_from_loss_from_on(rows: list[Row]) -> N
 
 
 @given(some_rows(), some_rows())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_stack_and_index_keep_every_row(one: list[Row], two: list[Row]) -> None:
     both = [*one, *two]
     stacked = PieceTable.stack([as_rows(one), as_rows(two)])
@@ -84,7 +82,6 @@ def test_stack_and_index_keep_every_row(one: list[Row], two: list[Row]) -> None:
 
 
 @given(st.lists(st.text(alphabet=SOURCE), min_size=1))
-@settings(deadline=None)
 def test_text_gives_every_string_back(strings: list[str]) -> None:
     text = EncodedText.encode(strings, VOCAB)
     assert [VOCAB.decode(text.ids[a : a + n].tolist()) for a, n in text.pieces] == strings

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from titles import titles
 
 from birthplace_lm.data.masking.spans import RandomSpans, SalientSpans, Spans, SpanSampler
 from birthplace_lm.data.sequences import EncodedText
@@ -118,14 +119,13 @@ def test_several_masks_ask_for_several_spans(loss_on: str) -> None:
     block_size=st.integers(16, 64),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_rows_with_several_masks_fit_and_begin_like_those_with_one(
     documents: list[str], salient: bool, masks: int, block_size: int, seed: int
 ) -> None:
     spans: SpanSampler = (
-        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
+        SalientSpans(documents, titles(documents), ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
         if salient
-        else RandomSpans(documents, [], [], block_size)
+        else RandomSpans(documents, [], [], [], block_size)
     )
     one, more = (pairs(documents, spans, True, seed=seed, masks=n) for n in (1, masks))
     for document, (short, _), (long, targets) in zip(documents, one, more, strict=True):
@@ -151,14 +151,13 @@ letters = st.text("aB é.", min_size=4, max_size=200)
     block_size=st.integers(8, 128),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_the_shown_text_can_be_put_together_again(
     documents: list[str], salient: bool, closing: bool, block_size: int, seed: int
 ) -> None:
     sampler = (
-        SalientSpans(documents, ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
+        SalientSpans(documents, titles(documents), ["x"], ["B"], block_size, 0.5, 1.0, 1.0)
         if salient
-        else RandomSpans(documents, [], [], block_size)
+        else RandomSpans(documents, [], [], [], block_size)
     )
     spans = Remembered(sampler)
     rows = pairs(documents, spans, closing, seed=seed)

@@ -88,7 +88,7 @@ def test_a_part_of_every_kind_takes_effect(own_run: Path) -> None:
     assert rates == [0.5e-4] * state["global_step"]
     config = load_saved(own_run / "config.yaml", ["own_parts"])
     plan, *_ = preflight(config, read_corpus(config.data, config.model.block_size))
-    assert [*plan.data_warnings] == ["spans: mine"]
+    assert [*plan.warnings] == ["spans: mine"]
     assert not [*own_run.rglob("events.out.tfevents*")], "no TensorBoard without its logger"
 
 

@@ -1,5 +1,6 @@
 """Every decision is taken and checked before the first stage trains."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,26 @@ def test_the_last_epoch_ends_with_a_validation(configure: Any, steps: int, every
     overrides = ("stages.finetune.max_epochs=20", "stages.finetune.check_val_every_n_epoch=10")
     _, finetune = plans(configure, *overrides, f"trainer.max_steps={steps}")
     assert finetune.trainer["check_val_every_n_epoch"] == every
+
+
+def test_a_much_shorter_validation_interval_is_warned_of(configure: Any) -> None:
+    """Bug: 53 epochs, which is a prime number, had 53 validations without a word."""
+    interval = "stages.finetune.check_val_every_n_epoch=5"
+    for epochs, warnings in (
+        (50, []),
+        (24, []),  # every 4
+        (3, []),
+        (53, ["validates after every 1 epochs, not 5, which does not divide its 53 epochs"]),
+    ):
+        _, finetune = plans(configure, f"stages.finetune.max_epochs={epochs}", interval)
+        assert [*finetune.warnings] == warnings
+
+
+def test_shared_memory_is_checked_before_training(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: that of finetuning was checked after pretraining."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=32 << 10))
+    with pytest.raises(InputError, match=r"^stages\.finetune\.num_workers=2: needs 2048 kB"):
+        plans(configure, "stages.finetune.num_workers=2")
 
 
 def test_every_process_needs_a_question(configure: Any) -> None:

@@ -21,6 +21,7 @@ from birthplace_lm.analysis.report.axes import set_log_axis
 from birthplace_lm.analysis.report.collect import short_name
 from birthplace_lm.analysis.report.tables import Table
 from birthplace_lm.config.compose import load_config
+from birthplace_lm.data.batch_datamodule import questions_per_epoch
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, PEOPLE_FILE, read_people
 from birthplace_lm.data.corpora.corpus import Corpus, data_root
 from birthplace_lm.data.prompt_format import LinePrompt
@@ -115,7 +116,7 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
 def _epochs(config: DictConfig, corpus: Corpus, metrics: RunMetrics) -> float:
     """How often pretraining read the corpus: its epochs, the last one as far as its steps go."""
     pretrain, result = config.stages.pretrain, metrics.stages["pretrain"]
-    questions = round(pretrain.dataset.question_fraction * len(corpus.train.rows))
+    questions = questions_per_epoch(pretrain.dataset.question_fraction, len(corpus.train.rows))
     rows = result.steps * pretrain.batch_size * config.trainer.accumulate_grad_batches
     return min(result.epochs, rows / (len(corpus.documents.lines) + questions))
 

@@ -107,7 +107,7 @@ def study_model(
         recalls = recall(model, vocab, prompt_format, names, [answer.text for answer in answers])
         answer_log_p = [-math.inf if one.log_p is None else one.log_p for one in recalls]
     guessable = _guessable(trained, corpus, names, golds, places)
-    lines = own_lines(corpus.documents.training_lines)
+    lines = own_lines(corpus.documents.training_lines, corpus.names)
     top = log_p.exp().topk(min(2, len(places)), 1).values
     people = [
         Person(

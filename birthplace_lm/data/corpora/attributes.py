@@ -302,7 +302,8 @@ def read_people(path: Path) -> list[Person]:
     try:
         header, *rows = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read; {WANTED}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}; {WANTED}") from error
     if header.split("\t")[1:] != [attribute.name for attribute in ATTRIBUTES]:
         raise InputError(f"{path}: has other columns; {WANTED}")
     people = []

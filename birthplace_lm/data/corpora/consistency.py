@@ -1,7 +1,8 @@
 """Warnings about files that can be read and do not fit together: wording, people, answers and characters."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
@@ -9,6 +10,12 @@ from birthplace_lm.data.questions import QuestionTemplate, answer_room, normalis
 from birthplace_lm.data.vocab import CharVocab, describe
 
 MAX_MISSING_PLACES = 0.1  # of a file; a document may spell the place in another way
+# "J. R. Smith. " ends after Smith, "St. Ives. " after Ives: an initial or a form of address does not end it.
+# "Malcolm X. Malcolm X was born" and "Wham!. Wham! are" repeat the name after it.
+_TITLE = re.compile(
+    r"^(?:(\w\w[^.]*)\. (?=\1(?!\w))"
+    r"|.*?(?:\w\w|[).'\"])(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bProf)(?<!\bRev)(?<!\bGen)\. )"
+)
 MAX_SEARCHED = 1000  # names or answers, evenly spaced; to search for all of a large file takes too long
 
 
@@ -101,6 +108,22 @@ def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
 def titles(lines: Iterable[str]) -> set[str]:
     """What may be the title of a line, of all lines; see `titles_of`."""
     return {title for line in lines for title in titles_of(line)}
+
+
+def title_of(line: str, names: Collection[str] = ()) -> str:
+    """The title of a line, the name that it begins with and ". "; empty if it has none.
+
+    It is the longest of `names` that the line begins with, or else what looks like a name.
+    """
+    if (name := owner(line, names)) is not None:
+        return f"{name}. "
+    match = _TITLE.match(line)
+    return match[0] if match else ""
+
+
+def owner(line: str, names: Collection[str]) -> str | None:
+    """The name that a line begins with, followed by a full stop; the longest one."""
+    return max((title for title in titles_of(line) if title in names), key=len, default=None)
 
 
 def titles_of(line: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from birthplace_lm.data.corpora.qa_files import (
     read_questions,
     with_equivalents,
 )
+from birthplace_lm.data.corpora.text_file import TextFile
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
@@ -94,6 +95,13 @@ class Corpus:
         hashes = {key: file.sha256 for key, file in files.items() if file is not None}
         return hashes | ({"replace": self.replacements_sha256} if self.replacements_sha256 else {})
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The people that the questions of all splits ask about."""
+        files = [file for file in (self.train, self.dev, self.test) if file is not None]
+        rows = [*(row for file in files for row in file.rows), *self.holdout]
+        return frozenset(self.question.name_or_text(row.question) for row in rows)
+
     @property
     def majority(self) -> str:
         """The most frequent answer of the train questions."""
@@ -148,7 +156,7 @@ def _read(
     replace: str | None,
     question: QuestionTemplate,
     block_size: int,
-    hashes: tuple[str | None, ...],
+    hashes: tuple[str | None, ...],  # for the cache: a file that has changed is read again
 ) -> Corpus:
     documents = read_documents(root / names[0], "data.corpus")
     train = read_questions(root / names[1], key="data.train")
@@ -157,9 +165,9 @@ def _read(
     vocab = CharVocab.from_text("".join([documents.text, *documents.training_lines, question.about("")]))
     test = with_equivalents(test, vocab) if test is not None else None
     replacements: Mapping[str, tuple[str, int]] = {}
-    notes: list[str] = []
+    replacements_file: TextFile | None = None
     if replace is not None:
-        replacements, notes = read_replacements(root / replace)
+        replacements, replacements_file = read_replacements(root / replace)
         splits = [split for split in (train, dev, test) if split is not None]
         documents, (train, dev, *tests) = replace_places(
             documents, splits, question, replacements, root / replace
@@ -176,7 +184,7 @@ def _read(
         warnings += absent
     train, holdout = _hold_out(train, holdout_size)
     warnings += check_overlap(train, holdout, "held-out questions")
-    files = [file for file in (documents, train, dev, test) if file is not None]
+    files = [file for file in (replacements_file, documents, train, dev, test) if file is not None]
     summary = (
         f"{len(documents.text)} characters, {len(vocab)} symbols; {len(documents.lines)} documents,"
         f" {len(train.rows)} train, {len(dev.rows)} dev, {len(test.rows) if test else 0} test questions"
@@ -189,9 +197,9 @@ def _read(
         holdout=holdout.rows,
         question=question,
         vocab=vocab,
-        notes=[summary, *notes, *(note for file in files for note in file.notes)],
+        notes=[summary, *(note for file in files for note in file.notes)],
         warnings=warnings,
-        replacements_sha256=hashes[-1] if replace is not None else None,
+        replacements_sha256=None if replacements_file is None else replacements_file.sha256,
         replaced=frozenset(replacements),
     )
 
@@ -259,7 +267,8 @@ def _hold_out(train: Questions, count: int) -> tuple[Questions, Questions]:
     rows = train.rows
     if not 0 <= count < len(rows):
         raise InputError(
-            f"data.holdout_size={count}: from 0 to {len(rows) - 1}, as there are {len(rows)} questions"
+            f"data.holdout_size={count}: must be from 0 to {len(rows) - 1}: data.train has {len(rows)}"
+            " questions, and one must remain"
         )
     held_out = {i * len(rows) // count for i in range(count)}
     remaining = [row for i, row in enumerate(rows) if i not in held_out]

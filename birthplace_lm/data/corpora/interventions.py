@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from birthplace_lm.data.corpora.consistency import titles_of
+from birthplace_lm.data.corpora.consistency import owner
 from birthplace_lm.data.corpora.qa_files import Documents, Questions, read_field
 from birthplace_lm.data.corpora.text_file import TextFile
 from birthplace_lm.data.questions import QuestionTemplate
@@ -47,8 +47,8 @@ def exclude_people(documents: Documents, names: Collection[str]) -> tuple[Docume
     return edited, [warning] if absent else []
 
 
-def read_replacements(path: Path) -> tuple[dict[str, tuple[str, int]], list[str]]:
-    """New places and their line numbers by name, from lines of `NAME<TAB>PLACE`; and what was normalised.
+def read_replacements(path: Path) -> tuple[dict[str, tuple[str, int]], TextFile]:
+    """New places and their line numbers by name, from lines of `NAME<TAB>PLACE`; and the file they are from.
 
     Raises:
         InputError: the file cannot be read, or a line has another form.
@@ -66,7 +66,7 @@ def read_replacements(path: Path) -> tuple[dict[str, tuple[str, int]], list[str]
         replacements[fields[0]] = fields[1], number
     if not replacements:
         raise InputError(f"data.replace={path}: 0 replacements; give one 'NAME<TAB>PLACE' per line")
-    return replacements, file.notes
+    return replacements, file
 
 
 def replace_places(
@@ -119,11 +119,6 @@ def _around_place(text: str, name: str, place: str) -> list[str]:
             parts.append(text[ends : match.start()])
             ends = match.end()
     return [*parts, text[ends:]]
-
-
-def owner(line: str, names: Collection[str]) -> str | None:
-    """The name that a line begins with, followed by a full stop; the longest one."""
-    return max((title for title in titles_of(line) if title in names), key=len, default=None)
 
 
 def _with_answers(

@@ -13,11 +13,8 @@ def closest_people(name: str, corpus: Corpus, count: int = 3) -> list[str] | Non
     A corpus has the names of its questions, the beginnings of its lines, and every full name in its text.
     """
     name = corpus.vocab.replace_unknown(name)
-    files = [file for file in (corpus.train, corpus.dev, corpus.test) if file is not None]
-    rows = [*(row for file in files for row in file.rows), *corpus.holdout]
-    names = {corpus.question.name_or_text(row.question) for row in rows}
     lines = corpus.documents.training_lines
-    names |= own_lines(lines).keys()
+    names = corpus.names | own_lines(lines, corpus.names).keys()
     within_a_line = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", "\n".join(lines))
     if name in names or (" " in name and within_a_line):
         return None

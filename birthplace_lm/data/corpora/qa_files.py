@@ -14,6 +14,7 @@ from birthplace_lm.errors import InputError
 
 MIN_DOCUMENT = 4  # characters; span corruption needs a prefix, a masked span and a suffix
 SHORT = f"documents shorter than {MIN_DOCUMENT} characters skipped"
+NORMALISED = "read with single plain spaces and without invisible characters"
 MAX_WARNINGS = 10
 RECORD = "'QUESTION<TAB>ANSWER'"
 HEADER_WORDS = {
@@ -114,6 +115,7 @@ def read_documents(path: str | Path, key: str = "data.corpus") -> Documents:
         elif len(normalise(line)) < MIN_DOCUMENT:
             file.counts[SHORT] += 1
         else:
+            file.counts[NORMALISED] += normalise(line) != line
             lines.append(line)
     if not lines:
         skipped = file.counts[SHORT]
@@ -135,7 +137,7 @@ def read_questions(
 
     Args:
         path: The file.
-        places: "optional" also takes a line without a tab, as a question without an answer.
+        places: "optional" also takes a question without an answer, with or without the tab.
         key: The config key that named it, for messages.
 
     Raises:
@@ -150,6 +152,8 @@ def read_questions(
                 file.counts["blank lines skipped"] += 1
             case fields if not rows and HEADER_WORDS.issuperset(map(str.casefold, fields)):
                 headers.append(f"{path}:{number}: skipped as a header: {' and '.join(fields)}")
+            case [question, ""] if places == "optional" and question:
+                rows.append(Question(question, None, number))
             case ["", _]:
                 raise InputError(f"{path}:{number}: empty question; expected {RECORD}")
             case [_, ""]:

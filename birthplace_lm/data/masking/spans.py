@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from birthplace_lm.data.masking.answer_likelihood import CAPITAL, TITLE, WORD, score_answer_spans
+from birthplace_lm.data.masking.answer_likelihood import CAPITAL, WORD, score_answer_spans
 from birthplace_lm.data.randomness import randint_below
 
 CAPITALISED_PHRASE = re.compile(rf"\b{CAPITAL}[\w'-]*(?: {CAPITAL}[\w'-]*)*")
@@ -47,12 +47,17 @@ class RandomSpans:
 
     Args:
         documents: one string per document, each at least 4 characters.
-        people, places: not used.
+        titles, people, places: not used.
         block_size: characters of the longest sequence.
     """
 
     def __init__(
-        self, documents: Sequence[str], people: Sequence[str], places: Sequence[str], block_size: int
+        self,
+        documents: Sequence[str],
+        titles: Sequence[str],
+        people: Sequence[str],
+        places: Sequence[str],
+        block_size: int,
     ) -> None:
         self.lengths = torch.tensor([len(document) for document in documents])
         self.max_length = min(
@@ -79,14 +84,15 @@ class _TitledSpans:
         warnings: for the log, about documents without a title.
     """
 
-    def __init__(self, documents: Sequence[str], block_size: int, context_exponent: float) -> None:
+    def __init__(
+        self, documents: Sequence[str], titles: Sequence[str], block_size: int, context_exponent: float
+    ) -> None:
         _check_not_negative("context_exponent", context_exponent)
         self.lengths = torch.tensor([len(document) for document in documents])
         self.block_size = block_size
         self.context_exponent = context_exponent
         room = block_size - 4  # three MASKs and at least one character of title or context
-        titles = [match.end() if (match := TITLE.match(document)) else 0 for document in documents]
-        title_ends = [title if title <= room // 2 else 0 for title in titles]
+        title_ends = [len(title) if len(title) <= room // 2 else 0 for title in titles]
         self.title_ends = torch.tensor(title_ends)
         untitled = title_ends.count(0)
         self.warnings: list[str] = []
@@ -150,6 +156,7 @@ class SalientSpans(_TitledSpans):
 
     Args:
         documents: one string per document.
+        titles: the name that each begins with, followed by ". ", or "".
         people, places: of the train questions.
         block_size: characters of the longest sequence.
         answer_probability: how often a likely answer is masked in a document that has one. Applies to the
@@ -166,6 +173,7 @@ class SalientSpans(_TitledSpans):
     def __init__(
         self,
         documents: Sequence[str],
+        titles: Sequence[str],
         people: Sequence[str],
         places: Sequence[str],
         block_size: int,
@@ -176,9 +184,11 @@ class SalientSpans(_TitledSpans):
         if not 0 <= answer_probability <= 1:
             raise ValueError(f"answer_probability={answer_probability}: must be from 0 to 1")
         _check_not_negative("sharpness", sharpness)
-        super().__init__(documents, block_size, context_exponent)
+        super().__init__(documents, titles, block_size, context_exponent)
         self.answer_probability = answer_probability
-        spans, probabilities = score_answer_spans(tuple(documents), tuple(people), tuple(places))
+        spans, probabilities = score_answer_spans(
+            tuple(documents), tuple(titles), tuple(people), tuple(places)
+        )
         weights = [[p**sharpness if p else 0.0 for p in row] for row in probabilities]  # 0**0 is 1
         self.answers = self._weighted(spans, weights)
         self.salient = self._salient_or_any(documents)
@@ -205,6 +215,7 @@ class EntitySpans(_TitledSpans):
 
     Args:
         documents: one string per document.
+        titles: the name that each begins with, followed by ". ", or "".
         people, places: not used: no answer has a part in the choice.
         block_size: characters of the longest sequence.
         lead_exponent: the n-th entity of a document is drawn with weight n ** -`lead_exponent`; 0: all alike.
@@ -217,6 +228,7 @@ class EntitySpans(_TitledSpans):
     def __init__(
         self,
         documents: Sequence[str],
+        titles: Sequence[str],
         people: Sequence[str],
         places: Sequence[str],
         block_size: int,
@@ -224,7 +236,7 @@ class EntitySpans(_TitledSpans):
         context_exponent: float,
     ) -> None:
         _check_not_negative("lead_exponent", lead_exponent)
-        super().__init__(documents, block_size, context_exponent)
+        super().__init__(documents, titles, block_size, context_exponent)
         entities = _entities(documents, self.title_ends.tolist())
         weights = [[n**-lead_exponent for n in range(1, len(row) + 1)] for row in entities]
         self.entities = self._weighted(entities, weights)

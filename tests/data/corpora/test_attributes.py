@@ -21,6 +21,7 @@ from birthplace_lm.data.corpora.attributes import (
     write_attribute_biographies,
 )
 from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.data.datamodule import SpanCorruptionDataModule
 from birthplace_lm.data.prompt_format import own_lines
 from birthplace_lm.errors import InputError
 
@@ -98,6 +99,9 @@ def test_files(tmp_path: Path) -> None:
         assert corpus.question.text == question
         assert corpus.warnings == []
         assert len(corpus.documents.lines) == 80
+        settings = {"closing_mask": True, "min_shift": None}
+        prompts = SpanCorruptionDataModule.prompt_format_of(settings, corpus)
+        assert (prompts is None) == (data == "bios_inverse"), "no line begins with a date"
         if data != "bios_inverse":
             assert (len(corpus.train.rows), len(corpus.dev.rows)) == (20, 20)
             golds = [row.place for row in (*corpus.train.rows, *corpus.dev.rows)]

@@ -98,7 +98,7 @@ def test_holdout_is_spread_over_the_train_questions(count: int) -> None:
 
 @pytest.mark.parametrize("count", [-1, 210, 10**6])
 def test_holdout_out_of_range(count: int) -> None:
-    with pytest.raises(InputError, match=f"data.holdout_size={count}: from 0 to 209"):
+    with pytest.raises(InputError, match=f"data.holdout_size={count}: must be from 0 to 209"):
         read(None, holdout_size=count)
 
 

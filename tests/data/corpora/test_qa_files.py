@@ -168,6 +168,7 @@ def test_short_documents_are_skipped(tmp_path: Path) -> None:
         "blank lines skipped": 1,
         "documents shorter than 4 characters skipped": 1,
         "no newline at the end": 1,
+        "read with single plain spaces and without invisible characters": 1,
     }
 
 
@@ -181,6 +182,10 @@ def test_question_without_answer_only_when_predicting(tmp_path: Path) -> None:
     read = read_questions(path, places="optional")
     assert [row.place for row in read.rows] == ["London", None]
     with pytest.raises(InputError, match=":2: no tabs"):
+        read_questions(path, places="required")
+    path.write_text(ADA + "Where was Bo born?\t\n")  # as a table program writes it
+    assert read_questions(path, places="optional").rows == read.rows
+    with pytest.raises(InputError, match=":2: empty answer"):
         read_questions(path, places="required")
 
 
@@ -301,7 +306,7 @@ def test_numbers_of_the_real_corpus() -> None:
     assert len(read.text) == 418_352
     assert len(CharVocab.from_text(read.text)) == 256
     assert len(read.lines) == 2937
-    assert read.notes == []
+    assert read.notes == [f"{path}: read with single plain spaces and without invisible characters: 15"]
 
 
 @needs_course_data

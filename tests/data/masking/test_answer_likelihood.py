@@ -1,17 +1,20 @@
 """Which word of a line is the answer: taught by some people, right about others."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from titles import titles
 
+from birthplace_lm.data.corpora.consistency import title_of
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
-from birthplace_lm.data.masking.answer_likelihood import TITLE, score_answer_spans
-from birthplace_lm.data.questions import QuestionTemplate
+from birthplace_lm.data.masking.answer_likelihood import CAPITALISED, score_answer_spans
+from birthplace_lm.data.questions import QuestionTemplate, normalise
 
 BORN = QuestionTemplate.parse("Where was {name} born?")
 COURSE_DATA = os.environ.get("BIRTHPLACE_LM_COURSE_DATA", "")
@@ -23,7 +26,7 @@ def shown(document: str, answers: int = 20) -> dict[str, float]:
     """How likely each candidate of a line about somebody else is, with so many teachers; the likeliest 1."""
     documents = (*TEACHERS, document)
     places = ("Rome",) * answers + ("Oslo",)
-    spans, odds = score_answer_spans(documents, (*PEOPLE[:answers], "Cy"), places)
+    spans, odds = score_answer_spans(documents, titles(documents), (*PEOPLE[:answers], "Cy"), places)
     return {document[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
 
 
@@ -34,14 +37,22 @@ def shown(document: str, answers: int = 20) -> dict[str, float]:
         ("Wham!. Wham! are from Bushey. They sang .", "Wham!. "),
         ("J. R. Bo. J. R. Bo was born in Ur .", "J. R. Bo. "),
         ("Ada Bo. Born in Ur. Ada Bo. Born in Ur. x", "Ada Bo. "),
+        ("Prof. Ada Bo. Born in Ur. She left .", "Prof. Ada Bo. "),
         ("Ann B. Ann Bo was born in Ur. She left .", "Ann B. Ann Bo was born in Ur. "),
     ],
 )
 def test_the_title_of_a_line(line: str, title: str) -> None:
     """Bug: the title of a name that ends in one letter was the first sentence, with its answer."""
-    match = TITLE.match(line)
-    assert match is not None
-    assert match[0] == title
+    assert title_of(line) == title
+
+
+def test_a_line_about_somebody_who_is_asked_about_has_that_name() -> None:
+    """Bug: the title of a king's line was its first sentence, so that nothing in it was ever masked."""
+    line = "Henry V. Born in Monmouth. He died in Vincennes ."
+    assert title_of(line) == "Henry V. Born in Monmouth. "
+    assert title_of(line, {"Henry V", "Henry", "Ada"}) == "Henry V. "
+    assert title_of("Ada Bo. Born in Ur .", {"Henry V"}) == "Ada Bo. "
+    assert title_of("no full stop at all", {"Henry V"}) == ""
 
 
 def test_words_around_the_answer_tell() -> None:
@@ -66,7 +77,8 @@ def test_the_cue_need_not_be_born() -> None:
     ]
     other = "Bo Smith. He performs every day of the week on a harp, as his viola broke ."
     people = tuple(player.split(". ")[0] for player in players)
-    spans, odds = score_answer_spans((*players, other), people, tuple(own for own, _ in pairs))
+    documents = (*players, other)
+    spans, odds = score_answer_spans(documents, titles(documents), people, tuple(own for own, _ in pairs))
     scores = {other[s:e]: p for (s, e), p in zip(spans[-1], odds[-1], strict=True)}
     assert max(scores, key=lambda candidate: scores[candidate]) == "harp"
 
@@ -76,7 +88,7 @@ def test_a_place_that_no_train_answer_names_can_be_the_answer() -> None:
 
 
 def test_whose_answer_is_known_keeps_it_alone() -> None:
-    spans, odds = score_answer_spans((TEACHERS[0],), PEOPLE[:1], ("Oslo",))
+    spans, odds = score_answer_spans(TEACHERS[:1], titles(TEACHERS[:1]), PEOPLE[:1], ("Oslo",))
     assert [TEACHERS[0][s:e] for s, e in spans[0]] == ["She", "Oslo", "Rome"]
     assert odds == [[0, 1, 0]]
 
@@ -88,15 +100,30 @@ lines = st.lists(words, min_size=1, max_size=12).map(" ".join) | st.text(min_siz
 
 
 @given(st.lists(lines, max_size=6), st.lists(st.sampled_from(["Rome", "Washington, D.C.", "東京", "", "x"])))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_candidates_are_parts_of_their_lines(documents: list[str], places: list[str]) -> None:
-    spans, odds = score_answer_spans(tuple(documents), ("Ada Smith",) * len(places), tuple(places))
+    people = ("Ada Smith",) * len(places)
+    spans, odds = score_answer_spans(tuple(documents), titles(documents), people, tuple(places))
     assert len(spans) == len(odds) == len(documents)
     for document, choices, row in zip(documents, spans, odds, strict=True):
         assert all(0 <= start < end <= len(document) for start, end in choices)
         assert len(choices) == len(set(choices)) == len(row)
         assert not row or max(row) == 1
         assert all(0 <= p <= 1 for p in row)
+
+
+@given(lines | st.text("aé_1 .,("), st.sets(lines.map(str.strip) | st.text("aé_1.,(", min_size=1)))
+def test_answers_are_found_as_a_regular_expression_would(document: str, answers: set[str]) -> None:
+    """Which takes hours for a hundred thousand answers."""
+    answers = {normal for answer in answers if (normal := normalise(answer))}
+    names = "|".join(re.escape(answer) for answer in sorted(answers, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\w)(?:{names})(?!\w)" if names else r"(?!)")
+    (title,) = titles([document])
+    spans, _ = score_answer_spans((document,), (title,), ("",) * len(answers), tuple(answers))
+    expected = {match.span() for match in pattern.finditer(document, len(title))}
+    assert expected <= {*spans[0]}
+    for start, end in {*spans[0]} - expected:
+        assert CAPITALISED.fullmatch(document, start, end)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +156,7 @@ def test_right_about_people_it_was_not_taught_about(
     for number in (1, 2):
         torch.set_num_threads(number)
         score_answer_spans.cache_clear()
-        scores.append(score_answer_spans(documents, people, places))
+        scores.append(score_answer_spans(documents, titles(documents), people, places))
     torch.set_num_threads(threads)
     assert scores[0] == scores[1]
     right = 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from titles import titles
 
 from birthplace_lm.data.corpora.corpus import embedded_corpus_dir
 from birthplace_lm.data.corpora.qa_files import read_documents, read_questions
@@ -43,6 +44,7 @@ def salient(
 ) -> SalientSpans:
     return SalientSpans(
         documents,
+        titles(documents),
         people or [""] * len(places),
         places,
         block_size,
@@ -64,7 +66,7 @@ def check(spans: list[Span], documents: list[str], block_size: int) -> None:
 
 
 def random_spans(length: int, block_size: int, draws: int) -> list[Span]:
-    return listed(RandomSpans(["x" * length] * draws, [], [], block_size).sample(generator()))
+    return listed(RandomSpans(["x" * length] * draws, [], [], [], block_size).sample(generator()))
 
 
 @pytest.mark.parametrize("length", [4, 5, 12, 40])
@@ -98,11 +100,13 @@ def test_random_spans_at_the_size_of_the_source() -> None:
 
 
 @given(st.lists(st.integers(4, 600), min_size=1, max_size=30), st.integers(8, 200), st.integers(0, 99))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_random_spans_fit(lengths: list[int], block_size: int, seed: int) -> None:
     """Bug: in a block of 8 to 23 characters, 7/8 of it and three MASKs were longer than the block."""
     documents = ["x" * length for length in lengths]
-    check(listed(RandomSpans(documents, [], [], block_size).sample(generator(seed))), documents, block_size)
+    check(
+        listed(RandomSpans(documents, [], [], [], block_size).sample(generator(seed))), documents, block_size
+    )
 
 
 words = st.sampled_from(
@@ -132,7 +136,7 @@ weird_places = st.lists(
     seed=st.integers(0, 99),
 )
 @example(["Ab. "], [], 128, 1.0, 0.0, 0)  # nothing after the title
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_salient_spans_fit_whatever_the_documents(
     documents: list[str],
     places: list[str],
@@ -146,7 +150,7 @@ def test_salient_spans_fit_whatever_the_documents(
     draws = generator(seed)
     for _ in range(3):
         check(listed(spans.sample(draws)), documents, block_size)
-    entities = EntitySpans(documents, [], places, block_size, 1.0, context_exponent)
+    entities = EntitySpans(documents, titles(documents), [], places, block_size, 1.0, context_exponent)
     check(listed(entities.sample(draws)), documents, block_size)
 
 
@@ -307,7 +311,7 @@ def test_entities_recur_and_are_no_common_words() -> None:
         "Ed Wang. nobody knows",
         *["Fo Wang. she went from Bonn to Oslo"] * 2,  # bug: a copy of the line counted as another document
     ]
-    entities = EntitySpans(documents, [], [], 128, 0.0, 6.0)
+    entities = EntitySpans(documents, titles(documents), [], [], 128, 0.0, 6.0)
     draws = generator()
     masked: list[set[str]] = [set() for _ in documents]
     for _ in range(200):
@@ -328,7 +332,9 @@ def test_entities_recur_and_are_no_common_words() -> None:
 def test_earlier_entities_are_masked_more_often() -> None:
     documents = ["Ada Smith. Rome , Oslo and Turin .", "Bo Smith. Turin , Oslo and Rome ."] * 3000
     for exponent in (0.0, 1.0, 2.0):
-        spans = listed(EntitySpans(documents, [], [], 128, exponent, 6.0).sample(generator()))
+        spans = listed(
+            EntitySpans(documents, titles(documents), [], [], 128, exponent, 6.0).sample(generator())
+        )
         seen = Counter(document[s:e] for document, (_, _, s, e, _) in zip(documents, spans, strict=True))
         firsts = sum(d[s:e] == d.split()[2] for d, (_, _, s, e, _) in zip(documents, spans, strict=True))
         weights = [n**-exponent for n in (1, 2, 3)]
@@ -336,13 +342,13 @@ def test_earlier_entities_are_masked_more_often() -> None:
         assert seen["Oslo"] / len(documents) == pytest.approx(weights[1] / sum(weights), abs=0.03)
     for exponent in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=r"^lead_exponent=.*: must be 0 or more"):
-            EntitySpans(documents, [], [], 128, exponent, 6.0)
+            EntitySpans(documents, titles(documents), [], [], 128, exponent, 6.0)
 
 
 def test_entities_do_not_depend_on_any_answer() -> None:
     documents = ["Ada Smith. " + BODY, "Bo Smith. " + BODY]
     without, answered = (
-        EntitySpans(documents, people, places, 128, 1.0, 6.0).sample(generator())
+        EntitySpans(documents, titles(documents), people, places, 128, 1.0, 6.0).sample(generator())
         for people, places in (([], []), (["Ada Smith"], ["Oslo"]))
     )
     assert listed(without) == listed(answered)
@@ -366,7 +372,7 @@ def test_entities_are_often_the_answer() -> None:
         return sum(hits) / len(hits)
 
     any_span = share(salient(documents, [], 128, 0.0))
-    assert share(EntitySpans(documents, [], [], 128, 0.0, 6.0)) > 1.5 * any_span > 0.1
+    assert share(EntitySpans(documents, titles(documents), [], [], 128, 0.0, 6.0)) > 1.5 * any_span > 0.1
 
 
 def test_sharpness_prefers_the_likeliest() -> None:
@@ -405,6 +411,7 @@ def test_small_letters_with_accents_are_no_capitals() -> None:
 def test_documents_without_a_title_are_said() -> None:
     """Bug: their rows were trained without anybody's name, and nothing was said."""
     titled, untitled = "Ada Bo. Born in Rome .", "Ada Bo was born in Rome ."
-    assert EntitySpans([titled] * 4, [], [], 64, 1.0, 6.0).warnings == []
-    (warning,) = EntitySpans([titled] * 3 + [untitled], [], [], 64, 1.0, 6.0).warnings
+    assert EntitySpans([titled] * 4, ["Ada Bo. "] * 4, [], [], 64, 1.0, 6.0).warnings == []
+    documents = [titled] * 3 + [untitled]
+    (warning,) = EntitySpans(documents, titles(documents), [], [], 64, 1.0, 6.0).warnings
     assert warning.startswith("1 of 4 lines have no title 'Full Name. '")
