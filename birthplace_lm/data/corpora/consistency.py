@@ -1,4 +1,7 @@
-"""Warnings about files that can be read and do not fit together: wording, people, answers and characters."""
+"""Warnings about files that can be read and do not fit together: wording, people, answers and characters.
+
+Each function `check_...` returns the warnings: one or two, with a count and the first example, or none.
+"""
 
 import math
 import re

@@ -82,6 +82,11 @@ class TextFile:
     def tidy(self, text: str, number: int, invisible: dict[int, None]) -> str:
         """Normalises to NFC, removes invisible characters and outer spaces, and counts the changes.
 
+        Args:
+            text: A line, or a field of one.
+            number: Of the line, from 1, for messages.
+            invisible: The characters to remove, as a table of `str.translate`.
+
         Raises:
             InputError: a character is reserved or refused, or a letter has more than MAX_MARKS accents.
         """
