@@ -46,6 +46,16 @@ def test_a_search_maximises_what_recipes_are_chosen_by(
             assert app.run(configure()) == expected
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_traceback_is_shown_on_request(
+    shown: bool, configure: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "_log_to_console", lambda prefix: None)
+    with hydra_job():
+        app.run(configure("data.dev=gone.tsv", f"traceback={shown}"))
+    assert ("Traceback" in capsys.readouterr().err) == shown
+
+
 def test_every_job_of_a_launcher_has_lines_instead_of_a_bar(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for name in ("SIGHUP", "SIGUSR1", "SIGKILL"):
     delattr(signal, name)
-for name in ("sysconf", "getuid", "fork", "lockf", "F_TEST", "sched_getaffinity"):
+for name in ("sysconf", "getuid", "fork", "lockf", "F_TEST", "sched_getaffinity", "O_NOFOLLOW"):
     delattr(os, name)
 import birthplace_lm
 print(birthplace_lm.load(sys.argv[1]).answer(["Ada Bee"]))

@@ -94,10 +94,9 @@ def test_the_newest_step_comes_first(tmp_path: Path) -> None:
     assert [checkpoint.parse_step(p) for p in checkpoint.list_checkpoints(tmp_path)] == [100, 10, 9]
 
 
-@pytest.mark.parametrize("path", ["https://example.org/step-1.ckpt", "/nowhere/step-1.ckpt"])
-def test_only_local_files_that_exist(path: str) -> None:
-    with pytest.raises(CheckpointError):
-        checkpoint.load(Path(path))
+def test_a_file_that_does_not_exist() -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.load(Path("/nowhere/step-1.ckpt"))
 
 
 @pytest.fixture(scope="module")

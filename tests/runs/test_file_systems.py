@@ -4,10 +4,7 @@ import errno
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from stage import quick, run, sampled
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import learning_curve
-from birthplace_lm.cli import tool_commands
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs import atomic_files
 from birthplace_lm.runs.directory import RunDirectory, stage_directory
@@ -187,22 +183,3 @@ def test_without_any_lock_the_way_out_is_named(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "remote"))
     with pytest.raises(CheckpointError, match=r"No locks available.*set runs_root= to a local disk"):
         RunDirectory(tmp_path / "run", DictConfig({})).open_for_run().__enter__()
-
-
-def test_an_export_is_loaded_without_posix(people: Path, tmp_path: Path) -> None:
-    """What Windows lacks is taken away."""
-    run(quick(people, tmp_path, f"run_dir={tmp_path / 'run'}", "pretrain=none"))
-    tool_commands.export(tmp_path / "run", tmp_path / "model")
-    code = f"""
-        import os, signal, sys
-        import torch
-        for name in ("fcntl", "pwd", "grp", "resource", "termios"):
-            sys.modules[name] = None
-        for name in ("O_NOFOLLOW", "lockf", "getuid", "F_TEST"):
-            delattr(os, name)
-        import birthplace_lm
-        print(birthplace_lm.load({str(tmp_path / "model")!r}).answer(["Ada Lovelace"]))
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("['")

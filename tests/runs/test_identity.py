@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.runs.directory import RunDirectory, check_run_dir
-from birthplace_lm.runs.identity import hashed_config, named_checkpoint, run_directory, with_inputs
+from birthplace_lm.runs.identity import flatten, hashed_config, named_checkpoint, run_directory, with_inputs
 
 
 def identified(config: DictConfig) -> DictConfig:
@@ -53,6 +53,42 @@ def test_equal_settings_count_as_equal(configure: Any, spelling: tuple[str, ...]
 )
 def test_other_settings_count(configure: Any, override: str) -> None:
     assert hashed_config(configure(override)) != hashed_config(configure())
+
+
+def test_the_keys_that_do_not_count_are_these(configure: Any) -> None:
+    """A key that decides weights must not be among them: two runs would share a folder."""
+    content: Any = OmegaConf.to_container(configure("on_nonfinite=skip", "logger=[]"))
+    hashed, ignored = hashed_config(OmegaConf.create(content)), []
+    for key, value in flatten(content).items():
+        changed = OmegaConf.create(content)
+        OmegaConf.update(changed, key, another(value))
+        if hashed_config(changed) == hashed:
+            ignored.append(key)
+    assert sorted(ignored) == [
+        *("checkpoint.every_n_steps", "checkpoint.keep_last", "data.root", "dry_run", "float32_products"),
+        *(
+            "labels.attention",
+            "labels.data",
+            "labels.pretrain",
+            "overwrite",
+            "plugins",
+            "precision",
+            "resume",
+        ),
+        *("run_dir", "runs_root", "stages.finetune.num_workers", "stages.pretrain.num_workers"),
+        *("stop_timeout_seconds", "traceback", "trainer.accelerator", "trainer.detect_anomaly"),
+        *("trainer.devices", "trainer.enable_model_summary", "trainer.enable_progress_bar"),
+        *("trainer.inference_mode", "trainer.log_every_n_steps", "trainer.num_nodes"),
+        *("trainer.num_sanity_val_steps", "trainer.profiler", "trainer.strategy"),
+    ]
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str | list):
+        return [*value, "x"] if isinstance(value, list) else f"{value}x"
+    return 1 if value is None else value + 1
 
 
 @pytest.mark.parametrize("key", ["limit_train_batches", "limit_val_batches", "overfit_batches"])
