@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import random
 import re
@@ -681,9 +682,11 @@ def test_characters_until_half_of_the_answers_are_right(
     assert {row[head.index("seed")]: row[head.index("until 50%")] for row in rows} == {"0": "2.50", "1": ""}
 
 
-def test_a_smoothed_curve_is_a_weighted_mean_of_what_came_before() -> None:
-    values = [3 + (-1) ** number / (number + 1) for number in range(40)]
-    for count, (_, smooth) in enumerate(smoothed([*enumerate(values)]), start=1):
-        weights = [0.5**age for age in reversed(range(count))]  # 20 of 40 points
-        expected = sum(w * v for w, v in zip(weights, values[:count], strict=True)) / sum(weights)
-        assert smooth == pytest.approx(expected)
+def test_a_smoothed_curve_does_not_lag() -> None:
+    """Bug: the smoothed loss of a long run was half as large again as the raw one while that fell."""
+    falling = [(float(x), 5 - 0.01 * x) for x in range(400)]
+    assert [y for _, y in smoothed(falling)] == pytest.approx([y for _, y in falling])
+    noise = [(float(x), (-1.0) ** x) for x in range(400)]
+    inner = [abs(y) for _, y in smoothed([*noise, (400.0, math.nan)])][20:-20]
+    assert max(inner) == pytest.approx(1 / 21)  # the mean of ten points on each side and the point itself
+    assert smoothed([]) == []

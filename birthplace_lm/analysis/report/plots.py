@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_se
 from birthplace_lm.analysis.report.summary import group_by_settings, without_copies
 from birthplace_lm.errors import CheckpointError, InputError
 
-SMOOTHED_POINTS = 20  # so many independent points are left of a loss
 MAX_POINTS = 500  # of a raw curve
 ANSWER_CATEGORIES = {
     "right": "#2a9d55",
@@ -172,14 +172,16 @@ def answers_figure(runs: Sequence[Run], answers: Mapping[Run, Counter[str]]) -> 
 
 
 def smoothed(curve: Curve) -> Curve:
-    """The exponential moving average of a curve over a twentieth of it, without a bias to its beginning."""
-    new = min(1.0, SMOOTHED_POINTS / max(1, len(curve)))
-    points, total, weight = [], 0.0, 0.0
-    for x, y in curve:
-        if math.isfinite(y):
-            total = (1 - new) * total + new * y
-            weight = (1 - new) * weight + new
-            points.append((x, total / weight))
+    """The centred moving average of a curve over a twentieth of its points, so that it does not lag.
+
+    Near the ends the average is over fewer points, as many before a point as after it.
+    """
+    finite = [(x, y) for x, y in curve if math.isfinite(y)]
+    sums = [0.0, *accumulate(y for _, y in finite)]
+    points = []
+    for i, (x, _) in enumerate(finite):
+        reach = min(len(finite) // 40, i, len(finite) - 1 - i)
+        points.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return points
 
 
