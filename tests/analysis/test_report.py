@@ -218,6 +218,15 @@ def test_a_setting_without_effect_makes_no_copy(tmp_path: Path) -> None:
     assert "copies" not in " ".join(notes(runs))
 
 
+def test_several_processes_are_no_other_setting(tmp_path: Path) -> None:
+    """Bug: a seed that was resumed with trainer=ddp was no seed of its setting. FSDP2 has other weights."""
+    for seed, strategy in enumerate(("auto", "ddp", "ddp")):
+        write_run(tmp_path / str(seed), seed=seed, trainer={"strategy": strategy})
+    assert table_of_seeds(find_runs(tmp_path))[1][2] == "3"
+    write_run(tmp_path / "3", seed=3, trainer={"strategy": "fsdp2"})
+    assert len({*labels(find_runs(tmp_path)).values()}) > 1
+
+
 def test_what_only_some_runs_have_makes_another_setting(tmp_path: Path) -> None:
     """Bug: with and without early stopping, or an optimizer of the stage, were seeds of one setting."""
     stopping = {"early_stopping": {"_target_": "birthplace_lm.x.EarlyStopping", "patience": 3}}

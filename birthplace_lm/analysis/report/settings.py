@@ -78,6 +78,8 @@ def varying_settings(runs: Sequence[Run]) -> list[Setting]:
     runs = [run for run in runs if run.config]
     settings = [Setting((key,), (name,)) for key, name in NAMES.items() if len(_values(runs, key)) > 1]
     keys = {key for run in runs for key in run.config if key.partition(".")[0] not in IGNORED_KEYS}
+    if not any(run.value("trainer.strategy") == "fsdp2" for run in runs):
+        keys -= {"trainer.strategy"}  # as for the name of a run
     varying = [key for key in sorted(keys - IGNORED_KEYS - {*NAMES}) if len(_values(runs, key)) > 1]
     if settings and varying:
         varying = _without_defaults(runs, varying)
