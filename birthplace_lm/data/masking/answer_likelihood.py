@@ -98,7 +98,11 @@ def _find_answers(
             continue
         for length in lengths.get(word[0], ()):
             last = first + length
-            if document[first:last] in answers and not _in_word(document[last : last + 1]):
+            if (
+                document[first:last] in answers
+                and last <= len(document)
+                and not _in_word(document[last : last + 1])
+            ):
                 yield first, last
                 end = last
                 break
