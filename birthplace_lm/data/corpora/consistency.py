@@ -5,7 +5,7 @@ Each function `check_...` returns the warnings: one or two, with a count and the
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from birthplace_lm.data.corpora.qa_files import Documents, Question, Questions
@@ -56,7 +56,7 @@ def check_room(questions: Questions, block_size: int) -> list[str]:
 
 def check_people(questions: Questions, documents: Documents, template: QuestionTemplate) -> list[str]:
     """Warns about questions whose person is nowhere in the corpus; looks within lines for `MAX_SEARCHED`."""
-    beginnings = titles(documents.training_lines)
+    beginnings = {title for line in documents.training_lines for title in possible_titles(line)}
     rows = [row for row in questions.rows if template.name_or_text(row.question) not in beginnings]
     searched = rows[:: max(1, math.ceil(len(rows) / MAX_SEARCHED))]
     text = "\n".join(documents.training_lines)
@@ -108,11 +108,6 @@ def check_characters(questions: Questions, vocab: CharVocab) -> list[str]:
     return _warning(questions.path, rows, len(questions.rows), what, examples)
 
 
-def titles(lines: Iterable[str]) -> set[str]:
-    """What may be the title of a line, of all lines; see `titles_of`."""
-    return {title for line in lines for title in titles_of(line)}
-
-
 def title_of(line: str, names: Collection[str] = ()) -> str:
     """The title of a line, the name that it begins with and ". "; empty if it has none.
 
@@ -126,11 +121,11 @@ def title_of(line: str, names: Collection[str] = ()) -> str:
 
 def owner(line: str, names: Collection[str]) -> str | None:
     """The name that a line begins with, followed by a full stop; the longest one."""
-    return max((title for title in titles_of(line) if title in names), key=len, default=None)
+    return max((title for title in possible_titles(line) if title in names), key=len, default=None)
 
 
-def titles_of(line: str) -> Iterator[str]:
-    """Text in front of every full stop: "J. R. Smith. Born" gives "J", "J. R" and "J. R. Smith"."""
+def possible_titles(line: str) -> Iterator[str]:
+    """The text in front of every full stop: "J. R. Smith. Born" gives "J", "J. R" and "J. R. Smith"."""
     end = -1
     while (end := line.find(". ", end + 1)) >= 0:
         yield line[:end]
