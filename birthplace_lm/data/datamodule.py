@@ -50,9 +50,9 @@ class SpanCorruptionDataModule(BatchDataModule):
 
     Args:
         spans: factory of the span sampler, called with `documents` and their `titles`, `people` and `places`
-            of the train questions, and `block_size`.
+            of the train questions, and `block_size`, the room of a span.
         closing_mask, loss_on, masks_per_row: see `SpanCorruption`; every span has an equal share of
-            the block.
+            the room that the largest shift leaves in the block.
         question_fraction: fraction of the train questions in an epoch, sampled again in every epoch.
         min_shift, max_shift: of the documents, see `LeftPadded`; None: the number of characters before the
             name in a question, so that names have the same positions in both. Questions are not shifted.
@@ -79,11 +79,13 @@ class SpanCorruptionDataModule(BatchDataModule):
         max_shift: int | None,
     ) -> None:
         super().__init__(corpus, loading)
-        span_block = block_size // max(masks_per_row, 1)
+        low, high = _shifts(corpus.question, min_shift, max_shift)
+        room = _room_beside_shift(block_size, high)
+        span_block = room // max(masks_per_row, 1)
         if masks_per_row > 1 and span_block < MIN_BLOCK_PER_MASK:
             raise ValueError(
-                f"masks_per_row={masks_per_row}: a block of {block_size} characters has room for"
-                f" {max(1, block_size // MIN_BLOCK_PER_MASK)}"
+                f"masks_per_row={masks_per_row}: a block of {block_size} characters, {room} of them beside"
+                f" the shift, has room for {max(1, room // MIN_BLOCK_PER_MASK)}"
             )
         documents, questions = self._encode_corpus(question_fraction)
         train = corpus.train.rows
@@ -99,7 +101,6 @@ class SpanCorruptionDataModule(BatchDataModule):
             raise ValueError(f"spans.{error}") from error
         corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, span_block, masks_per_row)
         corruption.rows(torch.Generator().manual_seed(0))  # so that a wrong sampler ends the run at its start
-        low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
         self.prompt_format = self.prompt_format_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         self.warnings = [f"spans: {warning}" for warning in getattr(sampler, "warnings", ())]
         shifted = LeftPadded(corruption, low, high, block_size)
@@ -141,8 +142,8 @@ class LanguageModelingDataModule(BatchDataModule):
     ) -> None:
         super().__init__(corpus, loading)
         documents, questions = self._encode_corpus(question_fraction)
-        low, high = (_shift(corpus.question) if s is None else s for s in (min_shift, max_shift))
-        lines = LanguageModeling(documents, max(block_size - low, block_size // 2))
+        low, high = _shifts(corpus.question, min_shift, max_shift)
+        lines = LanguageModeling(documents, _room_beside_shift(block_size, high))
         # For curves, one line about each person: all of them would take longer than an epoch.
         own = own_lines(corpus.documents.training_lines, corpus.names)
         self.prompt_format = LinePrompt(own, low, max_lines=1)
@@ -184,6 +185,16 @@ class QuestionAnsweringDataModule(BatchDataModule):
         self.ids = text.ids
         self.train_sources = [QuestionAnswering(questions, places)]
         self.validation_sources = [QuestionAnswering(held_out_questions, held_out_places)]
+
+
+def _shifts(template: QuestionTemplate, min_shift: int | None, max_shift: int | None) -> tuple[int, int]:
+    low, high = (_shift(template) if shift is None else shift for shift in (min_shift, max_shift))
+    return low, high
+
+
+def _room_beside_shift(block_size: int, max_shift: int) -> int:
+    """The longest row that can be shifted as far as possible; at least half of the block."""
+    return max(block_size - max_shift, block_size // 2)
 
 
 def _shift(template: QuestionTemplate) -> int:

@@ -54,6 +54,7 @@ def pretraining(
     questions: float = 0.5,
     spans: Any = RandomSpans,
     shifts: int | None = 20,
+    masks: int = 1,
 ) -> SpanCorruptionDataModule:
     loading = LoaderConfig(batch_size, workers, seed, shuffle=True, length_bucket=4)
     return SpanCorruptionDataModule(
@@ -63,7 +64,7 @@ def pretraining(
         spans,
         closing_mask=True,
         loss_on="all",
-        masks_per_row=1,
+        masks_per_row=masks,
         question_fraction=questions,
         min_shift=None if shifts is None else 0,
         max_shift=shifts,
@@ -391,6 +392,28 @@ def test_validation_never_shows_a_row_of_training(corpus: Corpus) -> None:
     trained = [set(rows(corpus, epoch_of(pretraining(corpus, seed=seed)))) for seed in (0, 1)]
     assert all(len(seen & set(held_out)) < 10 for seen in trained)  # short ones may agree by chance
     assert questions_of(held_out) == []
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("exponent", [0.0, 30.0])
+def test_all_lines_are_shifted_however_much_of_them_is_shown(
+    corpus: Corpus, exponent: float, masks: int
+) -> None:
+    """Bug: a line that filled the block was not shifted: its name stood elsewhere than in questions."""
+    spans = partial(SalientSpans, answer_probability=0.5, sharpness=1.0, context_exponent=exponent)
+    for shifts in (None, 20):
+        data = pretraining(corpus, questions=0.0, spans=spans, shifts=shifts, masks=masks)
+        pads = []
+        for batch in data.train_dataloader():
+            characters = (batch["inputs"] != corpus.vocab.pad_id).float()
+            pads.append(characters.argmax(1))
+        shift = torch.cat(pads)
+        if shifts is None:
+            assert shift.unique().tolist() == [len("Where was ")]
+        else:
+            expected = len(shift) / (shifts + 1)
+            counts = shift.bincount(minlength=shifts + 1)
+            assert ((counts - expected) ** 2 / expected).sum() < 45.3  # chi-squared, 20 of freedom: p = 0.001
 
 
 def test_validation_has_names_where_training_has_them(corpus: Corpus) -> None:
