@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
@@ -23,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from program import Program
 
+import birthplace_lm
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config import compose as compose_module
 from birthplace_lm.config.compose import compose
@@ -40,8 +42,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 GENERATED = "docs/configuration.md"  # tests/config/test_configuration_page.py
+SOURCE_WORDS = {
+    word
+    for folder, pattern in (("birthplace_lm", "*.py"), ("conf", "*.yaml"), ("tests", "*.py"))
+    for file in ROOT.joinpath(folder).rglob(pattern)
+    if file.name != "test_docs.py"
+    for word in (file.stem, *re.findall(r"\w+", file.read_text(encoding="utf-8")))
+}
 NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "cache=None)",
+    "__cxa_atexit",
     "model.safetensors",
     "trainer.lightning_module.model",
     "trainer.should_stop",
@@ -187,6 +197,15 @@ def test_configuration_keys_and_options_exist(page: str) -> None:
                 assert OmegaConf.select(config, key, default="missing") != "missing", word
 
 
+@pytest.mark.parametrize("page", [page for page in TEXTS if page != "CHANGELOG.md"])
+def test_names_of_the_code_exist(page: str) -> None:
+    """Names with a capital or an underscore; a page named a constant that was long gone."""
+    for name in inline_code(TEXTS[page]):
+        is_name = re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*(\(\))?", name) and re.search("[A-Z_]", name)
+        if is_name and not name.endswith(".md") and not name.startswith("hydra.") and name not in NOT_OURS:
+            assert set(re.findall(r"\w+", name)) <= SOURCE_WORDS, name
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_python_examples_compile(page: str) -> None:
     for number, block in enumerate(blocks(TEXTS[page], "python")):
@@ -207,6 +226,17 @@ def test_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(compile(example, "docs/api.md", "exec"), values)
         if "weights" in values:
             assert [len(layer) for layer in values["weights"]] == [2, 2]  # heads of each layer
+
+
+def test_the_python_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the training, which takes its time; docs/api.md trains in the same way."""
+    (example,) = blocks(TEXTS["README.md"], "python")
+    train = mock.Mock()
+    monkeypatch.setattr(birthplace_lm, "train", train)
+    exec(compile(example, "README.md", "exec"), {})
+    ((config,),) = (call.args for call in train.call_args_list)
+    assert not config.stages.pretrain.enabled
+    assert config.stages.finetune.enabled
 
 
 def test_recipe_of_your_own_works(tmp_path: Path) -> None:
@@ -359,6 +389,10 @@ def test_an_attention_in_a_package_of_its_own(
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    (in_python,) = [block for block in blocks(page, "python") if "ABSOLUTE" in block]
+    with mock.patch("birthplace_lm.train") as train:
+        exec(compile(in_python.replace("/ABSOLUTE", str(tmp_path)), "docs/plugins.md", "exec"), {})
+    assert train.call_args.args[0].model.attention._target_ == "my_package.attention.DistanceAttention"
     typed = next(words for page, words in COMMANDS if page == "docs/plugins.md" and "-m" in words)
     arguments = ["attention=distance" if word.startswith("attention=") else word for word in typed[2:]]
     arguments[arguments.index("mine/conf")] = str(tmp_path / "mine" / "conf")
