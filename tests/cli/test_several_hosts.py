@@ -124,10 +124,13 @@ def test_an_agent_of_torchrun_is_killed_and_the_same_commands_resume(
     assert leftovers(tmp_path) == []
 
 
-def test_a_task_of_srun_is_killed_and_another_number_continues(
+def test_a_task_of_srun_is_killed_and_another_number_continues_also_after_a_signal(
     alone: Path, people: Path, tmp_path: Path
 ) -> None:
-    """FSDP2 on two hosts with two processes each, then with one each; to 1e-4 the loss of DDP."""
+    """FSDP2 on two hosts with two processes each, then with one each; to 1e-4 the loss of DDP.
+
+    A signal to any one process stops all of them after the same step.
+    """
     run = tmp_path / "run"
     tasks = srun(arguments(people, tmp_path, "trainer=fsdp2"), tmp_path / "first", tasks_per_node=2)
     stop_after(4, run, tasks[0])
@@ -143,10 +146,19 @@ def test_a_task_of_srun_is_killed_and_another_number_continues(
 
     fewer = arguments(people, tmp_path, "trainer=fsdp2", "trainer.devices=1")
     tasks = srun(fewer, tmp_path / "second", tasks_per_node=1)
-    assert [task.wait(SECONDS) for task in tasks] == [0, 0], [task.stderr.read_text() for task in tasks]
+    stop_after(saved + 4, run, tasks[0])
+    tasks[1].send(signal.SIGUSR1)
+    assert [task.wait(SECONDS) for task in tasks] == [138, 138], [task.stderr.read_text() for task in tasks]
     output = tasks[0].stdout.read_text()
     assert f"finetune: resuming after step {saved}" in output
     assert "processes was 4 and is 2" in output
+    assert '"preempted"' in (run / "status.json").read_text()
+    stopped = saved_step(run / "finetune")
+    assert f"interrupted by SIGUSR1 after step {stopped} of finetune" in tasks[0].stderr.read_text()
+
+    tasks = srun(fewer, tmp_path / "third", tasks_per_node=1)
+    assert [task.wait(SECONDS) for task in tasks] == [0, 0], [task.stderr.read_text() for task in tasks]
+    assert f"finetune: resuming after step {stopped}" in tasks[0].stdout.read_text()
     expected, losses = (curves(path / "finetune")["finetune/loss"] for path in (alone, run))
     assert [step for step, _ in losses] == list(range(30))
     assert [value for _, value in losses] == pytest.approx([value for _, value in expected], abs=1e-4)
