@@ -191,15 +191,6 @@ def _add(sha: Any, value: Any) -> None:
         sha.update(repr(value).encode())
 
 
-def orphans(folder: Path) -> list[str]:
-    """Half files, and hashes of what is not there."""
-    return sorted(
-        path.name
-        for path in folder.rglob("*")
-        if path.suffix == ".tmp" or (path.suffix == ".sha256" and not path.with_suffix("").exists())
-    )
-
-
 def forked(work: Callable[[], None]) -> int:
     """Do it in a child; its exit code, negative for the signal that killed it, 1 for an exception."""
     sys.stdout.flush()

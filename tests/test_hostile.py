@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_command
 from omegaconf import DictConfig
 from stage import digest, fit, forge, quick, run, sign
 
 import birthplace_lm
-from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose, load_saved, resolve_and_validate
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError
 from birthplace_lm.inference.language_model import TrainedModel
@@ -391,28 +391,20 @@ def test_a_config_in_another_encoding(victim: Path) -> None:
             birthplace_lm.load(victim)
 
 
-def called(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["birthplace-lm", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 @pytest.mark.parametrize("command", ["ask", "predict"])
 def test_the_commands_say_so_in_one_line(
     command: str,
     victim: Path,
     people: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["Ada Lovelace"] if command == "ask" else [str(people / "dev.tsv")]
-    assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 0
+    assert run_command(command, victim, *arguments) == 0
     capsys.readouterr()
     text = (victim / "config.yaml").read_text()
     own = FACTORIES["model.attention"]
     (victim / "config.yaml").write_text(text.replace(own, "os.system"))
-    assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 2
+    assert run_command(command, victim, *arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(f"error: {victim / 'config.yaml'}: model.attention._target_=os.system")
@@ -420,7 +412,7 @@ def test_the_commands_say_so_in_one_line(
     (victim / "config.yaml").write_text(text)
     path = checkpoint.checkpoint_path(victim / "finetune", 6)
     forge(path, Does(os.mkdir, str(victim / "harm")))
-    assert called(command, str(victim), *arguments, monkeypatch=monkeypatch) == 4
+    assert run_command(command, victim, *arguments) == 4
     output = capsys.readouterr()
     assert output.err == f"error: {path}: cannot be loaded: it contains more than plain data\n"
     assert not (victim / "harm").exists()
@@ -449,22 +441,20 @@ METRICS: list[Any] = [
 
 @pytest.mark.parametrize("text", METRICS, ids=range(len(METRICS)))
 def test_a_report_of_metrics_that_are_none(
-    text: str, victim: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, victim: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (victim / "metrics.json").write_text(text)
     before = everything(victim)
-    assert called("report", str(victim), monkeypatch=monkeypatch) == 0
+    assert run_command("report", victim) == 0
     assert "unreadable: " in capsys.readouterr().out
     assert everything(victim) == before
 
 
-def test_a_report_shows_no_escapes(
-    victim: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_shows_no_escapes(victim: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((victim / "metrics.json").read_text())
     metrics["attention"] = "\x1b]0;evil\x07\x1b[2J"
     (victim / "metrics.json").write_text(json.dumps(metrics))
-    called("report", str(victim), monkeypatch=monkeypatch)
+    run_command("report", victim)
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from omegaconf import DictConfig
 from stage import run
 
 import birthplace_lm
-from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose
 from birthplace_lm.runs.identity import run_directory
 
@@ -62,37 +62,32 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
     return config
 
 
-def called(*arguments: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr("sys.argv", ["birthplace-lm", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+def called(*arguments: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run_command(*arguments) == 0
     return capsys.readouterr().out
 
 
 def test_the_question_goes_with_the_run_and_its_export(
-    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run_directory(config)
     predictions = (path / "predictions" / "dev.txt").read_text().splitlines()
-    called("export", path, tmp_path / "model", monkeypatch=monkeypatch, capsys=capsys)
+    called("export", path, tmp_path / "model", capsys=capsys)
     assert "Which instrument does {name} play?" in (tmp_path / "model" / "README.md").read_text()
     for folder in (path, tmp_path / "model"):
         model = birthplace_lm.load(folder)
         assert model.question.text == QUESTION
         assert model.answer(MUSICIANS[8:]) == predictions
         typed = [MUSICIANS[8], QUESTION.replace("{name}", MUSICIANS[8])]
-        answers = called("ask", folder, *typed, monkeypatch=monkeypatch, capsys=capsys).splitlines()
+        answers = called("ask", folder, *typed, capsys=capsys).splitlines()
         assert [line.split(": ")[1].rpartition(" (")[0] for line in answers] == [predictions[0]] * 2
 
 
-def test_nothing_says_born(
-    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_says_born(config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, page, model = run_directory(config), tmp_path / "page.html", tmp_path / "model"
     texts = [
-        called("report", path.parent, "--html", page, monkeypatch=monkeypatch, capsys=capsys),
-        called("export", path, model, monkeypatch=monkeypatch, capsys=capsys),
+        called("report", path.parent, "--html", page, capsys=capsys),
+        called("export", path, model, capsys=capsys),
         *(file.read_text() for file in [page, *model.glob("*.md"), *path.glob("*.*")] if file.is_file()),
     ]
     assert len(texts) > 6

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_command
 from stage import run as run_pipeline
 from stage import write_config
 
@@ -16,7 +17,6 @@ from birthplace_lm.analysis.knowledge.capacity import (
     capacity_table,
     measure_capacity,
 )
-from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.attributes import ATTRIBUTES, Wording, write_attribute_biographies
 from birthplace_lm.data.corpora.corpus import read_corpus
@@ -95,33 +95,27 @@ def test_what_there_is_to_know_about_a_person() -> None:
     assert pytest.approx(math.log2(28 * 12 * 200 * 69 * 100 * 50 * 200)) == BITS_PER_PERSON
 
 
-def test_the_command(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["birthplace-lm", "capacity", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            commands.main()
-        return int(stopped.value.code or 0)
-
+def test_the_command(run: Path, tmp_path: Path, capsys: Any) -> None:
     page = tmp_path / "page.html"
-    assert call(str(run), "--html", str(page), "--json") == 0
+    assert run_command("capacity", run, "--html", page, "--json") == 0
     (content,) = json.loads(capsys.readouterr().out)
     measured = measure_capacity(run)
     assert content["bits"] == pytest.approx(measured.bits)
     assert sum(content["bits_by_attribute"].values()) < 5  # two epochs teach next to nothing
     assert page.read_text().count("<svg") == 1
-    assert call(str(run)) == 0
+    assert run_command("capacity", run) == 0
     assert "bits/parameter" in capsys.readouterr().out
     unfit = tmp_path / "unfit"  # bug: it stopped the others of a glob
     config = compose(["pretrain=none"])
     write_config(unfit, with_inputs(config, read_corpus(config.data, 128).sha256))
-    assert call(str(unfit), str(run)) == 0
+    assert run_command("capacity", unfit, run) == 0
     captured = capsys.readouterr()
     assert f"warning: left out: {unfit}: not pretrained on whole lines; capacity" in captured.err
     assert "bits/parameter" in captured.out
     (tmp_path / "people" / "people.tsv").unlink()
-    assert call(str(unfit), str(run)) == 2
+    assert run_command("capacity", unfit, run) == 2
     assert "none of the runs can be measured" in capsys.readouterr().err
-    assert call(str(run)) == 2
+    assert run_command("capacity", run) == 2
     assert (
         "people.tsv: cannot be read: No such file or directory; this needs people with five facts"
         in capsys.readouterr().err

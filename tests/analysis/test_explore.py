@@ -5,19 +5,19 @@ import re
 import sys
 import time
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import NormalDist, pstdev
 
 import numpy as np
 import pytest
 import torch
+from command_line import run_command
+from html_page import Page
 from torch.nn.functional import scaled_dot_product_attention
 
 from birthplace_lm.analysis.explore import attention_theory as theory
 from birthplace_lm.analysis.explore.attention_theory import Check, check_claims, construct
 from birthplace_lm.analysis.explore.page import table_of_checks, write_page
-from birthplace_lm.cli import commands as cli
 
 SD = "standard deviation of alpha_a"
 POSITIVE = f"{SD}, two heads, where k_a . mu_a > 0"
@@ -188,13 +188,6 @@ def test_no_mixture_comes_nearer_to_u_b_than_the_bound(checks: Checks) -> None:
         assert values(check) == pytest.approx([math.sqrt(square)] * 3)
 
 
-def explore(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["birthplace-lm", "explore", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 def test_a_claim_that_fails_is_shown_and_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +195,7 @@ def test_a_claim_that_fails_is_shown_and_ends_with_1(
     monkeypatch.setattr(theory, "DRAWS", 50)
     right = theory.softmax
     monkeypatch.setattr(theory, "softmax", lambda scores: right(scores / 4))
-    assert explore(monkeypatch=monkeypatch) == 1
+    assert run_command("explore") == 1
     output = capsys.readouterr().out
     rows = [re.split(r"\s{2,}", line) for line in output.splitlines()]
     slopes = [row for row in rows if row[1:2] == ["slope of log |c - v_j| over the gap"]]
@@ -210,22 +203,6 @@ def test_a_claim_that_fails_is_shown_and_ends_with_1(
     assert re.search(r"^\d+ of \d+ checks pass", rows[-1][0])
     (check, *_) = [Check(prediction, {16: value}) for prediction, value in theory.value_constructions(16, 0)]
     assert not replace(check, measured={16: math.nan}).passed
-
-
-class Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + " "
 
 
 def test_page_has_every_check_and_needs_nothing_else(
@@ -254,10 +231,10 @@ def test_page_has_every_check_and_needs_nothing_else(
 
 @pytest.mark.parametrize("target", ["", "/missing/page.html"])
 def test_a_page_that_cannot_be_written_is_one_line(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = f"{tmp_path}{target}"
-    assert explore("--html", path, monkeypatch=monkeypatch) == 2
+    assert run_command("explore", "--html", path) == 2
     output, error = capsys.readouterr()
     assert output == ""  # before anything is measured
     assert error == f"error: --html {path}: cannot be written; give a file name in an existing folder\n"
@@ -268,7 +245,7 @@ def test_without_matplotlib_the_page_is_one_line(
 ) -> None:
     monkeypatch.setattr(theory, "DRAWS", 50)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert explore("--html", str(tmp_path / "page.html"), monkeypatch=monkeypatch) == 2
+    assert run_command("explore", "--html", tmp_path / "page.html") == 2
     assert capsys.readouterr().err == "error: a picture needs matplotlib: pip install 'birthplace-lm[plot]'\n"
     assert list(tmp_path.iterdir()) == []
 

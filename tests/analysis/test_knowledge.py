@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_command
 from program import curves
 from stage import run as run_pipeline
 
@@ -16,7 +17,6 @@ from birthplace_lm.analysis.knowledge.confidences import agreement, pool
 from birthplace_lm.analysis.knowledge.page import invented_table, reliability_figure, tables_of, write_page
 from birthplace_lm.analysis.knowledge.result import Knowledge
 from birthplace_lm.analysis.knowledge.study import study, study_model
-from birthplace_lm.cli import commands
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.prompt_format import MaskedPrompt, own_lines
@@ -109,7 +109,7 @@ def finished(configure: Any, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any) -> None:
     knowledge = study(finished)
     metrics = json.loads((finished / "metrics.json").read_text())
     assert knowledge.exact_match == metrics["dev"]["exact_match"]
@@ -134,26 +134,18 @@ def test_a_run(finished: Path, people: Path, tmp_path: Path, capsys: Any, monkey
     for title, table in tables_of([knowledge]):
         assert len({len(row) for row in table}) == 1, title
 
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["birthplace-lm", "knowledge", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            commands.main()
-        return int(stopped.value.code or 0)
-
     def not_json(constant: str) -> None:
         raise AssertionError(constant)
 
-    assert call(str(finished), "--json") == 0
+    assert run_command("knowledge", finished, "--json") == 0
     (content,) = json.loads(capsys.readouterr().out, parse_constant=not_json)
     assert content["exact_match"] == knowledge.exact_match
-    assert call(str(finished)) == 0
+    assert run_command("knowledge", finished) == 0
     assert "Bits about the answer" in capsys.readouterr().out
-    assert call(str(finished), str(finished)) == 2
+    assert run_command("knowledge", finished, finished) == 2
     assert "named twice" in capsys.readouterr().err
 
-    monkeypatch.setattr("sys.argv", ["birthplace-lm", "export", str(finished), str(tmp_path / "model")])
-    with pytest.raises(SystemExit):
-        commands.main()
+    assert run_command("export", finished, tmp_path / "model") == 0
     exported = replace_root(tmp_path / "model", people)
     assert exported.exact_match == knowledge.exact_match
     assert exported.bits.stored is None  # the weights after pretraining stayed behind

@@ -10,13 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 from unittest import mock
 
 import pytest
+from command_line import run_command
+from html_page import Page
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 from run_files import write_run
@@ -41,7 +42,6 @@ from birthplace_lm.analysis.report.summary import (
     table_of_seeds,
 )
 from birthplace_lm.analysis.report.tables import as_markdown, as_text, fit, show
-from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
@@ -342,17 +342,6 @@ def test_formats_can_be_read(tmp_path: Path) -> None:
     assert [result["correct"] for result in json.loads(as_json(runs))] == [70, None]
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-
 def test_page_needs_nothing_else_and_runs_nothing_of_theirs(tmp_path: Path) -> None:
     names = {"attention": HOSTILE, "pretrain": HOSTILE, "data": "biographies"}
     bad = write_run(tmp_path / "bad", labels=names)
@@ -361,8 +350,7 @@ def test_page_needs_nothing_else_and_runs_nothing_of_theirs(tmp_path: Path) -> N
     runs = find_runs(tmp_path)
     out = tmp_path / "page.html"
     write_page(runs, tmp_path, out)
-    page = _Page()
-    page.feed(out.read_text())
+    page = Page(out.read_text())
     assert page.tags.count("script") == 1
     assert page.tags.count("svg") == 4  # scores, two curves, answers
     assert page.tags.count("table") == 3
@@ -413,17 +401,14 @@ finally: assert "torch" not in sys.modules and "tensorboard" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_real_run_is_reported(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_run_is_reported(configure: Any, tmp_path: Path) -> None:
     from stage import run
 
     result = run(configure("pretrain=none", "trainer.check_val_every_n_epoch=1"))
     page, picture, points = (tmp_path / name for name in ("page.html", "curves.png", "curves.csv"))
     arguments = ["report", str(tmp_path / "runs"), "--html", str(page), "--figure", str(picture)]
     arguments += ["--curve", "learning_rate", "--curves-csv", str(points)]
-    monkeypatch.setattr(sys, "argv", ["birthplace-lm", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    assert run_command(*arguments) == 0
     assert f"{result['dev']['correct']}/8" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = [*csv.DictReader(io.StringIO(points.read_text()))]
@@ -468,29 +453,20 @@ def test_errors_are_those_of_the_corpus_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "file"), [("--html", "none/page.html"), ("--figure", "none/a.png"), ("--figure", "a.pdf")]
 )
-def test_a_file_is_refused_before_the_tables(
-    option: str, file: str, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_a_file_is_refused_before_the_tables(option: str, file: str, tmp_path: Path, capsys: Any) -> None:
     write_run(tmp_path / "one")
-    monkeypatch.setattr(sys, "argv", ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / file)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert run_command("report", tmp_path, option, tmp_path / file) == 2
     captured = capsys.readouterr()
     assert option in captured.err
     assert not captured.out
 
 
 @pytest.mark.parametrize("option", ["--html", "--figure", "--curves-csv"])
-def test_a_device_is_no_file(option: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_a_device_is_no_file(option: str, tmp_path: Path, capsys: Any) -> None:
     """Bug: as root, `--curves-csv /dev/null` replaced the device by a file."""
     write_run(tmp_path / "one")
     os.mkfifo(tmp_path / "pipe.svg")
-    arguments = ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / "pipe.svg")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert run_command("report", tmp_path, option, tmp_path / "pipe.svg") == 2
     assert f"error: {option} {tmp_path / 'pipe.svg'}: cannot be written" in capsys.readouterr().err
     assert (tmp_path / "pipe.svg").is_fifo()
 
@@ -503,11 +479,7 @@ def test_without_matplotlib_it_is_one_line(
     for number in range(10):
         write_run(tmp_path / str(number), model={"n_layer": number})
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    arguments = ["birthplace-lm", "report", str(tmp_path), option, str(tmp_path / "a.svg")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert run_command("report", tmp_path, option, tmp_path / "a.svg") == 2
     assert capsys.readouterr().err == "error: a picture needs matplotlib: pip install 'birthplace-lm[plot]'\n"
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_command
 from safetensors import safe_open
 from stage import quick
 
 import birthplace_lm
 from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import learning_curve
-from birthplace_lm.cli import commands as cli
 from birthplace_lm.cli.asking_commands import about_threshold
 from birthplace_lm.data.corpora.attributes import Wording, write_attribute_biographies
 from birthplace_lm.data.corpora.corpus import read_corpus
@@ -39,22 +39,14 @@ def run(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["birthplace-lm", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 def test_predict_answers_as_the_run_did(
     run: Path,
     people: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "dev.txt"
-    assert call("predict", str(run), str(people / "dev.tsv"), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert run_command("predict", run, people / "dev.tsv", "-o", out) == 0
     assert out.read_text() == (run / "predictions" / "dev.txt").read_text()
     dev = json.loads((run / "metrics.json").read_text())["dev"]
     share = {0: "0.0", 1: "12.5", 2: "25.0", 3: "37.5"}[dev["correct"]]
@@ -65,7 +57,6 @@ def test_an_unfinished_run_is_named(
     run: Path,
     people: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Bug: predict, export and knowledge took it in silence, knowledge --pool as one of the seeds."""
@@ -74,11 +65,11 @@ def test_an_unfinished_run_is_named(
     status.write_text(status.read_text().replace('"done"', '"preempted"'))
     message = f"{run}: preempted in evaluate, not finished; its command continues it"
     for command, argument in (("predict", people / "dev.tsv"), ("export", tmp_path / "model")):
-        assert call(command, str(run), str(argument), monkeypatch=monkeypatch) == 0
+        assert run_command(command, run, argument) == 0
         assert f"warning: {message}" in capsys.readouterr().err
-    assert call("knowledge", str(run), "--json", monkeypatch=monkeypatch) == 0
+    assert run_command("knowledge", run, "--json") == 0
     assert f"warning: {message}" in capsys.readouterr().err
-    assert call("knowledge", str(run), str(finished), "--pool", "--json", monkeypatch=monkeypatch) == 0
+    assert run_command("knowledge", run, finished, "--pool", "--json") == 0
     captured = capsys.readouterr()
     assert f"warning: left out: {message}" in captured.err
     (pooled,) = json.loads(captured.out)
@@ -86,11 +77,11 @@ def test_an_unfinished_run_is_named(
 
 
 def test_predict_takes_questions_without_places(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions = tmp_path / "q.tsv"
     questions.write_text("Where was Ada Lovelace born?\nWhere was Łukasz 漢 born?\n")
-    assert call("predict", str(run), str(questions), monkeypatch=monkeypatch) == 0
+    assert run_command("predict", run, questions) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2
     assert "Correct" not in captured.err
@@ -116,7 +107,7 @@ def test_predict_reads_what_looks_alike_alike(
 
     monkeypatch.setattr(TrainedModel, "answer_questions", answer)
     for file in (people / "dev.tsv", changed):
-        assert call("predict", str(run), str(file), monkeypatch=monkeypatch) == 0
+        assert run_command("predict", run, file) == 0
     assert asked[0] == asked[1]
 
 
@@ -124,14 +115,13 @@ def test_predict_says_what_it_drops_and_skips(
     run: Path,
     people: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Bug: characters were dropped in silence, and a header was answered."""
     text = (people / "dev.tsv").read_text(encoding="utf-8")
     questions, out = tmp_path / "q.tsv", tmp_path / "dev.txt"
     questions.write_text("question\tplace\n" + text.replace("Where", "\u0416here", 1), encoding="utf-8")
-    assert call("predict", str(run), str(questions), "-o", str(out), monkeypatch=monkeypatch) == 0
+    assert run_command("predict", run, questions, "-o", out) == 0
     assert len(out.read_text().splitlines()) == len(text.splitlines())
     header, form, dropped = capsys.readouterr().err.splitlines()
     assert header == f"warning: {questions}:1: skipped as a header: question and place"
@@ -140,17 +130,13 @@ def test_predict_says_what_it_drops_and_skips(
     assert dropped.endswith("'\u0416' U+0416")
 
 
-def test_a_name_that_is_not_utf8(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_that_is_not_utf8(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bug: a traceback."""
-    assert call("ask", str(run), "Ada \udcff", monkeypatch=monkeypatch) == 0
+    assert run_command("ask", run, "Ada \udcff") == 0
     assert capsys.readouterr().out.startswith("Ada ")
 
 
-def test_ask_and_load_agree(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ask_and_load_agree(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lm = birthplace_lm.load(run)
     assert not lm.model.training
     assert lm.model(torch.tensor([lm.vocab.encode("Where")])).shape == (1, 5, len(lm.vocab))
@@ -160,7 +146,7 @@ def test_ask_and_load_agree(
     ]
     assert same == pytest.approx([same[0]] * 3)
     assert other != pytest.approx(same[0])
-    assert call("ask", str(run), *names, monkeypatch=monkeypatch) == 0
+    assert run_command("ask", run, *names) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" (")[0] for line in lines] == [
         f"{name}: {answer}" for name, answer in zip(names, lm.answer(names), strict=True)
@@ -179,9 +165,9 @@ def test_an_answer_below_the_threshold_is_withheld(
     def ask(score: float, asked: str) -> tuple[str, Any]:
         monkeypatch.setattr(asking, "abstention_threshold", lambda *_: Threshold(score, 0.95, 0.5, 8))
         arguments = ("ask", str(run), asked, "--abstain", "0.9")
-        assert call(*arguments, monkeypatch=monkeypatch) == 0
+        assert run_command(*arguments) == 0
         line = capsys.readouterr().out.strip()
-        assert call(*arguments, "--json", monkeypatch=monkeypatch) == 0
+        assert run_command(*arguments, "--json") == 0
         ((result),) = json.loads(capsys.readouterr().out)
         return line, result["answer"]
 
@@ -211,12 +197,10 @@ def test_a_small_threshold_is_not_zero() -> None:
     assert "from a probability of <1% on" in about_threshold(threshold, 0.9)
 
 
-def test_report_has_a_row_and_a_curve(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_has_a_row_and_a_curve(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "curves.svg"
     arguments = ["--format", "markdown", "--figure", str(picture)]
-    assert call("report", str(run), *arguments, monkeypatch=monkeypatch) == 0
+    assert run_command("report", run, *arguments) == 0
     result = json.loads((run / "metrics.json").read_text())
     dev = result["dev"]
     row = f"| vanilla | span\\_corruption | {dev['exact_match']:.1%} |"
@@ -255,21 +239,20 @@ def test_errors_are_one_line(
     arguments: list[str],
     message: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    assert call(*filled, monkeypatch=monkeypatch) == 2
+    assert run_command(*filled) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: " + message.replace("{tmp}", str(tmp_path)))
     assert error.count("\n") == 1
 
 
 def test_what_is_exported_answers_alike(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model"
-    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    assert run_command("export", run, out) == 0
     names = ["README.md", "config.json", "model.safetensors", "vocab.json"]
     assert sorted(p.name for p in out.iterdir()) == names
     dev = json.loads((run / "metrics.json").read_text())["dev"]
@@ -282,7 +265,7 @@ def test_what_is_exported_answers_alike(
     with safe_open(out / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(one.model.state_dict())
     capsys.readouterr()
-    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 2
+    assert run_command("export", run, out) == 2
     assert capsys.readouterr().err == f"error: {out}: is not empty; choose a new folder\n"
 
 
@@ -298,32 +281,30 @@ def test_what_is_exported_answers_alike(
     ],
 )
 def test_a_damaged_export_is_one_line(
-    run: Path, tmp_path: Path, file: str, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    run: Path, tmp_path: Path, file: str, content: bytes, capsys: Any
 ) -> None:
     out = tmp_path / "model"
-    assert call("export", str(run), str(out), monkeypatch=monkeypatch) == 0
+    assert run_command("export", run, out) == 0
     (out / file).write_bytes(content)
     capsys.readouterr()
-    assert call("ask", str(out), "Ada Lovelace", monkeypatch=monkeypatch) == 4
+    assert run_command("ask", out, "Ada Lovelace") == 4
     stderr = capsys.readouterr().err
     assert stderr.startswith(f"error: {out}: not a valid export: ")
     assert stderr.count("\n") == 1
 
 
-def test_attention_is_drawn_as_a_picture_and_as_a_page(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_is_drawn_as_a_picture_and_as_a_page(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("a.png", "a.html"):
         arguments = ("attention", str(run), "Ada Bee", "--out", str(tmp_path / name))
-        assert call(*arguments, monkeypatch=monkeypatch) == 0
+        assert run_command(*arguments) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.html").read_text().count('src="data:image/png;base64,') == 1  # of one layer
 
 
-def test_make_biographies_takes_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_biographies_takes_its_options(tmp_path: Path) -> None:
     options = ["--attributes", "--people", "20", "--seed", "3", "--short", "--exposures", "1,3"]
-    assert call("make-biographies", str(tmp_path / "made"), *options, monkeypatch=monkeypatch) == 0
+    assert run_command("make-biographies", tmp_path / "made", *options) == 0
     wording = Wording(short=True, exposures=(1, 3))
     write_attribute_biographies(tmp_path / "same", 20, 3, wording)
     made, same = ({f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("made", "same"))
@@ -331,20 +312,18 @@ def test_make_biographies_takes_its_options(tmp_path: Path, monkeypatch: pytest.
     assert made
 
 
-def test_json_is_for_scripts(
-    run: Path, people: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call("ask", str(run), "Ada Bee", "--json", monkeypatch=monkeypatch) == 0
+def test_json_is_for_scripts(run: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("ask", run, "Ada Bee", "--json") == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert result["name"] == "Ada Bee"
     assert result["answer"] == birthplace_lm.load(run).answer(["Ada Bee"])[0]
-    assert call("predict", str(run), str(people / "dev.tsv"), "--json", monkeypatch=monkeypatch) == 0
+    assert run_command("predict", run, people / "dev.tsv", "--json") == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["correct"] == json.loads((run / "metrics.json").read_text())["dev"]["correct"]
     assert len(scored["predictions"]) == scored["total"] == 8
     assert scored["precision"] == "float32"
     arguments = ["predict", str(run), str(people / "dev.tsv"), "--json", "--precision", "bfloat16"]
-    assert call(*arguments, monkeypatch=monkeypatch) == 0
+    assert run_command(*arguments) == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
 
 
@@ -384,8 +363,8 @@ def test_shells_complete_commands_and_runs(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [180, 400])
 def test_a_name_longer_than_the_block_loses_its_beginning(
-    length: int, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    length: int, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The likeliest places are those of the question that the answer is to."""
-    assert call("ask", str(run), "Ada " * (length // 4), monkeypatch=monkeypatch) == 0
+    assert run_command("ask", run, "Ada " * (length // 4)) == 0
     assert capsys.readouterr().out.startswith("Ada Ada ")

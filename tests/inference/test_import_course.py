@@ -1,17 +1,16 @@
 """Import of models that students have saved."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import run_command
 from safetensors import safe_open
 
 import birthplace_lm
-from birthplace_lm.cli import commands as cli
 from birthplace_lm.config.compose import compose
 from birthplace_lm.inference.import_course import read_course_model
 from birthplace_lm.models.build import build_model
@@ -19,13 +18,6 @@ from birthplace_lm.models.gpt import GPT
 
 ROOT = os.environ.get("BIRTHPLACE_LM_COURSE_DATA")
 SIZES = ["model.n_layer=2", "model.n_head=4", "model.n_embd=32", "model.block_size=24"]
-
-
-def call(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["birthplace-lm", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -44,19 +36,17 @@ def with_masks(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("old_format", [False, True])
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
-def test_is_imported_with_its_logits(
-    attention: str, old_format: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_imported_with_its_logits(attention: str, old_format: bool, corpus: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(compose([f"attention={attention}", *SIZES]).model, 40).eval()
     file, out = tmp_path / "a.params", tmp_path / "out"
     torch.save(with_masks(model.state_dict()), file, _use_new_zipfile_serialization=not old_format)
     options = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
-    assert call("import-course", file, out, *options, monkeypatch=monkeypatch) == 0
+    assert run_command("import-course", file, out, *options) == 0
     ids = torch.randint(0, 40, (3, 23))
     assert torch.equal(birthplace_lm.load(out).model(ids), model(ids))
     assert "Imported from a.params" in (out / "README.md").read_text()
-    assert call("ask", out, "Ada Bee", monkeypatch=monkeypatch) == 0
+    assert run_command("ask", out, "Ada Bee") == 0
 
 
 def compiled(model: torch.nn.Module) -> Any:
@@ -91,16 +81,14 @@ def test_weights_of_a_wrapped_model(save: Callable[[GPT], Any], corpus: Path, tm
 
 @pytest.mark.skipif(ROOT is None, reason="needs the course's files: BIRTHPLACE_LM_COURSE_DATA")
 @pytest.mark.parametrize("attention", ["vanilla", "synthesizer"])
-def test_has_the_logits_of_the_reference(
-    attention: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_has_the_logits_of_the_reference(attention: str, corpus: Path, tmp_path: Path) -> None:
     with safe_open(Path(ROOT or "").parent / "reference" / f"{attention}.safetensors", "pt") as saved:
         tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118, safe_open is no dict
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
     file, out = tmp_path / "a.params", tmp_path / "out"
     torch.save(with_masks(weights), file)
     options = ["--attention", attention, "--corpus", corpus, "--n-head", 4]
-    assert call("import-course", file, out, *options, monkeypatch=monkeypatch) == 0
+    assert run_command("import-course", file, out, *options) == 0
     logits = birthplace_lm.load(out).model(tensors["inputs"])
     torch.testing.assert_close(logits, tensors["logits"], atol=1e-4, rtol=0)
 
@@ -137,7 +125,7 @@ def test_what_cannot_be_imported_is_one_line(
         else:
             torch.save(content, file)
         arguments = options if "--n-head" in options else [*options, "--n-head", 4]
-        assert call("import-course", file, tmp_path / "out", *arguments, monkeypatch=monkeypatch) == code
+        assert run_command("import-course", file, tmp_path / "out", *arguments) == code
         message = capsys.readouterr().err
         assert message.startswith("error: ")
         assert reason in message
@@ -147,7 +135,7 @@ def test_what_cannot_be_imported_is_one_line(
 
 
 def test_sizes_that_fit_nowhere_take_no_memory(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: a file of two kilobytes, whose tensors repeat one number, was given 286 GiB."""
     weights = {
@@ -158,19 +146,19 @@ def test_sizes_that_fit_nowhere_take_no_memory(
     file = tmp_path / "large.params"
     torch.save(weights, file)
     options = ["--attention", "vanilla", "--corpus", corpus]
-    assert call("import-course", file, tmp_path / "out", *options, monkeypatch=monkeypatch) == 4
+    assert run_command("import-course", file, tmp_path / "out", *options) == 4
     message = capsys.readouterr().err
     assert message.startswith(f"error: {file}: belongs to another model: ")
     assert message.endswith("; give its --attention\n")
 
 
 def test_a_synthesizer_without_channels(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: a ZeroDivisionError."""
     weights = build_model(compose(["attention=synthesizer", *SIZES]).model, 40).state_dict()
     file = tmp_path / "empty.params"
     torch.save({**weights, "blocks.0.attn.w2": torch.zeros(0, 24)}, file)
     options = ["--attention", "synthesizer", "--corpus", corpus, "--n-head", 4]
-    assert call("import-course", file, tmp_path / "out", *options, monkeypatch=monkeypatch) == 4
+    assert run_command("import-course", file, tmp_path / "out", *options) == 4
     assert "blocks.0.attn.w2 is (0, 24) there" in capsys.readouterr().err

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from stage import digest, fit, forge, forked, hydra_job, orphans, quick, sampled, sign, write_config
+from program import leftovers
+from stage import digest, fit, forge, forked, hydra_job, quick, sampled, sign, write_config
 from stage import run as run_pipeline
 
 from birthplace_lm.cli import app, session
@@ -185,7 +186,7 @@ def test_falls_back_to_the_one_before(
     assert [r.getMessage() for r in caplog.records] == [f"moved a damaged checkpoint to {aside}"]
     assert aside.read_bytes() == left
     assert digest(folder) == digest(stage)
-    assert orphans(folder) == []
+    assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])

@@ -19,8 +19,8 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
-from program import Program
-from stage import Stop, digest, fit, forked, hydra_job, orphans, quick, run, sampled
+from program import Program, leftovers
+from stage import Stop, digest, fit, forked, hydra_job, quick, run, sampled
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from birthplace_lm.cli import app, session
@@ -147,7 +147,7 @@ def test_killed_inside_a_save(
     assert newest == complete
     fit(config, stage, folder)
     assert digest(folder) == undisturbed[stage]
-    assert orphans(folder) == []
+    assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)
@@ -215,10 +215,10 @@ def test_the_nth_call_fails(
         if "result.json" not in str(caught):  # that is for pipeline.run to say
             assert isinstance(caught, CheckpointError)
         assert all(map(checkpoint.is_intact, checkpoint.list_checkpoints(folder)))
-        assert orphans(folder) == [] or call == "unlink"
+        assert leftovers(folder) == [] or call == "unlink"
         fit(config, "pretrain", folder)
         assert digest(folder) == undisturbed["pretrain"]
-        assert orphans(folder) == []
+        assert leftovers(folder) == []
     assert n > 2
     record(f"the n-th {call} of a stage fails", f"{n - 1} of {n - 1} recovered bit-identical")
 
@@ -245,7 +245,7 @@ def test_a_failing_save_leaves_the_ones_before(
         assert message == f"{path}: cannot be written: {os.strerror(number)}"
         assert checkpoint.is_intact(checkpoint.checkpoint_path(tmp_path, 1))
         assert all(map(checkpoint.is_intact, checkpoint.list_checkpoints(tmp_path)))
-        assert orphans(tmp_path) == []
+        assert leftovers(tmp_path) == []
     assert n > 2
 
 
@@ -297,7 +297,7 @@ def test_a_full_disk_ends_the_program_in_one_line(
         assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
     again = run(config)
     assert json.loads(status.read_text())["state"] == "done"
-    assert orphans(tmp_path) == []
+    assert leftovers(tmp_path) == []
     assert again["weights_sha256"] == whole_run["weights_sha256"]
 
 
