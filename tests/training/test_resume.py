@@ -13,9 +13,9 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
+from program import curves
 from stage import Stop, digest, plan_of, run, sampled
 from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 from birthplace_lm.data.batching import EpochBatchDataset
@@ -79,21 +79,6 @@ def fit(
         corpus = read_corpus(config.data, config.model.block_size)
         stages.fit_stage(plan_of(stage, config, corpus, folder), corpus)
     return began[0]
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """What TensorBoard shows of a stage: step and value of every point of every curve, text and picture."""
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    values = {}
-    for tag in events.Tags()["tensors"]:
-        values[tag] = [(e.step, str(e.tensor_proto)) for e in events.Tensors(tag)]
-        if tag.endswith("per_second"):
-            values[tag] = [(step, "") for step, _ in values[tag]]
-        if "by_seconds/" in tag:
-            assert [step for step, _ in values[tag]] == sorted(step for step, _ in values[tag])
-            values[tag] = [(0, value) for _, value in values[tag]]
-    return values
 
 
 def assert_alike(folder: Path, whole: Path, when: str) -> None:
