@@ -89,11 +89,17 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
         arguments: dict[str, tuple[str, bool]] | None = _import_signature(str(target), key)
     else:  # a factory that is an argument of another factory is defined in the same package
         arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
-    if arguments is None or (arguments is not ANY_ARGUMENTS and not {*called_with} <= {*arguments}):
+    if arguments is None:
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
             f" defines and that takes {', '.join(called_with) or 'the arguments in this mapping'}"
             f"{_plugin_hint(str(target), plugins)}"
+        )
+    missing = [name for name in called_with if name not in arguments]
+    if missing and arguments is not ANY_ARGUMENTS:
+        raise InputError(
+            f"{key}._target_={target}: is called with {', '.join(called_with)}, and does not take"
+            f" {', '.join(missing)}"
         )
     if node.get("_partial_") is not True:
         # Called at once, with arguments from the configuration alone, it could write anywhere.

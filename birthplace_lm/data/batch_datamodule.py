@@ -106,10 +106,24 @@ class BatchDataModule(L.LightningDataModule):
         if self._expected_fingerprint not in (None, self._next_fingerprint()):
             raise CheckpointError(
                 f"resume: batch {self.cursor.index} of epoch {self.cursor.epoch} is not the batch that"
-                " followed the checkpoint: the versions or the code differ"
+                " followed the checkpoint: the versions or the code differ; resume=never starts again"
             )
         sampler = ResumableBatchSampler(self._epoch_length, self.cursor)
         return self._loader(self.train_batches, sampler, self.loading.num_workers)
+
+    def check_first_batch(self) -> None:
+        """Make the first batch of training twice, so that wrong rows end a run at its start.
+
+        Raises:
+            ValueError: the two differ, so no run could be resumed.
+        """
+        sources, seed, shuffle = self.train_sources, self.loading.seed, self.loading.shuffle
+        first, second = (self._dataset(sources, seed, shuffle).fingerprint((0, 0)) for _ in range(2))
+        if first != second:
+            raise ValueError(
+                "the rows of an epoch differ when they are made again; take all random numbers from the"
+                " generator, otherwise no run can be resumed"
+            )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The same few batches every time, for the loss; and all questions, for exact match."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from birthplace_lm.data.batch_datamodule import BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.consistency import owner, title_of
 from birthplace_lm.data.corpora.corpus import Corpus
@@ -100,7 +98,6 @@ class SpanCorruptionDataModule(BatchDataModule):
         except ValueError as error:
             raise ValueError(f"spans.{error}") from error
         corruption = SpanCorruption(documents, sampler, closing_mask, loss_on, span_block, masks_per_row)
-        corruption.rows(torch.Generator().manual_seed(0))  # so that a wrong sampler ends the run at its start
         self.prompt_format = self.prompt_format_of({"closing_mask": closing_mask, "min_shift": low}, corpus)
         self.warnings = [f"spans: {warning}" for warning in getattr(sampler, "warnings", ())]
         shifted = LeftPadded(corruption, low, high, block_size)

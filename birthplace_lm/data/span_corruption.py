@@ -88,6 +88,7 @@ class SpanCorruption:
         )
 
     def _check(self, span: Spans) -> None:
+        self._check_form(span)
         title_end, context_start, start, end, context_end = span
         ordered = (title_end >= 0) & (title_end <= context_start) & (context_start <= start) & (start < end)
         valid = ordered & (end <= context_end) & (context_end <= self.document_lengths)
@@ -104,7 +105,18 @@ class SpanCorruption:
             raise InputError(
                 f"{type(self.spans).__name__}.sample: document {number + 1}:"
                 f" {[int(edge[number]) for edge in span]} show {self.block_size - 3 - int(rooms[number])}"
-                f" characters, and a block of {self.block_size} has room for {self.block_size - 3}"
+                f" characters, and there is room for {self.block_size - 3} (block_size - 3)"
+            )
+
+    def _check_form(self, span: object) -> None:
+        edges = span if isinstance(span, tuple) else ()
+        shape = self.document_lengths.shape
+        if len(edges) != 5 or any(
+            not isinstance(edge, Tensor) or edge.dtype != torch.int64 or edge.shape != shape for edge in edges
+        ):
+            raise InputError(
+                f"{type(self.spans).__name__}.sample: must return `Spans`: five int64 tensors with a number"
+                f" for each of the {len(self)} documents"
             )
 
     def _pieces(self, span: Spans) -> tuple[Tensor, Tensor]:

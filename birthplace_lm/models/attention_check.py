@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.models.build import build_model
-from birthplace_lm.models.gpt import GPT
+from birthplace_lm.models.gpt import GPT, Block
 from birthplace_lm.models.kv_cache import KVCache
 from birthplace_lm.models.partial_forward import forward_with_shared_prefix, logits_at
 
@@ -41,19 +41,31 @@ def check_attention(sizes: Mapping[str, Any]) -> None:
             for parameter in model.parameters():
                 parameter.add_(NOISE * torch.randn_like(parameter))
         ids = torch.randint(SYMBOLS, (ROWS, min(LENGTH, model.block_size)))
+        _check_shape(model)
         _check_causal(model, ids)
         _check_decoding(model, ids)
         _check_shared_prefix(model, ids)
 
 
 @torch.no_grad()
+def _check_shape(model: GPT) -> None:
+    """What the attention of an ordinary block returns; blocks of another kind may use theirs differently."""
+    for block in (block for block in model.blocks if type(block) is Block):
+        x = torch.randn(ROWS, 5, model.tok_emb.embedding_dim)
+        y = block.attn(x, None)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            got = f"a tensor of {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ContractError(f"forward returns {got}; must return a tensor of {tuple(x.shape)}, as x is")
+
+
+@torch.no_grad()
 def _check_causal(model: GPT, ids: Tensor) -> None:
-    changed = ids.clone()
-    half = ids.shape[1] // 2
-    changed[:, half:] = (changed[:, half:] + 1) % SYMBOLS
-    _compare(
-        model(changed)[:, :half], model(ids)[:, :half], "later characters change the logits of a position"
-    )
+    for cut in (ids.shape[1] // 2, ids.shape[1] * 5 // 9):  # one of them is within a window or a chunk
+        changed = ids.clone()
+        changed[:, cut:] = (changed[:, cut:] + 1) % SYMBOLS
+        _compare(
+            model(changed)[:, :cut], model(ids)[:, :cut], "later characters change the logits of a position"
+        )
 
 
 @torch.no_grad()

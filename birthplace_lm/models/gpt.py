@@ -137,17 +137,21 @@ class GPT(nn.Module):
         self.drop = Dropout(dropout)
         takes_layer = "layer" in inspect.signature(attention).parameters
         sizes = {"n_embd": n_embd, "n_head": n_head, "block_size": block_size, "dropout": dropout}
-        self.blocks = nn.ModuleList(
-            (block or Block)(
-                attention=attention(**sizes, **({"layer": layer} if takes_layer else {})),
-                n_embd=n_embd,
-                dropout=dropout,
-                layer=layer,
-                n_layer=n_layer,
-                canon=canon,
+        self.blocks = nn.ModuleList()
+        for layer in range(n_layer):
+            made = attention(**sizes, **({"layer": layer} if takes_layer else {}))
+            if not isinstance(made, nn.Module):
+                raise ValueError(f"attention: makes a {type(made).__name__}; must make a torch.nn.Module")
+            self.blocks.append(
+                (block or Block)(
+                    attention=made,
+                    n_embd=n_embd,
+                    dropout=dropout,
+                    layer=layer,
+                    n_layer=n_layer,
+                    canon=canon,
+                )
             )
-            for layer in range(n_layer)
-        )
         self.ln_f = nn.LayerNorm(n_embd)
         self.head = Head(n_embd, vocab_size)
         self.apply(_initialize)

@@ -1,9 +1,10 @@
 """The objects of a stage: data module, LightningModule, callbacks and trainer, each made from the plan."""
 
 import logging
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.corpora.corpus import Corpus
@@ -41,14 +43,42 @@ from birthplace_lm.training.plan import StagePlan
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lines would fill the log
 
 
+def own_targets(node: Any) -> list[str]:
+    """The classes and functions in a part of the configuration that are not of this package."""
+    if not isinstance(node, Mapping):
+        return []
+    target = node.get("_target_")
+    own = [target] if target is not None and not target.startswith("birthplace_lm.") else []
+    return own + [inner for value in node.values() for inner in own_targets(value)]
+
+
 @contextmanager
-def errors_prefixed_with(key: str) -> Iterator[None]:
-    """Put the configuration key in front of what a factory says about its arguments."""
+def errors_prefixed_with(key: str, part: Any) -> Iterator[None]:
+    """Put the configuration key in front of what a part of the configuration says about its arguments.
+
+    Args:
+        key: of the part.
+        part: its settings. If a user's class or function is among them, it is named, and errors of any kind
+            are those of the user.
+
+    Raises:
+        InputError: instead of any error of a user's part, otherwise of a ValueError.
+    """
+    own = ", ".join(own_targets(part))
     try:
         yield
-    except ValueError as error:
-        separator = "." if re.match(r"[\w.]+=", str(error)) else ": "
-        raise InputError(f"{key}{separator}{error}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        refuses = isinstance(error, ValueError)
+        if not (own or refuses):
+            raise
+        reason, *_ = str(error).strip().splitlines() or ["no message"]
+        if refuses and re.match(r"[\w.]+=", reason):  # of an argument
+            raise InputError(f"{key}.{reason}") from error
+        hint = "; a model is first built without memory, on torch's meta device" if "meta" in reason else ""
+        kind = "" if refuses else type(error).__name__
+        raise InputError(": ".join(filter(None, (key, own, kind, reason))) + hint) from error
 
 
 T = TypeVar("T")
@@ -72,7 +102,7 @@ def build_datamodule(plan: StagePlan, corpus: Corpus) -> BatchDataModule:
         InputError: an argument of the dataset is out of range.
     """
     key = f"stages.{plan.name}.dataset"
-    with errors_prefixed_with(key):
+    with errors_prefixed_with(key, plan.dataset):
         data = instantiate(plan.dataset)(
             corpus=corpus, loading=plan.loading, block_size=plan.model["block_size"]
         )
@@ -88,16 +118,56 @@ def training_clock(plan: StagePlan, train_rows: int) -> TrainingClock:
     return TrainingClock(train_rows, rows_per_step, plan.model["block_size"] - 1)
 
 
+def build_schedule(plan: StagePlan, clock: TrainingClock, total_steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate by the optimizer steps taken before.
+
+    Raises:
+        InputError: the schedule refuses its arguments, or its factor is not a number of 0 or more.
+    """
+    key = f"stages.{plan.name}.schedule"
+    with errors_prefixed_with(key, plan.schedule):
+        schedule = instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
+        if not callable(schedule):
+            raise TypeError(f"makes a {type(schedule).__name__}; must make a function of the positions read")
+        factor = factor_by_step(schedule, clock)
+        for step in sorted({total_steps * tenth // 10 for tenth in range(10)} | {max(0, total_steps - 1)}):
+            value = factor(step)
+            if not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ValueError(f"its factor before step {step + 1} is {value}; must be a number, 0 or more")
+    return factor
+
+
+def build_optimizer(plan: StagePlan, model: GPT, key: str) -> Optimizer:
+    """The optimizer of a stage.
+
+    Args:
+        key: of its configuration.
+
+    Raises:
+        InputError: it refuses its arguments, or lacks weights of the model.
+    """
+    with errors_prefixed_with(key, plan.optimizer):  # torch checks its own numbers
+        made = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
+        optimizer = checked_kind(made, Optimizer, key)
+        has = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        lacks = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in has]
+        if lacks:
+            raise ValueError(
+                f"lacks {len(lacks)} of the model's weights, first {lacks[0]}; to freeze weights, set their"
+                " requires_grad to False"
+            )
+    return optimizer
+
+
 def build_module(plan: StagePlan, model: GPT, corpus: Corpus, train_rows: int) -> LanguageModelModule:
     """The LightningModule of a stage."""
     clock = training_clock(plan, train_rows)
-    schedule = instantiate(plan.schedule)(total_positions=clock.positions_seen(plan.total_steps))
     return LanguageModelModule(
         stage=plan.name,
         model=model,
         vocab=corpus.vocab,
         optimizer=partial(instantiate(plan.optimizer), lr=plan.learning_rate),
-        lr_factor=factor_by_step(schedule, clock),
+        lr_factor=build_schedule(plan, clock, plan.total_steps),
         total_steps=plan.total_steps,
     )
 
@@ -124,7 +194,7 @@ def configured_callbacks(plan: StagePlan) -> list[L.Callback]:
     state_keys: set[str] = set()
     for name, factory in plan.callbacks.items():
         key = f"callbacks.{name}"
-        with errors_prefixed_with(key):
+        with errors_prefixed_with(key, factory):
             callback = checked_kind(instantiate(factory)(), L.Callback, key)
         if isinstance(callback, Checkpoint):
             raise InputError(f"{key}: this program saves the checkpoints; take callbacks=best_checkpoint")
@@ -195,7 +265,7 @@ def build_loggers(plan: StagePlan, resume: Path | None) -> list[Logger]:
     settings = hashed_config(config, plan.name)  # those that a resumed run has too
     loggers = []
     for key, factory in plan.logger.items():
-        with errors_prefixed_with(f"logger.{key}"):
+        with errors_prefixed_with(f"logger.{key}", factory):
             made = instantiate(factory)(
                 folder=plan.directory, name=f"{run}/{plan.name}", first_step=first_step
             )

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
             metrics = _run(config, corpus, plans, directory)
             metrics.write(directory.path / METRICS_FILE)
         except Exception as error:
-            failure = to_birthplace_error(error, directory.path)
+            failure = to_birthplace_error(error, directory.path, config.plugins)
             if isinstance(failure, Interrupted):
                 failure = Interrupted(failure.number, failure.where, how_to_resume(config))
             with suppress(OSError):  # the disk may be what is wrong
@@ -78,11 +79,15 @@ def how_to_resume(config: DictConfig) -> str:
     return "give resume=auto (without overwrite) to continue"
 
 
-def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
+def to_birthplace_error(error: Exception, folder: Path, plugins: Collection[str] = ()) -> BirthplaceError:
     """Convert any exception of a run to a BirthplaceError.
 
     In a chain of exceptions (`__context__`) the earliest one is the cause and is reported; the later ones are
     its consequences.
+
+    Args:
+        folder: of the run or stage.
+        plugins: packages of the user; their innermost line that the cause came through is named.
     """
     if isinstance(error, BirthplaceError):
         return error
@@ -94,7 +99,7 @@ def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
     for cause in reversed(chain):
         if isinstance(cause, BirthplaceError):
             return cause
-        if isinstance(cause, OSError) and cause.errno is not None:
+        if isinstance(cause, OSError) and cause.errno is not None and not _line_of(cause, plugins):
             return CheckpointError(
                 f"{cause.filename or folder}: {cause.strerror}"
             )  # TensorBoard names no file
@@ -103,12 +108,25 @@ def to_birthplace_error(error: Exception, folder: Path) -> BirthplaceError:
     for cause in chain:
         if (lost := lost_process(cause)) is not None:
             return lost
-    messages = [f"{type(cause).__name__}: {_first_line(cause)}" for cause in (chain[-1], *chain[:1])]
+    messages = [
+        f"{type(cause).__name__}: {_first_line(cause)}{_line_of(cause, plugins)}"
+        for cause in (chain[-1], *chain[:1])
+    ]
     return InternalError(f"{'; then '.join(dict.fromkeys(messages))}; log.txt has the traceback")
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def _line_of(error: Exception, packages: Collection[str]) -> str:
+    """The innermost line of these packages that an error came through; empty if there is none."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = f"{frame.f_globals.get('__name__')}."
+        if module.startswith(tuple(f"{package}." for package in packages)):
+            place = f", in {frame.f_code.co_name} ({frame.f_code.co_filename}:{line})"
+    return place
 
 
 def _results_of(run: Path, stages: Sequence[str]) -> dict[str, StageResult]:

@@ -40,6 +40,7 @@ class StagePlan:
         init_checkpoint: its weights are the first ones.
         resume_checkpoint: continue from this one (resume=PATH), whatever the directory holds.
         extended_checkpoint: continue from this one unless the directory holds a later one (extend_from).
+        plugins: the packages of the user.
         warnings: for the log.
     """
 
@@ -73,6 +74,7 @@ class StagePlan:
     init_checkpoint: Path | None = None
     resume_checkpoint: Path | None = None
     extended_checkpoint: Path | None = None
+    plugins: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
     def describe_step(self) -> str:

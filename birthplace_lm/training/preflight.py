@@ -1,24 +1,21 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch.optim import Optimizer
 
 from birthplace_lm.config.compose import to_saved
 from birthplace_lm.data.batch_datamodule import QUESTIONS_PER_BATCH, BatchDataModule, LoaderConfig
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.workers import check_shared_memory
 from birthplace_lm.errors import InputError
-from birthplace_lm.models.attention_check import ContractError, check_attention
+from birthplace_lm.models.attention_check import check_attention
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import MKL
 from birthplace_lm.models.gpt import GPT
@@ -32,9 +29,11 @@ from birthplace_lm.runs.identity import (
 )
 from birthplace_lm.training.components import (
     build_datamodule,
-    checked_kind,
+    build_optimizer,
+    build_schedule,
     configured_callbacks,
     errors_prefixed_with,
+    own_targets,
     probe_trainer,
     training_clock,
 )
@@ -52,8 +51,8 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
     """
     cluster.check_layout(config, cluster.current())
     model = _build_on_meta(config, len(corpus.vocab)).to_empty(device="cpu")
-    if _own_parts(config):
-        with _errors_prefixed_with_own_parts(config):
+    if own_targets(config.model):
+        with errors_prefixed_with("model", config.model):
             check_attention(config.model)
     plans = [_plan(config, name, corpus, model) for name, stage in config.stages.items() if stage.enabled]
     return with_named_checkpoints(plans, config, corpus, model)
@@ -61,7 +60,7 @@ def preflight(config: DictConfig, corpus: Corpus) -> list[StagePlan]:
 
 def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
     """The network without memory, if training it fits: weights, gradients and two moments."""
-    with _errors_prefixed_with_own_parts(config), torch.device("meta"), errors_prefixed_with("model"):
+    with errors_prefixed_with("model", config.model), torch.device("meta"):
         model = build_model(config.model, vocab_size)  # a variant checks its own numbers
     needed, memory = 16 * model.num_parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -70,29 +69,6 @@ def _build_on_meta(config: DictConfig, vocab_size: int) -> GPT:
             f" has {memory >> 30} GiB; take a smaller model.n_embd or model.n_layer"
         )
     return model
-
-
-def _own_parts(config: DictConfig) -> list[str]:
-    """The attention and the block of the model, if they are not of this package."""
-    targets = [part["_target_"] for part in (config.model.attention, config.model.block) if part is not None]
-    return [target for target in targets if not target.startswith("birthplace_lm.")]
-
-
-@contextmanager
-def _errors_prefixed_with_own_parts(config: DictConfig) -> Iterator[None]:
-    """Errors of any kind in a user's attention or block become one line that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if not (own := _own_parts(config)):
-            raise
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        if not isinstance(error, ContractError):
-            reason = f"{type(error).__name__}: {reason}"
-        hint = "; a model is first built without memory, on torch's meta device" if "meta" in reason else ""
-        raise InputError(f"model: {', '.join(own)}: {reason}{hint}") from error
 
 
 def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePlan:
@@ -136,8 +112,11 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
         config=to_saved(config),
         config_sha256=config_hash(hashed_config(config, name)),
         start_over=config.resume == "never",
+        plugins=[*config.plugins],
     )
     data = build_datamodule(plan, corpus)
+    with errors_prefixed_with(f"stages.{name}.dataset", plan.dataset):
+        data.check_first_batch()
     _check_shares(plan, data)
     share = -(-plan.loading.batch_size // plan.processes)
     batch_bytes = 2 * 8 * share * config.model.block_size  # inputs and targets, int64
@@ -147,12 +126,8 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     clock = training_clock(plan, data.train_rows)
     total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
     plan = _validate_at_the_end(plan, -(-total_steps // clock.steps_per_epoch))
-    with errors_prefixed_with(f"stages.{name}.schedule"):
-        instantiate(plan.schedule)(total_positions=clock.positions_seen(total_steps))
-    key = f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer"
-    with errors_prefixed_with(key):  # torch checks its own numbers
-        optimizer = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
-    checked_kind(optimizer, Optimizer, key)
+    build_schedule(plan, clock, total_steps)
+    build_optimizer(plan, model, f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer")
     configured_callbacks(plan)
     check_installed(plan.logger)
     return replace(plan, total_steps=total_steps)

@@ -57,7 +57,7 @@ def train_stage_from_json(plan_json: str, resume: str) -> None:
         check_data_hashes(plan.data_sha256, corpus.sha256)  # hours may have passed since preflight
         train_stage(plan, corpus, Path(resume) if resume else None)
     except Exception as error:
-        raise to_birthplace_error(error, plan.directory) from error
+        raise to_birthplace_error(error, plan.directory, plan.plugins) from error
 
 
 def _end_with_parent() -> None:

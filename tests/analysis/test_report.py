@@ -324,6 +324,25 @@ def test_files_that_changed_make_another_setting(tmp_path: Path) -> None:
     ]
 
 
+def test_a_part_of_a_user_hides_no_setting(tmp_path: Path) -> None:
+    """Bug: one run with an attention of its own took the column away that told the others apart."""
+    choices: list[tuple[str, dict[str, Any]]] = [
+        ("vanilla", {}),
+        ("rope", {"learned_positions": False}),
+        ("mine", {"attention": {"_target_": "my_package.Mine", "power": 0.5}}),
+    ]
+    for number, (name, model) in enumerate(choices):
+        names = {"attention": name, "pretrain": "none", "data": "biographies"}
+        rate = {"finetune": {"learning_rate": 6e-4 if name == "vanilla" else 1e-3}}
+        write_run(tmp_path / str(number), labels=names, model={"block_size": 128, **model}, stages=rate)
+    shown = [setting.keys for setting in varying_settings(find_runs(tmp_path))]
+    assert shown == [("labels.attention",), ("stages.finetune.learning_rate",)]
+    model = {"block_size": 128, "attention": {"_target_": "my_package.Mine", "power": 0.7}}
+    write_run(tmp_path / "other", labels={**names, "attention": "mine"}, model=model, stages=rate)
+    keys = {key for setting in varying_settings(find_runs(tmp_path)) for key in setting.keys}
+    assert keys == {"labels.attention", "stages.finetune.learning_rate", "model.attention.power"}
+
+
 def test_a_folder_tells_its_files(tmp_path: Path) -> None:
     for number in range(2):
         paths = {"root": f"people/{number}", "corpus": "corpus.txt"}

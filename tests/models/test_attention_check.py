@@ -1,5 +1,6 @@
 """A user's attention that breaks the contract is refused; every variant of the package passes."""
 
+import re
 from typing import Any
 
 import pytest
@@ -56,9 +57,30 @@ class IsNotFinite(VanillaAttention):
         return super().forward(x, cache) / 0.0
 
 
+class LooksAheadWithinChunks(VanillaAttention):
+    """Of 32 characters, a size at whose borders a change shows nothing."""
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        y = super().forward(x, cache)
+        return y + torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in x.split(32, 1)], 1)
+
+
+class ReturnsWeightsToo(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Any:
+        return super().forward(x, cache), None
+
+
+class ReturnsOneVector(VanillaAttention):
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return super().forward(x, cache)[:, -1:]
+
+
 FAULTS = {
     LooksAhead: "later characters change the logits of a position",
     LooksAheadInTheThirdLayer: "later characters change the logits of a position",
+    LooksAheadWithinChunks: "later characters change the logits of a position",
+    ReturnsWeightsToo: "forward returns a tuple; must return a tensor of (3, 5, 8), as x is",
+    ReturnsOneVector: "forward returns a tensor of (3, 1, 8); must return a tensor of (3, 5, 8), as x is",
     LooksAheadInLongTexts: "later characters change the logits of a position",
     IgnoresTheCache: "logits with a cache are not those without one",
     IgnoresPositions: "logits with a cache are not those without one",
@@ -91,9 +113,12 @@ def test_every_variant_of_the_package_passes(name: str) -> None:
 
 @pytest.mark.parametrize("attention", FAULTS)
 def test_what_is_wrong_is_said(attention: Any) -> None:
-    with pytest.raises(ContractError, match=FAULTS[attention]):
-        check_attention(sizes(attention))
+    long = sizes(attention) | {"block_size": 128}
+    with pytest.raises(ContractError, match=re.escape(FAULTS[attention])):
+        check_attention(long if attention is LooksAheadWithinChunks else sizes(attention))
     check_attention(sizes(VanillaAttention))
+    with pytest.raises(ValueError, match=r"attention: makes a function; must make a torch\.nn\.Module"):
+        check_attention(sizes(lambda n_embd, n_head, block_size, dropout: lambda x, cache: x))
 
 
 def test_a_run_with_it_does_not_start(people: Any, tmp_path: Any) -> None:

@@ -63,10 +63,11 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_patience_counts_from_the_last_improvement(
     mode: str, min_delta: float, values: list[float], last: int
 ) -> None:
-    watcher = EarlyStopping("val_loss", mode, patience=2, min_delta=min_delta)
+    metric = {"max": "exact_match", "min": "val_loss"}[mode]
+    watcher = EarlyStopping(metric, mode, patience=2, min_delta=min_delta)
     trainer = Mock(sanity_checking=False, should_stop=False)
     for number, value in enumerate(values, 1):
-        trainer.callback_metrics, trainer.global_step = {"finetune/val_loss": value}, number
+        trainer.callback_metrics, trainer.global_step = {f"finetune/{metric}": value}, number
         watcher.on_validation_end(trainer, Mock(stage="finetune"))
         assert trainer.should_stop == (number == last)
 
@@ -236,7 +237,8 @@ def test_a_new_attempt_removes_the_best_of_the_one_before(people: Path, tmp_path
     [
         ("callbacks.early_stopping.patience=0", "patience=0: must be 1 or more"),
         ("callbacks.early_stopping.monitor=loss", "monitor=loss: unknown; valid: exact_match, val_loss"),
-        ("callbacks.early_stopping.mode=up", "mode=up: unknown; valid: max, min"),
+        ("callbacks.early_stopping.mode=up", "mode=up: must be max for monitor=exact_match"),
+        ("callbacks.early_stopping.monitor=val_loss", "mode=max: must be min for monitor=val_loss"),
         ("callbacks.early_stopping.min_delta=-1.0", "min_delta=-1.0: must be 0 or more"),
     ],
 )

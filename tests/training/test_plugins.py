@@ -1,6 +1,7 @@
 """Parts of a user, named by `plugins`: attention, spans, optimizer, schedule, data, callback, logger."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import birthplace_lm
 from birthplace_lm.cli.commands import app
 from birthplace_lm.config.compose import compose, load_saved, resolve_and_validate
 from birthplace_lm.data.corpora.corpus import read_corpus
-from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.errors import CheckpointError, InputError, InternalError
+from birthplace_lm.models.build import build_model
 from birthplace_lm.runs import checkpoint
 from birthplace_lm.training.preflight import preflight
 
@@ -193,7 +195,7 @@ def test_mistakes_are_one_line(search: str, tmp_path: Path, monkeypatch: pytest.
     assert "no attribute 'Men'" in message_of(own, {target: "own_parts.Men"})
     for other in ("constant", "not_a_callback"):
         refused = message_of(own, {target: f"own_parts.{other}"})
-        assert "that takes n_embd, n_head, block_size, dropout" in refused
+        assert f"own_parts.{other}: is called with n_embd, n_head, block_size, dropout, and does" in refused
     unknown = message_of(own, {"model.attention.gian": 1})
     assert unknown.startswith("model.attention.gian: unknown key; did you mean model.attention.gain?")
     assert "must be of type float" in message_of(own, {"model.attention.gain": "much"})
@@ -216,3 +218,86 @@ def test_what_is_no_callback_or_cannot_be_saved_is_refused(people: Path, search:
         CheckpointError, match=r"callbacks\.Unsaveable\.best is a pathlib\.\w+; a checkpoint holds"
     ):
         run(quick(people, tmp_path, search, PLUGIN, "callbacks=unsaveable"))
+
+
+def with_part(config: DictConfig, key: str, target: str) -> DictConfig:
+    """The configuration with a part of `broken_parts` in place of another."""
+    changed = DictConfig(OmegaConf.to_container(config))
+    part = {"_target_": f"broken_parts.{target}", "_partial_": True}
+    OmegaConf.update(changed, key, part, merge=False, force_add=True)
+    return changed
+
+
+SPANS, SCHEDULE = "stages.pretrain.dataset", "stages.finetune.schedule"
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "message"),
+    [
+        (SPANS, "WithoutSample", "AttributeError: 'WithoutSample' object has no attribute 'sample'"),
+        (SPANS, "SamplesNothing", "SamplesNothing.sample: must return `Spans`: five int64 tensors"),
+        (SPANS, "SamplesAList", "SamplesAList.sample: must return `Spans`: five int64 tensors"),
+        (SPANS, "WithoutMaskIndex", "TypeError: WithoutMaskIndex.sample() takes 2 positional arguments"),
+        (SPANS, "SamplesTenDocuments", "with a number for each of the 24 documents"),
+        (SPANS, "SamplesFloats", "five int64 tensors"),
+        (SPANS, "SamplesUnlikeBefore", "take all random numbers from the generator"),
+        (SPANS, "NeedsAServer", "OSError: no server"),
+        (SCHEDULE, "no_schedule", "TypeError: makes a NoneType; must make a function of the positions read"),
+        (SCHEDULE, "failing", "KeyError: 'rate'"),
+        (SCHEDULE, "uphill", "its factor before step 1 is -1.0; must be a number, 0 or more"),
+        (SCHEDULE, "no_number", "its factor before step 1 is None; must be a number, 0 or more"),
+        (SCHEDULE, "divides_by_zero_at_the_end", "ZeroDivisionError: "),
+        (
+            "optimizer",
+            "without_biases",
+            "of the model's weights, first blocks.0.ln1.weight; to freeze weights",
+        ),
+        ("optimizer", "mistyped", "TypeError: "),
+        ("callbacks.own", "NeedsAHost", "KeyError: 'host'"),
+        ("stages.finetune.dataset", "WithoutSources", "AttributeError: "),
+        ("stages.finetune.dataset", "WithoutInit", "AttributeError: "),
+    ],
+)
+def test_a_part_that_breaks_its_promise_is_named_before_the_start(
+    people: Path, tmp_path: Path, key: str, target: str, message: str
+) -> None:
+    """Bug: some were a traceback, others were found in training, and a negative rate was never found."""
+    config = quick(people, tmp_path, "plugins=[broken_parts]")
+    place = f"{key}.spans" if key == SPANS else key
+    config = with_part(config, place, target)
+    with pytest.raises(InputError) as caught:
+        preflight(config, read_corpus(config.data, config.model.block_size))
+    assert str(caught.value).startswith((f"{key}: broken_parts.{target}: ", f"{target}.sample: "))
+    assert message in str(caught.value)
+
+
+def test_weights_may_be_frozen(people: Path, tmp_path: Path) -> None:
+    config = quick(people, tmp_path, "plugins=[broken_parts]", "pretrain=none", "seed=1")
+    config = with_part(config, "optimizer", "frozen_embedding")
+    fit(config, "finetune", tmp_path / "stage")
+    state = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0])["state_dict"]
+    torch.manual_seed(1)
+    corpus = read_corpus(config.data, config.model.block_size)
+    before = build_model(config.model, len(corpus.vocab)).state_dict()
+    assert torch.equal(state["model.tok_emb.weight"], before["tok_emb.weight"])
+    assert not torch.equal(state["model.head.weight"], before["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("FailsInAHook", "AttributeError: 'Block' object has no attribute 'attention'"),
+        (
+            "ReadsAFileInAHook",
+            "FileNotFoundError: [Errno 2] No such file or directory: '/gone/x'",
+        ),
+    ],
+)
+def test_an_error_in_a_hook_names_its_place(people: Path, tmp_path: Path, target: str, message: str) -> None:
+    """Bug: it looked like one of this project, and a missing file like a full disk."""
+    config = quick(people, tmp_path, "plugins=[broken_parts]", "pretrain=none")
+    config = with_part(config, "callbacks.own", target)
+    with pytest.raises(InternalError) as caught:
+        run(config)
+    place = r", in on_train_batch_end \(/.*/broken_parts\.py:\d+\); log\.txt has the traceback"
+    assert re.fullmatch(re.escape(message) + place, str(caught.value))

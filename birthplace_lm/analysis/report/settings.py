@@ -11,11 +11,17 @@ from omegaconf import OmegaConf
 
 from birthplace_lm.analysis.report.collect import Run, flat_settings, value_in
 from birthplace_lm.config.compose import compose
-from birthplace_lm.errors import InputError
+from birthplace_lm.config.groups import options
 from birthplace_lm.runs.identity import EXCLUDED_FROM_HASH, FILE_KEYS, TRAINER_EXCLUDED_FROM_HASH
 
 GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "labels.data": "data"}
 NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
+# What an option of a user, which is not composed here, may choose by itself.
+OWN_KEYS = {
+    "attention": ("model.attention", "model.block", "model.learned_positions"),
+    "pretrain": ("stages.pretrain",),
+    "data": ("data", "model"),
+}
 PATH_KEYS = ("data.root", *(f"data.{file}" for file in FILE_KEYS))
 IGNORED_KEYS = {
     *EXCLUDED_FROM_HASH,
@@ -152,24 +158,21 @@ def _values(runs: Sequence[Run], key: str) -> set[str]:
 def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
     """The keys that do not follow from attention, pretraining and data.
 
-    Compares with what these compose by themselves. For options that cannot be composed here, a key follows if
-    all runs with the same options have the same value.
+    Compares with what these compose by themselves. From an option of a user, which cannot be composed here,
+    follow those of `OWN_KEYS` that are equal in all runs with the same options.
     """
     choices = {run: tuple(str(run.config.get(key)) for key in GROUPS) for run in runs}
-    try:
-        composed = {choice: _composed(choice) for choice in {*choices.values()}}
-    except InputError:
-        names = [tuple(run.value(name) for name in NAMES) for run in runs]
-        return [
-            key
-            for key in keys
-            if len({*zip(names, (run.value(key) for run in runs), strict=True)}) > len({*names})
-        ]
-    return [
-        key
-        for key in keys
-        if any(run.value(key) not in ("", value_in(composed[choices[run]], key)) for run in runs)
-    ]
+
+    def follows(run: Run, key: str) -> bool:
+        choice = choices[run]
+        unknown, composed = _composed(choice)
+        if run.value(key) in ("", value_in(composed, key)):
+            return True
+        own = tuple(f"{prefix}." for group in unknown for prefix in OWN_KEYS[group])
+        alike = [other for other in runs if choices[other] == choice]
+        return f"{key}.".startswith(own) and len(_values(alike, key)) == 1
+
+    return [key for key in keys if not all(follows(run, key) for run in runs)]
 
 
 def _have_equal_files(runs: Sequence[Run]) -> bool:
@@ -190,10 +193,13 @@ def _changed_files(runs: Sequence[Run]) -> list[str]:
 
 
 @cache
-def _composed(choice: tuple[str, ...]) -> Mapping[str, Any]:
-    overrides = [f"{group}={option}" for group, option in zip(GROUPS.values(), choice, strict=True)]
+def _composed(choice: tuple[str, ...]) -> tuple[list[str], Mapping[str, Any]]:
+    """The groups whose option is not one of this project, and the settings that the others compose."""
+    chosen = dict(zip(GROUPS.values(), choice, strict=True))
+    unknown = [group for group, option in chosen.items() if option not in options()[group]]
+    overrides = [f"{group}={option}" for group, option in chosen.items() if group not in unknown]
     plain: Any = OmegaConf.to_container(compose([*overrides, "data.root=."]))
-    return flat_settings(plain)
+    return unknown, flat_settings(plain)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ class MetricMonitor(L.Callback):
 
     Args:
         monitor: name of the metric without the stage: `exact_match` or `val_loss`.
-        mode: "max" if larger is better, "min" if smaller.
+        mode: "max" for `exact_match`, where larger is better, "min" for `val_loss`.
         min_delta: least change that counts as an improvement.
 
     Attributes:
@@ -32,8 +32,9 @@ class MetricMonitor(L.Callback):
     def __init__(self, monitor: str, mode: str, min_delta: float = 0.0) -> None:
         if monitor not in ("exact_match", "val_loss"):
             raise ValueError(f"monitor={monitor}: unknown; valid: exact_match, val_loss")
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode}: unknown; valid: max, min")
+        better = "max" if monitor == "exact_match" else "min"
+        if mode != better:
+            raise ValueError(f"mode={mode}: must be {better} for monitor={monitor}")
         if min_delta < 0:
             raise ValueError(f"min_delta={min_delta}: must be 0 or more")
         self.monitor = monitor
@@ -89,7 +90,7 @@ class EarlyStopping(MetricMonitor):
             trainer.should_stop = True
             if trainer.is_global_zero:
                 log.info(
-                    "early stopping: the best %s was %s, after step %d",
+                    "early stopping: the best %s was %.4g, after step %d",
                     self.monitor,
                     self.best,
                     self.best_step,
