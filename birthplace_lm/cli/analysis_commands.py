@@ -79,14 +79,14 @@ def report(
     check_output("--figure", figure, (".svg", ".png"))
     check_output("--curves-csv", curves_csv)
     runs = find_runs(folder)  # the tables come last: an error in a file is not below them
+    if figure is not None:  # first: it may refuse `against`
+        from birthplace_lm.analysis.report.plots import save_figure
+
+        save_figure(runs, figure, against, curve.value)
     if page is not None:
         from birthplace_lm.analysis.report.page import write_page
 
         write_page(runs, folder, page)
-    if figure is not None:
-        from birthplace_lm.analysis.report.plots import save_figure
-
-        save_figure(runs, figure, against, curve.value)
     if curves_csv is not None:
         from birthplace_lm.analysis.report.curves import write_curves
 

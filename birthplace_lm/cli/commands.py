@@ -73,5 +73,6 @@ def main() -> None:
     except UsageError as error:
         if message := error.format_message().strip():  # none without a command, which prints the help
             where = error.ctx.command_path if error.ctx else "birthplace-lm"
-            print(f"error: {message.rstrip('.')}; see {where} --help", file=sys.stderr)
+            message = message.replace("Value error, ", "").rstrip(".")
+            print(f"error: {message}; see {where} --help", file=sys.stderr)
         sys.exit(InputError.exit_code)

@@ -25,6 +25,8 @@ PLUGINS = {
     "ax": "hydra-ax-sweeper",
 }
 
+KINDS = {"float": "a number", "integer": "a whole number", "bool": "true or false"}
+
 
 def to_input_error(error: Exception) -> InputError:
     """Translate an error of Hydra, OmegaConf or YAML into one line with the closest valid names."""
@@ -108,6 +110,12 @@ def _omegaconf_error(error: Exception, first: str) -> InputError:
         key = match[1]
     if "is not Optional" in message:
         message = "must not be null"
+    wrong_type = r"Value '.*' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+    if match := re.match(wrong_type, message):
+        message = f"must be {KINDS.get(match[1].lower(), match[1])}"
+    if "is not a ListConfig" in message:
+        name, _, value = key.partition("=")
+        message = f"must be a list: '{name}=[{value}]'"
     return InputError(f"{key}: {message}" if key and key not in message else message)
 
 
@@ -117,6 +125,8 @@ def unknown_key(key: str, siblings: Sequence[str]) -> InputError:
         hint = f"; keys of the stage are stages.{key}.KEY" if key in ("pretrain", "finetune") else ""
         return InputError(f"{key}: needs one name; valid: {', '.join(names)}{hint}")
     prefix, dot, wrong = key.rpartition(".")
+    if wrong in options().get(prefix, ()):  # a callback or logger that is not chosen
+        return InputError(f"{key}: is not chosen; give {prefix}={wrong} as well")
     elsewhere = [name for name in _keys(Config, "") if name.endswith(f".{wrong}")]
     valid = [name for name in siblings if not name.startswith("_")]
     return InputError(f"{key}: unknown key; {suggest(wrong, valid, prefix + dot, elsewhere)}")

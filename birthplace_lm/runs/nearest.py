@@ -13,11 +13,19 @@ from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.overrides import as_typed
 from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.runs.directory import RunDirectory
-from birthplace_lm.runs.identity import flatten, hashed_config, run_directory
+from birthplace_lm.runs.identity import (
+    CHECKPOINT_KEYS,
+    FILE_KEYS,
+    flatten,
+    hashed_config,
+    run_directory,
+)
 from birthplace_lm.runs.lock import is_locked
 
 MAX_RUNS = 20  # that are read, the newest first: a few milliseconds each
 MAX_DIFFERENCES = 3  # with more, it is another experiment
+SHOWN = 20  # characters of a value
+HASHED_KEYS = {*CHECKPOINT_KEYS, *(f"data.{key}" for key in FILE_KEYS)}  # whose values are hashes of files
 
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is installed
 
@@ -51,10 +59,7 @@ def nearest_run(config: DictConfig) -> str | None:
     if nearest is None or nearest[0] > MAX_DIFFERENCES:
         return None
     _, path, differing = nearest
-    values = [
-        f"{key} ({_shown(key, theirs)} there, {_shown(key, ours)} here)"
-        for key, (theirs, ours) in differing.items()
-    ]
+    values = [_shown(key, theirs, ours) for key, (theirs, ours) in differing.items()]
     return f"a new run; {path} differs in {', '.join(values)}{_advice(config, path, differing)}"
 
 
@@ -83,10 +88,18 @@ def _advice(config: DictConfig, path: Path, differing: Differences) -> str:
     return "; it is not finished"
 
 
-def _shown(key: str, value: Any) -> str:
-    if key == "trainer.strategy" and value is None:
-        return "another"  # those that do not shard the model count as one
-    return f"{as_typed(value):.20}"
+def _shown(key: str, theirs: Any, ours: Any) -> str:
+    """A key with both values, each cut to where they differ."""
+    if key in HASHED_KEYS and theirs and ours:
+        return f"the content of {key}"
+    if key == "trainer.strategy":  # those that do not shard the model count as one
+        theirs, ours = theirs or "another", ours or "another"
+    texts = as_typed(theirs), as_typed(ours)
+    pairs = enumerate(zip(*texts, strict=False))
+    alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = texts[0].rfind(".", 0, alike) + 1 if key.endswith("_target_") else max(0, alike - SHOWN // 2)
+    there, here = (("..." if start else "") + text[start : start + SHOWN] for text in texts)
+    return f"{key} ({there} there, {here} here)"
 
 
 def _overridden(config: DictConfig, overrides: list[str]) -> DictConfig:

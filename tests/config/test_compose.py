@@ -171,12 +171,15 @@ INVALID = [  # overrides, how the message begins
     ("trainer.devices=null", "trainer.devices=None: must be a number, a list"),
     ("trainer.devices=[0,a]", "trainer.devices=[0, 'a']: must be a number, a list"),
     ("trainer.fast_dev_run=0.5", "trainer.fast_dev_run=0.5: must be true, false or"),  # failed after training
-    ("model.n_layer=many", "model.n_layer=many: Value 'many' of type 'str'"),
-    ("model.n_layer=2.5", "model.n_layer=2.5: Value '2.5' of type 'float'"),
+    ("model.n_layer=many", "model.n_layer=many: must be a whole number"),
+    ("model.n_layer=2.5", "model.n_layer=2.5: must be a whole number"),
+    ("stages.finetune.learning_rate=fast", "stages.finetune.learning_rate=fast: must be a number"),
+    ("plugins=own_parts", "plugins=own_parts: must be a list: 'plugins=[own_parts]'"),
+    ("callbacks.early_stopping.patience=2", "callbacks.early_stopping: is not chosen; give callbacks=early_"),
     ("model.n_layer=null", "model.n_layer=null: must not be null"),
-    ("seed=x", "seed=x: Value 'x'"),
-    ("seed=1e10", "seed=1e10: Value"),
-    ("stages.pretrain.enabled=perhaps", "stages.pretrain.enabled=perhaps: Value 'perhaps'"),
+    ("seed=x", "seed=x: must be a whole number"),
+    ("seed=1e10", "seed=1e10: must be a whole number"),
+    ("stages.pretrain.enabled=perhaps", "stages.pretrain.enabled=perhaps: must be true or false"),
     ("stages.pretrain=3", "stages.pretrain=3: "),
     ("stages.finetune.dataset.ascii_only=no", "stages.finetune.dataset.ascii_only=no: must be of type bool"),
     ("stages.finetune.learning_rate=inf", "stages.finetune.learning_rate=inf: must be from"),
@@ -411,7 +414,7 @@ def test_a_saved_configuration_is_checked_alike() -> None:
 
     assert resolve_and_validate(changed(config)) == config
     for key, value, message in [
-        ("model.n_layer", "many", "model.n_layer: Value 'many' of type 'str'"),
+        ("model.n_layer", "many", "model.n_layer: must be a whole number"),
         ("model.n_layer", -1, "model.n_layer=-1: must be from 1"),
         ("model.depth", 3, "model.depth: unknown key"),
         ("model", 3, "int is not a subclass of Model"),

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from stage import METRICS, write_config
 
 from birthplace_lm.data.corpora.corpus import read_corpus
+from birthplace_lm.runs import nearest
 from birthplace_lm.runs.identity import run_directory, with_inputs
 from birthplace_lm.runs.metrics import METRICS_FILE
 from birthplace_lm.runs.nearest import MAX_RUNS, nearest_run
@@ -80,6 +81,38 @@ def test_the_nearest_of_several_is_named(configure: Any) -> None:
     assert line == f"a new run; {near} differs in model.dropout (0.1 there, 0 here); it is done"
     assert nearest_run(identified(configure, "attention=synthesizer")) is None
     assert nearest_run(identified(configure, f"run_dir={near.parent}/mine")) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs", "ours", "shown"),
+    [
+        (
+            "a.spans._target_",
+            "p.q.Random",
+            "p.q.Entities",
+            "a.spans._target_ (...Random there, ...Entities here)",
+        ),
+        (
+            "a.schedule._target_",
+            "p.cosine",
+            "p.cosine_2021",
+            "a.schedule._target_ (...cosine there, ...cosine_2021 here)",
+        ),
+        (
+            "data.question",
+            "In which town was {name} born?",
+            "In which town was {name} raised?",
+            "data.question (...as {name} born? there, ...as {name} raised? here)",
+        ),
+        ("model.dropout", 0, 0.1, "model.dropout (0 there, 0.1 here)"),
+        ("data.corpus", "a" * 64, "b" * 64, "the content of data.corpus"),
+        ("data.test", None, "b" * 64, "data.test (null there, bbbbbbbbbbbbbbbbbbbb here)"),
+        ("trainer.strategy", None, "fsdp2", "trainer.strategy (another there, fsdp2 here)"),
+    ],
+)
+def test_values_are_shown_from_where_they_differ(key: str, theirs: object, ours: object, shown: str) -> None:
+    """Bug: of two long values the beginnings were shown, which are often equal."""
+    assert nearest._shown(key, theirs, ours) == shown
 
 
 def test_what_cannot_be_read_is_no_run(configure: Any, tmp_path: Path) -> None:
