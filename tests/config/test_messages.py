@@ -18,7 +18,7 @@ MISTAKES = [  # the file experiment/mine.yaml, the message
         HEADER + b"model: {n_lyer: 3}\n",
         "experiment/mine.yaml: model.n_lyer: unknown key; did you mean",
     ),
-    (HEADER + b"model: {n_layer: many}\n", "experiment/mine.yaml: model.n_layer: Value 'many' of type 'str'"),
+    (HEADER + b"model: {n_layer: many}\n", "experiment/mine.yaml: model.n_layer: must be a whole number"),
     (HEADER + b"model: 3\n", "experiment/mine.yaml: Merge error: int is not a subclass of Model"),
     (HEADER + b"- 3\n", "experiment/mine.yaml: must be a mapping of keys to values"),
     (HEADER + b"model:\n\tn_layer: 3\n", "{folder}/experiment/mine.yaml:3: not YAML: found character '\\t'"),
