@@ -22,7 +22,8 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from program import Program
+from program import Program, curves
+from stage import Stop, StopAt, digest, fit, quick
 
 import birthplace_lm
 from birthplace_lm.cli.commands import app
@@ -66,11 +67,13 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "mine/my_package/attention.py",
     "mine/my_package/data.py",
     "mine/conf/attention/distance.yaml",
-    "mine/conf/callbacks/beep.yaml",
+    "mine/my_package/parts.py",
+    "mine/conf/spans/endings.yaml",
+    "mine/conf/schedule/linear.yaml",
+    "mine/conf/callbacks/head_norm.yaml",
     "mine/conf/pretrain/lines.yaml",
     "mine/conf/finetune/short.yaml",
     "mine/conf/finetune/after/short/none.yaml",
-    "callbacks=[early_stopping,beep]",
 }
 
 
@@ -417,6 +420,39 @@ def test_an_attention_in_a_package_of_its_own(
     with torch.no_grad():
         scores = lm.model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[len(question) :, 0]
     assert answer.log_probability == pytest.approx(float(scores.sum()), abs=1e-4)
+
+
+def test_other_parts_in_a_package_of_their_own(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Span sampler, schedule and callback of docs/plugins.md, in a run that is killed and resumed."""
+    page = TEXTS["docs/plugins.md"]
+    (code,) = [block for block in blocks(page, "python") if "class Endings" in block]
+    (tmp_path / "my_parts").mkdir()
+    (tmp_path / "my_parts" / "__init__.py").touch()
+    (tmp_path / "my_parts" / "parts.py").write_text(code)
+    for name in ("spans/endings", "schedule/linear", "callbacks/head_norm"):
+        place = page.index(f"`mine/conf/{name}.yaml`")
+        settings = blocks(page[place:], "yaml")[0].replace("my_package", "my_parts")
+        (tmp_path / "conf" / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / f"{name}.yaml").write_text(settings)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    typed = next(words for page, words in COMMANDS if page == "docs/plugins.md" and "spans=endings" in words)
+    choices = [word for word in typed if word.startswith(("spans=", "schedule=", "callbacks="))]
+    search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    config = quick(people, tmp_path, search, "plugins=[my_parts]", *choices)
+    for name in ("whole", "stopped"):
+        if name == "stopped":
+            with pytest.raises(Stop):
+                fit(config, "pretrain", tmp_path / name, StopAt("on_train_batch_end", 5))
+        fit(config, "pretrain", tmp_path / name)
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+    drawn = curves(tmp_path / "whole")
+    assert curves(tmp_path / "stopped").keys() == drawn.keys()
+    assert [step for step, _ in drawn["pretrain/head_norm"]] == [3, 7]
+    rates = [rate for _, rate in drawn["pretrain/learning_rate"]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.1 * config.stages.pretrain.learning_rate, rel=1e-3)
 
 
 def test_a_data_module_in_a_package_of_its_own(

@@ -240,6 +240,7 @@ def _summary(metrics: RunMetrics, config: DictConfig) -> dict[str, Any]:
     return {
         "model": f"{metrics.attention}, {metrics.parameters:,} parameters",
         "pretraining": metrics.pretrain,
+        **({} if config.init_from is None else {"weights from": config.init_from}),
         **({} if metrics.extended_from is None else {"extended from": metrics.extended_from}),
         "dev exact match": _score(metrics.dev),
         f"always {metrics.majority_answer!r}": _score(metrics.baseline),

@@ -15,7 +15,8 @@ from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights
-from birthplace_lm.inference.decoding import Answer, answer_questions
+from birthplace_lm.inference.decoding import Answer, answer_questions, question_prompt
+from birthplace_lm.inference.knowledge import log_probabilities
 from birthplace_lm.inference.weights import model_state_dict
 from birthplace_lm.models.build import build_with_weights
 from birthplace_lm.models.float32_products import MKL, float32_products
@@ -109,10 +110,24 @@ class TrainedModel:
             raise ValueError(f"precision={precision}: must be {FLOAT32} or {BFLOAT16}")
         texts = [normalise(question) for question in questions]
         device = self.model.tok_emb.weight.device.type
-        library = faster_library(self.model.tok_emb.embedding_dim) if device == "cpu" else MKL
         autocast = torch.autocast(device, torch.bfloat16, enabled=precision == BFLOAT16)
-        with float32_products(library), autocast:
+        with float32_products(self._library()), autocast:
             return answer_questions(self.model, self.vocab, texts)
+
+    def log_probabilities(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """log P(answer and its closing MASK | question) of one answer for each question, (N), in nats.
+
+        An answer with unknown characters has probability 0, and so has one that does not fit into the block.
+
+        Raises:
+            TypeError: `questions` or `answers` is a string.
+            ValueError: they are not equally many.
+        """
+        _check_is_list("questions", questions)
+        _check_is_list("answers", answers)
+        prompts = [question_prompt(self.model, self.vocab, normalise(question)) for question in questions]
+        with float32_products(self._library()):
+            return log_probabilities(self.model, self.vocab, prompts, [*map(normalise, answers)])
 
     def attention(self, text: str) -> tuple[str, list[Tensor] | None]:
         """The attention weights of every head for a text; see `attention_maps.attention_weights`.
@@ -120,6 +135,11 @@ class TrainedModel:
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # weights[0]: (heads, T, T)
         """
         return attention_weights(self.model, self.vocab, normalise(text))
+
+    def _library(self) -> str:
+        """The faster library for products of float32 matrices."""
+        on_cpu = self.model.tok_emb.weight.device.type == "cpu"
+        return faster_library(self.model.tok_emb.embedding_dim) if on_cpu else MKL
 
 
 def _check_is_list(name: str, texts: Sequence[str]) -> None:

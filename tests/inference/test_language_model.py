@@ -1,5 +1,6 @@
 """Loading a trained model elsewhere than where it was trained."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_string_is_no_list_of_questions(exported: Path) -> None:
     for ask in (model.answer, model.answer_questions):
         with pytest.raises(TypeError, match="is a string; pass a list"):
             ask("Where was Ada Bee born?")
+
+
+def test_log_probabilities_are_those_of_the_answers(exported: Path) -> None:
+    model = TrainedModel.from_run(exported)
+    questions = [f"Where was {name} born?" for name in ("Ada Bee", "Bo", "")]
+    own = model.answer_questions(questions)
+    texts = [answer.text for answer in own]
+    measured = model.log_probabilities(questions, texts)
+    assert measured.tolist() == pytest.approx([answer.log_probability for answer in own], abs=1e-4)
+    others = [text + letter for text in texts[:1] for letter in "abcde"]  # no two of them can both be written
+    total = model.log_probabilities(questions[:1] * 6, [*texts[:1], *others]).exp().sum()
+    assert 0 < total <= 1 + 1e-6
+    assert model.log_probabilities(questions[:1], ["\N{SNOWMAN}"]).tolist() == [-math.inf]
+    with pytest.raises(ValueError, match="zip"):
+        model.log_probabilities(questions, texts[:2])
+    with pytest.raises(TypeError, match="answers is a string; pass a list"):
+        model.log_probabilities(questions, "Rome")
 
 
 def test_a_stage_that_is_not_there(exported: Path, unfinished: Path) -> None:
