@@ -1,6 +1,7 @@
 """The checkpoints that a configuration names (init_from, extend_from, resume=PATH): check that they fit."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,21 @@ def with_named_checkpoints(
     plans = list(plans)
     if config.init_from is not None:
         path, content = _load_named("init_from", config, corpus)
-        _check_weights("init_from", path, content, model)
+        _check_weights("init_from", path, content, model, config)
         plans[0] = replace(plans[0], init_checkpoint=path)
     if config.extend_from is not None:
         path, content = _load_named("extend_from", config, corpus)
         number = _stage_number("extend_from", path, content, plans)
         plans = plans[number:]  # the stages before it are part of the checkpoint
         _check_extension(config, path, content, plans[0])
-        _check_weights("extend_from", path, content, model)
+        _check_weights("extend_from", path, content, model, config)
         plans[0] = replace(plans[0], extended_checkpoint=path)
     if config.resume not in ("auto", "never"):
         path, content = _load_named("resume", config, corpus)
         number = _stage_number("resume", path, content, plans)
         _check_name(path, content, plans[number])
         _check_same_configuration(config, path, content, plans[number])
-        _check_weights("resume", path, content, model)
+        _check_weights("resume", path, content, model, config)
         _check_next_batch(path, content, plans[number], corpus)
         plans[number] = replace(plans[number], resume_checkpoint=path)
     return plans
@@ -81,11 +82,19 @@ def _load_named(key: str, config: DictConfig, corpus: Corpus) -> tuple[Path, dic
     return path, content
 
 
-def _check_weights(key: str, path: Path, content: Mapping[str, Any], model: GPT) -> None:
+def _check_weights(key: str, path: Path, content: Mapping[str, Any], model: GPT, config: DictConfig) -> None:
+    hint = "; give its attention= and model.*"
     try:
-        check_state_dict(model, model_state_dict(content), path, hint="; give its attention= and model.*")
+        check_state_dict(model, model_state_dict(content), path, hint)
     except CheckpointError as error:
-        raise CheckpointError(f"{key}={error}") from error
+        reason, ours = str(error), hashed_config(config)["model"]
+        with suppress(CheckpointError):  # its configuration cannot be read
+            stage = content["birthplace_lm"]["stage"]
+            theirs = _saved_settings(key, path, content, stage, config.plugins)["model"]
+            if theirs != ours:
+                difference = first_difference(theirs, ours, "model")
+                reason = f"{path}: belongs to another model: {difference}{hint}"
+        raise CheckpointError(f"{key}={reason}") from error
 
 
 def _stage_number(key: str, path: Path, content: Mapping[str, Any], plans: Sequence[StagePlan]) -> int:
