@@ -85,18 +85,20 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
             raise InputError(f"{key}._target_={target}: not allowed; it is {TRAINER}")
         return  # its keys are those of the schema
     home, called_with = _contract(key)
-    if any(str(target).startswith(f"{plugin}.") for plugin in plugins):
+    is_own = any(str(target).startswith(f"{plugin}.") for plugin in plugins)
+    if is_own:
         arguments: dict[str, tuple[str, bool]] | None = _import_signature(str(target), key)
     else:  # a factory that is an argument of another factory is defined in the same package
         arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
-    if arguments is None:
+    known = called_with if arguments is None or arguments is ANY_ARGUMENTS else arguments
+    missing = [name for name in called_with if name not in known]
+    if arguments is None or (missing and not is_own):
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"
             f" defines and that takes {', '.join(called_with) or 'the arguments in this mapping'}"
             f"{_plugin_hint(str(target), plugins)}"
         )
-    missing = [name for name in called_with if name not in arguments]
-    if missing and arguments is not ANY_ARGUMENTS:
+    if missing:
         raise InputError(
             f"{key}._target_={target}: is called with {', '.join(called_with)}, and does not take"
             f" {', '.join(missing)}"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from birthplace_lm.config.compose import compose, load_config, to_saved
@@ -108,17 +109,17 @@ def test_a_string_is_no_list_of_questions(exported: Path) -> None:
 
 def test_log_probabilities_are_those_of_the_answers(exported: Path) -> None:
     model = TrainedModel.from_run(exported)
-    questions = [f"Where was {name} born?" for name in ("Ada Bee", "Bo", "")]
-    own = model.answer_questions(questions)
-    texts = [answer.text for answer in own]
-    measured = model.log_probabilities(questions, texts)
-    assert measured.tolist() == pytest.approx([answer.log_probability for answer in own], abs=1e-4)
-    others = [text + letter for text in texts[:1] for letter in "abcde"]  # no two of them can both be written
-    total = model.log_probabilities(questions[:1] * 6, [*texts[:1], *others]).exp().sum()
-    assert 0 < total <= 1 + 1e-6
+    questions, texts = ["Where was Ada Bee born?", "Where was Bo born?"], ["Bo", "Ada Bee"]
+    expected = []
+    for question, text in zip(questions, texts, strict=True):
+        ids = torch.tensor([model.vocab.encode(f"{question}⁇{text}⁇")])
+        with torch.no_grad():
+            scores = model.model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        expected.append(float(scores[len(question) :].sum()))
+    assert model.log_probabilities(questions, texts).tolist() == pytest.approx(expected, abs=1e-4)
     assert model.log_probabilities(questions[:1], ["\N{SNOWMAN}"]).tolist() == [-math.inf]
     with pytest.raises(ValueError, match="zip"):
-        model.log_probabilities(questions, texts[:2])
+        model.log_probabilities(questions, texts[:1])
     with pytest.raises(TypeError, match="answers is a string; pass a list"):
         model.log_probabilities(questions, "Rome")
 
