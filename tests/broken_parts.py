@@ -76,12 +76,6 @@ def without_biases(model: nn.Module, lr: float) -> Optimizer:
     return SGD([weight for weight in model.parameters() if weight.ndim > 1], lr=lr)
 
 
-def frozen_embedding(model: Any, lr: float) -> Optimizer:
-    """Nothing is wrong with it."""
-    model.tok_emb.weight.requires_grad_(False)
-    return SGD([weight for weight in model.parameters() if weight.requires_grad], lr=lr)
-
-
 def mistyped(model: nn.Module, lr: float) -> Optimizer:
     return SGD(model.parameters(), lr=lr, momentun=0.9)  # type: ignore[call-arg]
 

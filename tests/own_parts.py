@@ -142,5 +142,10 @@ class JsonLogger(Logger):
         self.write({"seed": params["seed"]})
 
 
+class FrozenEmbedding(L.Callback):
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.model.tok_emb.weight.requires_grad_(False)
+
+
 def not_a_callback(names: Sequence[str] = ()) -> Sequence[str]:
     return names

@@ -76,8 +76,9 @@ def errors_prefixed_with(key: str, part: Any) -> Iterator[None]:
         reason, *_ = str(error).strip().splitlines() or ["no message"]
         if refuses and re.match(r"[\w.]+=", reason):  # of an argument
             raise InputError(f"{key}.{reason}") from error
-        hint = "; a model is first built without memory, on torch's meta device" if "meta" in reason else ""
         kind = "" if refuses else type(error).__name__
+        on_meta = key == "model" and "meta" in reason
+        hint = "; a model is first built without memory, on torch's meta device" if on_meta else ""
         raise InputError(": ".join(filter(None, (key, own, kind, reason))) + hint) from error
 
 
@@ -154,7 +155,7 @@ def build_optimizer(plan: StagePlan, model: GPT, key: str) -> Optimizer:
         if lacks:
             raise ValueError(
                 f"lacks {len(lacks)} of the model's weights, first {lacks[0]}; to freeze weights, set their"
-                " requires_grad to False"
+                " requires_grad to False in the method setup of a callback"
             )
     return optimizer
 

@@ -43,6 +43,7 @@ dataset: {_target_: own_parts.OwnQuestions, repeats: 2}
     "callbacks/noise.yaml": "noise: {_target_: own_parts.GradientNoise, _partial_: true, scale: 0.01}\n",
     "callbacks/forgetful.yaml": "noise: {_target_: own_parts.Forgetful, _partial_: true}\n",
     "callbacks/unsaveable.yaml": "unsaveable: {_target_: own_parts.Unsaveable, _partial_: true}\n",
+    "callbacks/frozen.yaml": "frozen: {_target_: own_parts.FrozenEmbedding, _partial_: true}\n",
     "callbacks/wrong.yaml": "wrong: {_target_: own_parts.not_a_callback, _partial_: true}\n",
     "logger/own.yaml": "own: {_target_: own_parts.JsonLogger, _partial_: true}\n",
 }
@@ -271,9 +272,8 @@ def test_a_part_that_breaks_its_promise_is_named_before_the_start(
     assert message in str(caught.value)
 
 
-def test_weights_may_be_frozen(people: Path, tmp_path: Path) -> None:
-    config = quick(people, tmp_path, "plugins=[broken_parts]", "pretrain=none", "seed=1")
-    config = with_part(config, "optimizer", "frozen_embedding")
+def test_a_callback_may_freeze_weights(people: Path, search: str, tmp_path: Path) -> None:
+    config = quick(people, tmp_path, search, PLUGIN, "callbacks=frozen", "pretrain=none", "seed=1")
     fit(config, "finetune", tmp_path / "stage")
     state = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0])["state_dict"]
     torch.manual_seed(1)
@@ -281,6 +281,10 @@ def test_weights_may_be_frozen(people: Path, tmp_path: Path) -> None:
     before = build_model(config.model, len(corpus.vocab)).state_dict()
     assert torch.equal(state["model.tok_emb.weight"], before["tok_emb.weight"])
     assert not torch.equal(state["model.head.weight"], before["head.weight"])
+    with pytest.raises(Stop):
+        fit(config, "finetune", tmp_path / "stopped", StopAt("on_train_batch_end", 5))
+    fit(config, "finetune", tmp_path / "stopped")
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "stage")
 
 
 @pytest.mark.parametrize(
