@@ -90,8 +90,8 @@ def _check_arguments(node: DictConfig, key: str, plugins: Collection[str]) -> No
         arguments: dict[str, tuple[str, bool]] | None = _import_signature(str(target), key)
     else:  # a factory that is an argument of another factory is defined in the same package
         arguments = _parse_signature(str(target)) if home and str(target).startswith(f"{home}.") else None
-    known = called_with if arguments is None or arguments is ANY_ARGUMENTS else arguments
-    missing = [name for name in called_with if name not in known]
+    parameters = called_with if arguments is None or arguments is ANY_ARGUMENTS else arguments
+    missing = [name for name in called_with if name not in parameters]
     if arguments is None or (missing and not is_own):
         raise InputError(
             f"{key}._target_={target}: not allowed; name a class or function that {home or 'birthplace_lm'}"

@@ -57,8 +57,7 @@ class SpanCorruptionDataModule(BatchDataModule):
 
     Raises:
         ValueError: an argument is out of range; the message begins with its name.
-        InputError: the template has more characters before the name than a document can be shifted, or the
-            sampler breaks the promise of `Spans`.
+        InputError: the template has more characters before the name than a document can be shifted.
     """
 
     held_out_note = SPAN_CORRUPTION_NOTE

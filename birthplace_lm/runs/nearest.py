@@ -96,8 +96,12 @@ def _shown(key: str, theirs: Any, ours: Any) -> str:
         theirs, ours = theirs or "another", ours or "another"
     texts = as_typed(theirs), as_typed(ours)
     pairs = enumerate(zip(*texts, strict=False))
-    alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
-    start = texts[0].rfind(".", 0, alike) + 1 if key.endswith("_target_") else max(0, alike - SHOWN // 2)
+    common_length = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = (
+        texts[0].rfind(".", 0, common_length) + 1
+        if key.endswith("_target_")
+        else max(0, common_length - SHOWN // 2)
+    )
     there, here = (("..." if start else "") + text[start : start + SHOWN] for text in texts)
     return f"{key} ({there} there, {here} here)"
 

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
-from torch.optim import Optimizer
 
 from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.corpora.corpus import Corpus
@@ -136,28 +135,6 @@ def build_schedule(plan: StagePlan, clock: TrainingClock, total_steps: int) -> C
             if not (isinstance(value, int | float) and 0 <= value < math.inf):
                 raise ValueError(f"its factor before step {step + 1} is {value}; must be a number, 0 or more")
     return factor
-
-
-def build_optimizer(plan: StagePlan, model: GPT, key: str) -> Optimizer:
-    """The optimizer of a stage.
-
-    Args:
-        key: of its configuration.
-
-    Raises:
-        InputError: it refuses its arguments, or lacks weights of the model.
-    """
-    with errors_prefixed_with(key, plan.optimizer):  # torch checks its own numbers
-        made = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
-        optimizer = checked_kind(made, Optimizer, key)
-        has = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        lacks = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in has]
-        if lacks:
-            raise ValueError(
-                f"lacks {len(lacks)} of the model's weights, first {lacks[0]}; to freeze weights, set their"
-                " requires_grad to False in the method setup of a callback"
-            )
-    return optimizer
 
 
 def build_module(plan: StagePlan, model: GPT, corpus: Corpus, train_rows: int) -> LanguageModelModule:

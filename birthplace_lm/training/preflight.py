@@ -8,7 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from birthplace_lm.config.compose import to_saved
 from birthplace_lm.data.batch_datamodule import QUESTIONS_PER_BATCH, BatchDataModule, LoaderConfig
@@ -29,8 +31,8 @@ from birthplace_lm.runs.identity import (
 )
 from birthplace_lm.training.components import (
     build_datamodule,
-    build_optimizer,
     build_schedule,
+    checked_kind,
     configured_callbacks,
     errors_prefixed_with,
     own_targets,
@@ -127,10 +129,31 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     total_steps = clock.steps_of(plan.trainer["max_epochs"], plan.max_steps)
     plan = _validate_at_the_end(plan, -(-total_steps // clock.steps_per_epoch))
     build_schedule(plan, clock, total_steps)
-    build_optimizer(plan, model, f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer")
+    _check_optimizer(plan, model, f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer")
     configured_callbacks(plan)
     check_installed(plan.logger)
     return replace(plan, total_steps=total_steps)
+
+
+def _check_optimizer(plan: StagePlan, model: GPT, key: str) -> None:
+    """Make the optimizer of a stage once, for a model whose weights do not matter.
+
+    Args:
+        key: of its configuration.
+
+    Raises:
+        InputError: it refuses its arguments, or lacks weights of the model.
+    """
+    with errors_prefixed_with(key, plan.optimizer):  # torch checks its own numbers
+        made = instantiate(plan.optimizer)(model=model, lr=plan.learning_rate)
+        optimizer = checked_kind(made, Optimizer, key)
+        has = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        lacks = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in has]
+        if lacks:
+            raise ValueError(
+                f"lacks {len(lacks)} of the model's weights, first {lacks[0]}; to freeze weights, set their"
+                " requires_grad to False in the method setup of a callback"
+            )
 
 
 def _library(config: DictConfig) -> str:

@@ -169,8 +169,8 @@ def _without_defaults(runs: Sequence[Run], keys: list[str]) -> list[str]:
         if run.value(key) in ("", value_in(composed, key)):
             return True
         own = tuple(f"{prefix}." for group in unknown for prefix in OWN_KEYS[group])
-        alike = [other for other in runs if choices[other] == choice]
-        return f"{key}.".startswith(own) and len(_values(alike, key)) == 1
+        same_options = [other for other in runs if choices[other] == choice]
+        return f"{key}.".startswith(own) and len(_values(same_options, key)) == 1
 
     return [key for key in keys if not all(follows(run, key) for run in runs)]
 
