@@ -3,10 +3,21 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+DEV = Path(__file__).parents[1] / "data" / "biographies" / "dev.tsv"
+
+
+def write_answers(run: Path, right: Sequence[bool]) -> None:
+    """The predictions of a run on the embedded dev: the gold places, and where not right another place."""
+    places = [line.split("\t")[1] for line in DEV.read_text(encoding="utf-8").splitlines()]
+    wrong = {place: "Oslo" if place == "Lisbon" else "Lisbon" for place in places}
+    answers = [place if is_right else wrong[place] for place, is_right in zip(places, right, strict=True)]
+    (run / "predictions" / "dev.txt").write_text("".join(f"{answer}\n" for answer in answers))
 
 
 def write_run(folder: Path, state: str = "done", correct: int = 70, **config: Any) -> Path:
@@ -49,6 +60,6 @@ def write_run(folder: Path, state: str = "done", correct: int = 70, **config: An
         }  # fmt: skip
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "predictions").mkdir()
-        (folder / "predictions" / "dev.txt").write_text("Lisbon\n" * 140)
+        write_answers(folder, [index < correct for index in range(140)])
         (folder / "finetune").mkdir()
     return folder

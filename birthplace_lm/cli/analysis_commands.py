@@ -63,6 +63,12 @@ def report(
         Curve, typer.Option(help="Curve of the figure, over the characters read.")
     ] = Curve.exact_match,
     curves_csv: Annotated[Path | None, typer.Option(help="Write all points of the curves as CSV.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Setting that the others are compared with; by default the best one."
+        ),
+    ] = None,
 ) -> None:
     """Compare the runs of a folder: settings, exact match, cost and state of each, and means over seeds.
 
@@ -70,6 +76,7 @@ def report(
     """
     from birthplace_lm.analysis.report import summary
     from birthplace_lm.analysis.report.collect import find_runs
+    from birthplace_lm.analysis.report.differences import differences
 
     if against is not None and figure is None:
         raise InputError("--against needs --figure FILE")
@@ -79,6 +86,7 @@ def report(
     check_output("--figure", figure, (".svg", ".png"))
     check_output("--curves-csv", curves_csv)
     runs = find_runs(folder)  # the tables come last: an error in a file is not below them
+    compared = differences(runs, reference or [])
     if figure is not None:  # first: it may refuse `against`
         from birthplace_lm.analysis.report.plots import save_figure
 
@@ -86,17 +94,17 @@ def report(
     if page is not None:
         from birthplace_lm.analysis.report.page import write_page
 
-        write_page(runs, folder, page)
+        write_page(runs, folder, page, compared)
     if curves_csv is not None:
         from birthplace_lm.analysis.report.curves import write_curves
 
         write_curves(runs, curves_csv)
     if form is Format.csv:
-        print(summary.as_csv(runs), end="")
+        print(summary.as_csv(runs, compared), end="")
     elif form is Format.json:
-        print(summary.as_json(runs), end="")
+        print(summary.as_json(runs, compared), end="")
     else:
-        print(summary.as_tables(runs, markdown=form is Format.markdown))
+        print(summary.as_tables(runs, form is Format.markdown, compared))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

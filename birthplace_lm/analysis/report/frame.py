@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birthplace_lm.analysis.report.collect import find_runs
+from birthplace_lm.analysis.report.differences import differences
 from birthplace_lm.analysis.report.summary import records
 from birthplace_lm.errors import InputError
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 def report(folder: str | Path) -> "DataFrame":
     """One row per run: the settings that vary, seed, exact match with its interval, cost, state, path.
+
+    `difference` is that of the mean over seeds from the best setting, with its standard error.
 
     Raises:
         InputError: the folder has no run, or pandas is not installed.
@@ -24,4 +27,5 @@ def report(folder: str | Path) -> "DataFrame":
             "report: needs pandas; pip install 'birthplace-lm[pandas]', or write a file with"
             f" birthplace-lm report {folder} --format csv"
         ) from error
-    return DataFrame(records(find_runs(Path(folder))))
+    runs = find_runs(Path(folder))
+    return DataFrame(records(runs, differences(runs)))

@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
+from birthplace_lm.analysis.report.answers import categorize
 from birthplace_lm.analysis.report.axes import colors
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import characters_until_half
+from birthplace_lm.analysis.report.differences import Differences
 from birthplace_lm.analysis.report.plots import answers_figure, curves_figure, scores_figure
 from birthplace_lm.analysis.report.setting_figure import numeric_settings, setting_figure
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import (
+    difference_note,
     failures,
     interval_note,
     naming_note,
@@ -27,9 +28,7 @@ from birthplace_lm.analysis.report.summary import (
     table_of_seeds,
 )
 from birthplace_lm.analysis.report.tables import Table
-from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import BirthplaceError
-from birthplace_lm.inference.run_corpus import corpus_of_run
 
 PACKAGES = ("birthplace-lm", "torch", "lightning")  # whose versions the page names
 LONG_CELL = 40  # characters; a longer cell is broken into lines
@@ -65,13 +64,17 @@ document.querySelectorAll("th").forEach(th => th.onclick = () => {
 """
 
 
-def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
+def write_page(runs: Sequence[Run], root: Path, out: Path, compared: Differences | None = None) -> None:
     """Write the report as an HTML page.
+
+    Args:
+        compared: adds a column to a table.
 
     Raises:
         InputError: matplotlib is not installed.
         CheckpointError: the file cannot be written.
     """
+    compared = compared or Differences()
     done = [run for run in runs if run.dev]
     title = f"Runs of {root.resolve().name}"
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in _origin())]
@@ -83,17 +86,19 @@ def write_page(runs: Sequence[Run], root: Path, out: Path) -> None:
         pictures = "".join(inline_svg(curves_figure(done, name)) for name in ("exact_match", "loss"))
         parts.append(f'<h2>Exact match</h2><div class="plots">{"".join(map(inline_svg, figures))}</div>')
         if seed_varies(runs):
-            parts.append(_cards(table_of_seeds(runs)))
+            parts.append(_cards(table_of_seeds(runs, compared)))
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append(
             "<p>A validation asks dev, or the held-out rows if there are any."
             " The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
         )
     learned_after = {run: characters_until_half(run) for run in done}
-    parts.append("<h2>All runs</h2>" + _cards(table_of_runs(runs, paths=False, learned_after=learned_after)))
+    all_runs = table_of_runs(runs, paths=False, learned_after=learned_after, compared=compared)
+    parts.append(f"<h2>All runs</h2>{_cards(all_runs)}")
     if done:
         parts.append("<p>until 50%: million characters until a validation has half of the answers right.</p>")
-    lines = (*notes(runs), naming_note(runs), *interval_note(runs), *failures(runs))
+    lines = [*notes(runs), naming_note(runs), *interval_note(runs), *difference_note(runs, compared)]
+    lines += [*compared.failures, *failures(runs)]
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     if done:
         parts.append("<h2>Where the errors are</h2>" + _errors(done))
@@ -140,7 +145,7 @@ def _errors(runs: Sequence[Run]) -> str:
     answers, messages = {}, ""
     for run in runs:
         try:
-            answers[run] = _categorize(run)
+            answers[run] = categorize(run)
         except (BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             messages += f"<p>{escape(run.path.name)} is not shown: {escape(error)}.</p>"
     if not answers:
@@ -158,40 +163,3 @@ def _errors(runs: Sequence[Run]) -> str:
         values = [*(setting.display(run) for setting in settings), *map(run.display, seeds)]
         table.append([*values, wrong, "; ".join(examples)])
     return f'<div class="plots">{inline_svg(figure)}</div>{_cards(table)}{messages}'
-
-
-def _categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
-    """Count the answers on dev by category. Also returns the wrong ones with question and gold answer."""
-    corpus = _corpus(run)
-    dev = corpus.dev.rows
-    answers = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    if len(answers) != len(dev):
-        raise ValueError(f"{run.path.name} has {len(answers)} predictions for {len(dev)} questions")
-    places = {row.place for row in corpus.train.rows}
-    counts: Counter[str] = Counter()
-    errors = []
-    for row, answer in zip(dev, answers, strict=True):
-        if answer == row.place:
-            counts["right"] += 1
-            continue
-        errors.append((row.question, answer, row.place or ""))
-        if answer in places:
-            counts["the majority answer" if answer == corpus.majority else "a wrong train answer"] += 1
-        else:
-            counts["not a train answer" if answer.strip() else "an empty text"] += 1
-    return counts, errors
-
-
-def _corpus(run: Run) -> Corpus:
-    """The corpus of a run, by its configuration as it stands: that may name classes of a plugin."""
-
-    def section(name: str) -> dict[str, Any]:
-        keys = [key for key in run.config if key.startswith(f"{name}.")]
-        return {key.partition(".")[2]: run.config[key] for key in keys}
-
-    config: Any = SimpleNamespace(
-        data=SimpleNamespace(**section("data")),
-        model=SimpleNamespace(**section("model")),
-        inputs=section("inputs"),
-    )
-    return corpus_of_run(run.path, config)

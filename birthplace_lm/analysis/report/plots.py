@@ -20,9 +20,9 @@ from birthplace_lm.analysis.report.axes import (
 )
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import CURVES, Curve, learning_curve
+from birthplace_lm.analysis.report.groups import group_by_settings, without_copies
 from birthplace_lm.analysis.report.setting_figure import numeric_setting, setting_figure
 from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_settings
-from birthplace_lm.analysis.report.summary import group_by_settings, without_copies
 from birthplace_lm.errors import CheckpointError, InputError
 
 MAX_POINTS = 500  # of a raw curve

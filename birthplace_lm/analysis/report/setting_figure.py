@@ -15,13 +15,13 @@ from birthplace_lm.analysis.report.axes import (
     share_limits,
 )
 from birthplace_lm.analysis.report.collect import Run
-from birthplace_lm.analysis.report.settings import Setting, shown_settings, varying_settings
-from birthplace_lm.analysis.report.summary import (
+from birthplace_lm.analysis.report.groups import (
     group_by_settings,
     interval_over_people,
     mean_exact_match,
     without_copies,
 )
+from birthplace_lm.analysis.report.settings import Setting, shown_settings, varying_settings
 from birthplace_lm.errors import InputError
 
 MIN_VALUES = 3  # of a numeric setting that has a figure of its own on the page

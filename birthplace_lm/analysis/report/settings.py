@@ -31,7 +31,8 @@ IGNORED_KEYS = {
 }
 # Headings of other columns in the tables and in CSV; a setting with such a name is shown with its whole key.
 TAKEN_NAMES = {"dev", "seed", "correct", "total", "low", "high", "majority", "parameters", "bits", "loss"} | {
-    "characters", "seconds", "minutes", "state", "reason", "run", "attention", "pretraining", "data"
+    "characters", "seconds", "minutes", "state", "reason", "run", "attention", "pretraining", "data",
+    "difference",
 }  # fmt: skip
 NAMED_TOGETHER = 3  # so many keys that vary together are each named in a label
 # Of keys that vary together one names the column: these first, then the others, then how often to validate.

@@ -7,24 +7,33 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from collections.abc import Callable, Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from birthplace_lm.analysis.report.collect import Run
+from birthplace_lm.analysis.report.differences import Difference, Differences
+from birthplace_lm.analysis.report.groups import (
+    counts,
+    exact_matches,
+    group_by_settings,
+    interval_over_people,
+    mean_exact_match,
+    without_copies,
+)
 from birthplace_lm.analysis.report.settings import (
     GROUPS,
     NAMES,
-    Setting,
     common_settings,
     seed_varies,
     shown_settings,
     varying_settings,
 )
 from birthplace_lm.analysis.report.tables import Table, as_markdown, as_text, fit, plain
-from birthplace_lm.runs.metrics import RunMetrics, wilson
+from birthplace_lm.runs.metrics import RunMetrics
 
-INTERVAL = "95 % interval"  # heading of a column
+INTERVAL = "95 % interval"  # headings of columns
+DIFFERENCE = "difference"
 # Columns that a narrow terminal leaves out, the first ones first.
 OPTIONAL_COLUMNS = (
     "parameters",
@@ -35,15 +44,21 @@ OPTIONAL_COLUMNS = (
     "majority",
     INTERVAL,
     "correct",
+    DIFFERENCE,
 )
 
 
-def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
-    """The tables of runs and seeds with notes: as wide as the terminal, or with everything for a pipe."""
+def as_tables(runs: Sequence[Run], markdown: bool = False, compared: Differences | None = None) -> str:
+    """The tables of runs and seeds with notes: as wide as the terminal, or with everything for a pipe.
+
+    Args:
+        compared: adds a column.
+    """
+    compared = compared or Differences()
     in_terminal = sys.stdout.isatty() and not markdown
-    tables = [table_of_runs(runs, paths=not in_terminal)]
+    tables = [table_of_runs(runs, paths=not in_terminal, compared=compared)]
     if seed_varies(runs):
-        tables.append(table_of_seeds(runs))
+        tables.append(table_of_seeds(runs, compared))
     lines = notes(runs)
     if in_terminal:
         width = shutil.get_terminal_size().columns
@@ -51,7 +66,9 @@ def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
         lines.insert(1, naming_note(runs))
     if any(INTERVAL in table[0] for table in tables):
         lines += interval_note(runs)
-    lines += failures(runs)
+    if any(DIFFERENCE in table[0] for table in tables):
+        lines += difference_note(runs, compared)
+    lines += [*compared.failures, *failures(runs)]
     if in_terminal:
         lines = [line for text in lines for line in textwrap.wrap(text, width)]
     texts = [as_markdown(table) if markdown else as_text(table, rule=in_terminal) for table in tables]
@@ -59,13 +76,17 @@ def as_tables(runs: Sequence[Run], markdown: bool = False) -> str:
 
 
 def table_of_runs(
-    runs: Sequence[Run], paths: bool = True, learned_after: Mapping[Run, int | None] | None = None
+    runs: Sequence[Run],
+    paths: bool = True,
+    learned_after: Mapping[Run, int | None] | None = None,
+    compared: Differences | None = None,
 ) -> Table:
     """One row per run, with the settings that vary.
 
     Args:
         paths: name each run by its path; otherwise by the end of its directory's name.
         learned_after: for a further column, of some runs `curves.characters_until_half`.
+        compared: for a further column, unless a table of seeds has it.
     """
     settings = shown_settings(runs)
     finished = [run.metrics for run in runs if run.metrics]
@@ -91,6 +112,8 @@ def table_of_runs(
         columns["seed"] = [run.display("seed") for run in runs]
     for name, cell in cells.items():
         columns[name] = [cell(run.metrics) if run.metrics else "" for run in runs]
+        if name == INTERVAL and compared and compared.of and not seed_varies(runs):
+            columns[DIFFERENCE] = [str(compared.of.get(run, "")) for run in runs]
         if name == "million characters" and learned_after is not None:
             reached = [learned_after.get(run) for run in runs]
             columns["until 50%"] = ["" if count is None else f"{count / 1e6:.2f}" for count in reached]
@@ -111,64 +134,22 @@ def _seconds(metrics: RunMetrics) -> float:
     return metrics.training_seconds + metrics.evaluate_seconds
 
 
-def group_by_settings(runs: Iterable[Run], settings: Sequence[Setting]) -> dict[tuple[str, ...], list[Run]]:
-    """Group the finished runs whose settings have equal values, so that only the seeds differ.
-
-    The group with the best mean comes first.
-    """
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        if run.metrics:
-            groups.setdefault(tuple(run.value(setting.keys[0]) for setting in settings), []).append(run)
-    return dict(sorted(groups.items(), key=lambda group: mean_exact_match(group[1]), reverse=True))
-
-
-def without_copies(runs: Sequence[Run]) -> list[Run]:
-    """The finished runs; of those with equal settings, seed and weights one."""
-    keys = [key for setting in varying_settings(runs) for key in setting.keys]
-    distinct: dict[tuple[Any, ...], Run] = {}
-    for run in runs:
-        if run.metrics:
-            settings = tuple(run.value(key) for key in keys)
-            distinct.setdefault((settings, run.config.get("seed"), run.metrics.weights_sha256), run)
-    return [*distinct.values()]
-
-
-def mean_exact_match(runs: Sequence[Run]) -> float:
-    """The mean over finished runs of their exact match on dev."""
-    return fmean(_shares(runs))
-
-
-def interval_over_people(runs: Sequence[Run]) -> tuple[float, float]:
-    """The 95 % interval of `mean_exact_match`: the seeds of a setting answer the same questions."""
-    right, total, seeds = _counts(runs)
-    return wilson(right / seeds, total / seeds)
-
-
-def _counts(runs: Sequence[Run]) -> tuple[int, int, int]:
-    """The right answers and all answers on dev of finished runs, and how many runs these are."""
-    scores = [run.dev for run in runs if run.dev]
-    return sum(score.correct for score in scores), sum(score.total for score in scores), len(scores)
-
-
-def _shares(runs: Sequence[Run]) -> list[float]:
-    return [run.dev.exact_match for run in runs if run.dev]
-
-
-def table_of_seeds(runs: Sequence[Run]) -> Table:
-    """One row for all seeds of a setting: mean, spread, and the interval over people."""
+def table_of_seeds(runs: Sequence[Run], compared: Differences | None = None) -> Table:
+    """One row for all seeds of a setting: mean, spread, the interval over people, the difference."""
     settings = shown_settings(runs)
-    columns = ["seeds", "dev mean", "deviation", INTERVAL, "correct", "majority"]
+    found = compared.of if compared else {}
+    columns = ["seeds", "dev mean", "deviation", INTERVAL, *[DIFFERENCE] * bool(found), "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(without_copies(runs), settings).values():
-        shares = _shares(seeds)
-        right, total, _ = _counts(seeds)
+        shares = exact_matches(seeds)
+        right, total, _ = counts(seeds)
         spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
         majority = {f"{run.metrics.baseline.exact_match:.1%}" for run in seeds if run.metrics}
         numbers = [
             f"{mean_exact_match(seeds):.1%}",
             spread,
             _interval(interval_over_people(seeds)),
+            *[str(found.get(seeds[0], ""))] * bool(found),
             f"{right}/{total}",
         ]
         values = [setting.display(seeds[0]) for setting in settings]
@@ -208,6 +189,17 @@ def interval_note(runs: Sequence[Run]) -> list[str]:
     return [f"Intervals are 95 % (Wilson) over the names of dev{spread}."]
 
 
+def difference_note(runs: Sequence[Run], compared: Differences) -> list[str]:
+    """What the differences are from, if there are some."""
+    if not compared.of:
+        return []
+    seeds = " and over seeds where a setting has several" if seed_varies(runs) else ""
+    return [
+        f"{DIFFERENCE}: dev less that of {plain(compared.reference)}, in points, ± two standard errors,"
+        f" person by person{seeds}."
+    ]
+
+
 def naming_note(runs: Sequence[Run]) -> str:
     """How to find the directory of a run that a table names without its path."""
     return f"A run is named by the end of its directory: {plain(runs[0].path.parent)}/*{runs[0].name}"
@@ -223,14 +215,14 @@ def failures(runs: Sequence[Run]) -> list[str]:
     return [f"{plain(run.path)} {run.state}: {run.reason}" for run in runs if run.has_error]
 
 
-def as_csv(runs: Sequence[Run]) -> str:
+def as_csv(runs: Sequence[Run], compared: Differences | None = None) -> str:
     """One row per run, with unrounded numbers."""
-    return csv_of(records(runs))
+    return csv_of(records(runs, compared))
 
 
-def as_json(runs: Sequence[Run]) -> str:
+def as_json(runs: Sequence[Run], compared: Differences | None = None) -> str:
     """A list with one object per run."""
-    return json.dumps(records(runs), indent=2) + "\n"
+    return json.dumps(records(runs, compared), indent=2) + "\n"
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> str:
@@ -242,18 +234,23 @@ def csv_of(rows: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The runs for a script; None for what a run has not reached."""
+def records(runs: Sequence[Run], compared: Differences | None = None) -> list[dict[str, Any]]:
+    """The runs for a script; None for what a run has not reached.
+
+    Args:
+        compared: the differences of their settings, which all seeds of a setting share.
+    """
+    found = compared.of if compared else {}
     varying = {
         key: name
         for setting in varying_settings(runs)
         for key, name in zip(setting.keys, setting.names, strict=True)
         if key not in GROUPS
     }
-    return [_record(run, {**NAMES, **varying}) for run in runs]
+    return [_record(run, {**NAMES, **varying}, found.get(run)) for run in runs]
 
 
-def _record(run: Run, names: dict[str, str]) -> dict[str, Any]:
+def _record(run: Run, names: dict[str, str], difference: Difference | None) -> dict[str, Any]:
     metrics = run.metrics
     return {
         **{name: _typed(run, key) for key, name in names.items()},
@@ -264,6 +261,8 @@ def _record(run: Run, names: dict[str, str]) -> dict[str, Any]:
         "exact_match": metrics and metrics.dev.exact_match,
         "low": metrics and metrics.dev.interval[0],
         "high": metrics and metrics.dev.interval[1],
+        "difference": difference and difference.mean,
+        "difference_standard_error": difference and difference.standard_error,
         "holdout_exact_match": metrics and metrics.holdout and metrics.holdout.exact_match,
         "majority": metrics and metrics.baseline.exact_match,
         "bits": metrics and metrics.bits,
