@@ -280,7 +280,11 @@ def test_fixed_scores_are_saved_and_not_trained() -> None:
 @pytest.mark.parametrize("length", [5, 8, 13])
 @torch.no_grad()
 def test_perceiver_agrees_with_the_course(length: int) -> None:
-    """All latents, whatever the length, and three blocks as the course describes them."""
+    """All latents, whatever the length, and three blocks as the course describes them.
+
+    It says about the first block "use the layernorm layers on C", the latents. That the characters are
+    normalised too, as in every other block, is our choice.
+    """
     torch.manual_seed(0)
     sizes = compose(["attention=perceiver", "model=tiny", "model.n_layer=3", "model.block.latents=8"]).model
     model = build_model(sizes, 30).double().eval()
@@ -302,7 +306,7 @@ def test_perceiver_agrees_with_the_course(length: int) -> None:
     assert model.pos_emb is not None
     text = model.tok_emb(ids) + model.pos_emb[:, :length]
     latents = first.basis.expand(2, -1, -1)
-    x = latents + attended(first.attn, first.ln1(text), latents)
+    x = latents + attended(first.attn, first.ln1(text), first.ln1(latents))
     x = x + first.mlp(first.ln2(x))
     x = x + attended(middle.attn, middle.ln1(x), middle.ln1(x))
     x = x + middle.mlp(middle.ln2(x))

@@ -31,8 +31,9 @@ class PerceiverBlock(Block):
     """A block of the perceiver of CS224N 2023. Its attention is `CrossAttention`.
 
     The first block attends with a learned basis (latents, C) as queries to the characters, which it replaces
-    by the latents. The last block attends from the embedding of the characters to the latents, and continues
-    the residual stream of the embedding. In between are blocks of vanilla attention on the latents.
+    by the latents; its `ln1` normalises both. The last block attends from the embedding of the characters to
+    the latents, and continues the residual stream of the embedding. In between are blocks of vanilla
+    attention on the latents.
 
     Latent i sees characters 0 ... i, and the character at t sees latents 0 ... t. So a character at `latents`
     or later reaches only its own prediction. Here latent i has its place at position i of the sequence.
@@ -73,7 +74,7 @@ class PerceiverBlock(Block):
             stream = self.basis[positions if cache is not None else positions[:, : self.latents]]
             stream = stream.to(x.dtype).expand(len(x), -1, -1)
             mask = visible_keys(x, cache)[..., : stream.shape[1], :]
-            return stream + self.attn(normed, cache, stream, mask)
+            return stream + self.attn(normed, cache, self.ln1(stream), mask)
         mask = visible_keys(embedding, cache)
         mask = mask & (torch.arange(mask.shape[-1], device=x.device) < self.latents)
         if cache is None:
