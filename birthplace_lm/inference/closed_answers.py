@@ -137,7 +137,8 @@ def _walk(
                 after = log_p[:, -1]
             if edge.answer is not None:
                 score = score.where(room + 1 >= depth + len(edge.ids), -torch.inf)
-                best = torch.cat((best, score[:, None]), 1).topk(top or 1, 1).values
+                if top is not None:
+                    best = torch.cat((best, score[:, None]), 1).topk(top, 1).values
                 yield edge.answer, score
             else:
                 yield from visit(edge.children, depth + len(edge.ids), score, after)

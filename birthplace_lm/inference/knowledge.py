@@ -44,16 +44,16 @@ def log_probabilities(
 ) -> Tensor:
     """log P(answer and its closing MASK | prompt) of one answer for each prompt, (N), in nats.
 
-    What does not fit into the block has probability 0, and so has an answer with unknown characters.
+    What does not fit into the block has probability 0, and so has an answer with unknown characters,
+    PAD or MASK.
 
     Args:
         model: in evaluation mode, on any device.
     """
-    rows = [
-        ClozePrompt([*prompt], [*vocab.encode_known(answer)[0], vocab.mask_id])
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    unknown = torch.tensor([not all(c in vocab for c in answer) for answer in answers], dtype=torch.bool)
+    encoded = [vocab.encode_known(answer) for answer in answers]
+    targets = [[*ids, vocab.mask_id] for ids, _ in encoded]
+    rows = [ClozePrompt([*prompt], target) for prompt, target in zip(prompts, targets, strict=True)]
+    unknown = torch.tensor([bool(dropped) for _, dropped in encoded], dtype=torch.bool)
     return score_cloze_prompts(model, rows, vocab.pad_id)[0].masked_fill(unknown, -torch.inf)
 
 

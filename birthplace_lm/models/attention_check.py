@@ -13,7 +13,7 @@ from torch import Tensor
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.gpt import GPT, Block
 from birthplace_lm.models.kv_cache import KVCache
-from birthplace_lm.models.partial_forward import forward_with_shared_prefix, logits_at
+from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 
 ROWS, LENGTH, SYMBOLS = 3, 128, 24
 TOLERANCE = 1e-3  # of the standard deviation of the logits; rounding errors are a thousandth of it
@@ -89,7 +89,7 @@ def _check_shared_prefix(model: GPT, ids: Tensor) -> None:
     prefix = ids.shape[1] // 2
     ids = torch.cat((ids[:1, :prefix].expand(ROWS, -1), ids[:, prefix:]), 1)
     select = (torch.arange(ids.shape[1]) >= prefix).expand(ROWS, -1)
-    expected = logits_at(model, ids, select)
+    expected = model(ids, select=select)
     cached = forward_with_shared_prefix(model, ids, prefix, select, KVCache(model.n_layer, ids.shape[1]))
     _compare(cached, expected, WITH_CACHE)
     weights = torch.randn_like(expected)

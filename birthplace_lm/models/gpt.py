@@ -156,17 +156,21 @@ class GPT(nn.Module):
         self.head = Head(n_embd, vocab_size)
         self.apply(_initialize)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, select: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for ids (B, T).
 
-        With a cache, `ids` are the characters at `cache.positions`; they attend to what the cache holds.
+        Args:
+            cache: `ids` are the characters at its `positions`; they attend to what it holds.
+            select: (B, T) of bool, the N positions whose logits are needed. The result is then (N, V), and
+                the last MLP and the head leave out the others.
 
         Raises:
             ValueError: the sequence, or the cache, is longer than `block_size`.
         """
         x = embedding = self.embed(ids, cache)
         for index, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.layers[index], embedding)
+            layer = None if cache is None else cache.layers[index]
+            x = block(x, layer, embedding, select if index == self.n_layer - 1 else None)
         return self.head(self.ln_f(x))
 
     def embed(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -1,9 +1,7 @@
-"""Forward passes of a GPT that compute no more than their caller uses.
-
-They call the same modules as `GPT.forward`, so any attention variant works with them.
-"""
+"""Forward passes of a GPT that compute a prefix that all rows share only once."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -12,25 +10,10 @@ from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
 
 
-def logits_at(model: GPT, ids: Tensor, select: Tensor, cache: KVCache | None = None) -> Tensor:
-    """`model(ids, cache)[select]`, (N, V), without the last MLP and the head for the other positions.
-
-    Args:
-        select: (B, T) of bool, the N positions whose logits are needed.
-    """
-    layers = [None] * model.n_layer if cache is None else cache.layers
-    x = embedding = model.embed(ids, cache)
-    for index, block in enumerate(model.blocks):
-        is_last = index == model.n_layer - 1
-        x = block(x, layers[index], embedding, select if is_last else None)
-    logits: Tensor = model.head(model.ln_f(x))
-    return logits
-
-
 def forward_with_shared_prefix(
     model: GPT, ids: Tensor, prefix_length: int, select: Tensor, cache: KVCache
 ) -> Tensor:
-    """`logits_at(model, ids, select)`, which computes a prefix that all rows share only once.
+    """`model(ids, select=select)`, which computes a prefix that all rows share only once.
 
     Args:
         prefix_length: the first `prefix_length` characters are equal in all rows; less than T.
@@ -39,10 +22,11 @@ def forward_with_shared_prefix(
     """
     if prefix_length:
         cache.advance(prefix_length, ids.device)
-        logits_at(model, ids[:1, :prefix_length], select[:1, :prefix_length], cache)
+        model(ids[:1, :prefix_length], cache, select[:1, :prefix_length])
         cache.expand_batch(len(ids))
     cache.advance(ids.shape[1] - prefix_length, ids.device)
-    return logits_at(model, ids[:, prefix_length:], select[:, prefix_length:], cache)
+    logits: Tensor = model(ids[:, prefix_length:], cache, select[:, prefix_length:])
+    return logits
 
 
 def read_prompts(
@@ -61,11 +45,11 @@ def read_prompts(
         Logits (B, V) of the character after each prompt, the lengths of the prompts (B), and the cache.
     """
     device = model.tok_emb.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    shortest, width = int(lengths.min()), int(lengths.max())
+    counts = [len(prompt) for prompt in prompts]
+    width, lengths = max(counts), torch.tensor(counts, device=device)
     ids = torch.tensor([[*p, *[pad_id] * (width - len(p))] for p in prompts], device=device)
-    equal = (ids == ids[:1]).all(0).long().cumprod(0)
-    prefix_length = min(int(equal.sum()), shortest - 1)  # without each last character
+    shared = sum(1 for _ in takewhile(lambda ids: len({*ids}) == 1, zip(*prompts, strict=False)))
+    prefix_length = min(shared, min(counts) - 1)  # without each last character
     last = torch.arange(width, device=device) == lengths[:, None] - 1
     cache = KVCache(model.n_layer, size)
     return forward_with_shared_prefix(model, ids, prefix_length, last, cache), lengths, cache

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from birthplace_lm.data.sequences import Batch
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.kv_cache import KVCache
-from birthplace_lm.models.partial_forward import forward_with_shared_prefix, logits_at
+from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 
 MICRO_BATCH_CHARS = 1024  # on a CPU: activations stay in the processor's cache, and memory stays small
 
@@ -39,9 +39,7 @@ def microbatched_loss_sum(model: GPT, batch: Batch, pad_id: int) -> Tensor:
     `_AccumulateOverMicroBatches` for the rest of the gain.
     """
     inputs, targets = batch["inputs"], batch["targets"]
-    if isinstance(model, FSDPModule):  # gathers its weights in hooks around the whole forward pass
-        return model.loss(inputs, targets, pad_id, reduction="sum")
-    if inputs.device.type != "cpu":
+    if inputs.device.type != "cpu" or isinstance(model, FSDPModule):  # which gathers weights in every pass
         return loss_sum(model, inputs, targets, pad_id)
     micro_batches = _split(inputs, targets, pad_id, pads_only=model.training and model.drop.p > 0)
 
@@ -67,7 +65,7 @@ def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, pad_id: int, prefix_le
         cache = KVCache(model.n_layer, inputs.shape[1])
         logits = forward_with_shared_prefix(model, inputs, prefix_length, select, cache)
     else:
-        logits = logits_at(model, inputs, select)
+        logits = model(inputs, select=select)
     return F.cross_entropy(logits.float(), targets[select], reduction="sum")
 
 

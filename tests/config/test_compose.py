@@ -151,9 +151,9 @@ UNKNOWN = [  # overrides, the name that is wrong, the nearest valid one
     ("optimizer.beta=3", "optimizer.beta", "optimizer.betas"),
     ("+optimizer.wait_decay=3", "optimizer.wait_decay", "optimizer.weight_decay"),
     (
-        "attention=synthesizer +model.attention.position=3",
-        "model.attention.position",
-        "model.attention.positions",
+        "attention=rope model.attention.bases=3",
+        "model.attention.bases",
+        "model.attention.base",
     ),
     (
         "stages.finetune.dataset.ascii=true",
@@ -337,15 +337,15 @@ def test_a_target_hidden_in_a_list_is_found() -> None:
 def test_arguments_of_every_kind_of_target() -> None:
     compose(
         [
-            "attention=synthesizer",
-            "+model.attention.positions=64",
+            "attention=rope",
+            "model.attention.base=64",
             "model.dropout=0",
             "optimizer.weight_decay=0",
         ]
     )
-    compose(["attention=synthesizer", "+model.attention.positions=null"])
-    with pytest.raises(InputError, match=r"positions=True: must be of type int \| None"):
-        compose(["attention=synthesizer", "+model.attention.positions=true"])
+    compose(["stages.pretrain.dataset.min_shift=null"])
+    with pytest.raises(InputError, match=r"min_shift=True: must be of type int \| None"):
+        compose(["stages.pretrain.dataset.min_shift=true"])
 
 
 @pytest.mark.parametrize(

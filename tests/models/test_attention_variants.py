@@ -190,11 +190,14 @@ def test_differential_agrees_with_its_formula() -> None:
     assert (recorded[0] < 0).any()
 
 
+@pytest.mark.parametrize(("query", "key"), [(-9.0, -5.0), (-12.0, -12.0), (200.0, 200.0)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_linear_attention_of_negative_queries_and_keys_is_finite(dtype: torch.dtype) -> None:
-    """Bug: elu(x) + 1 was 0 from x = -6 on in bfloat16, and the weights 0 / 0."""
+def test_linear_attention_of_extreme_queries_and_keys_is_finite(
+    dtype: torch.dtype, query: float, key: float
+) -> None:
+    """Bug: elu(x) + 1 was 0 from x = -6 on in bfloat16, and the weights 0 / 0; float16 overflowed."""
     a = layer_of("linear")
-    q, k, v = (torch.full((1, 1, 3, 4), number, dtype=dtype) for number in (-9.0, -5.0, 2.0))
+    q, k, v = (torch.full((1, 1, 3, 4), number, dtype=dtype) for number in (query, key, 2.0))
     q.requires_grad_()
     y = a.attend(q, k, v)
     torch.testing.assert_close(y, v)

@@ -1,4 +1,4 @@
-"""Partial forward passes against `GPT.forward`."""
+"""Logits of selected positions, and losses of them, against those of all positions."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from birthplace_lm.models.attention.synthesizer import SynthesizerAttention
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.models.partial_forward import logits_at
 from birthplace_lm.training.microbatching import loss_sum
 
 SYMBOLS, BLOCK = 11, 16
@@ -18,8 +17,8 @@ def test_selected_logits_and_their_gradients(attention: type) -> None:
     model = GPT(SYMBOLS, 2, 4, 16, BLOCK, dropout=0.0, attention=attention).double()
     ids = torch.randint(2, SYMBOLS, (5, BLOCK))
     select = torch.rand(5, BLOCK) < 0.3
-    assert torch.allclose(logits_at(model, ids, select), model(ids)[select], atol=1e-12)
-    assert logits_at(model, ids, torch.zeros_like(select)).shape == (0, SYMBOLS)
+    assert torch.allclose(model(ids, select=select), model(ids)[select], atol=1e-12)
+    assert model(ids, select=torch.zeros_like(select)).shape == (0, SYMBOLS)
     targets = torch.randint(2, SYMBOLS, (5, BLOCK)).masked_fill(~select, 0)
     plain = torch.nn.functional.cross_entropy(
         model(ids).flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum"

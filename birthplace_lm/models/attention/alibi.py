@@ -1,5 +1,6 @@
 """Attention with linear biases: the score of a key falls with its distance."""
 
+import torch
 from torch import Tensor
 
 from birthplace_lm.models.attention.vanilla import VanillaAttention
@@ -18,6 +19,6 @@ class AlibiAttention(VanillaAttention):
         q, k, v = self.project(x)
         heads = q.shape[1]
         distance = distances(x, cache)
-        slopes = 2.0 ** (-8.0 * (1 + distance.new_tensor(range(heads)).float()) / heads)
+        slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=x.device) / heads)
         bias = (-slopes[:, None, None] * distance).masked_fill(~visible_keys(x, cache), -float("inf"))
         return self.output(self.attend_to(q, k, v, cache, bias))

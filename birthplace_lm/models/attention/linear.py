@@ -11,7 +11,7 @@ from birthplace_lm.models.dropout import dropout
 class LinearAttention(VanillaAttention):
     """sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s) over s <= t, with phi(x) = elu(x) + 1.
 
-    Computed as relu(x) + exp(min(x, 0)): in bfloat16 elu(x) + 1 is 0 for x below -6, and 0 / 0 follows.
+    Computed in float32, and as relu(x) + exp(min(x, 0)): elu(x) + 1 is 0 for x below -17, and 0 / 0 follows.
 
     The sum over earlier positions could be kept as a state of D x D numbers for each head. At the lengths of
     this task, 128 at most, the products of all pairs are cheaper, and give the weights that are drawn.
@@ -39,9 +39,10 @@ class _LinearProduct(nn.Module):
         """(B, H, T, S); each row sums to 1."""
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        products = (_feature_map(q) @ _feature_map(k).mT).masked_fill(~mask, 0)
-        products = products.to(torch.promote_types(products.dtype, torch.float32))
-        return products / products.sum(-1, keepdim=True)
+        with torch.autocast(q.device.type, enabled=False):  # half precision overflows in sums of products
+            q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
+            products = (_feature_map(q) @ _feature_map(k).mT).masked_fill(~mask, 0)
+            return products / products.sum(-1, keepdim=True)
 
 
 def _feature_map(x: Tensor) -> Tensor:

@@ -12,25 +12,17 @@ from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads, sp
 class SynthesizerAttention(nn.Module):
     """softmax(ReLU(x W1 + b1)_i W2 + b2) v, causal, for head i; no query-key product, no 1/sqrt(D).
 
-    W2 (D, positions) and b2 (positions) are shared by the heads and cut to the first T columns. A sequence of
-    `block_size` characters has `block_size - 1` inputs, so by default the layer learns that many columns.
-    Positions beyond them, which then never occur in training, get the score 0.
-
-    Args:
-        positions: learned columns; None means `block_size - 1`, the 2021 layer.
-
-    Raises:
-        ValueError: `positions` is less than 1.
+    W2 (D, S) and b2 (S) are shared by the heads and cut to the first T columns. S is `block_size - 1`: a
+    sequence of `block_size` characters has that many inputs. A later position, which never occurs in
+    training, gets the score 0.
 
     Source: Tay et al. 2020, arXiv:2005.00743; CS224N 2021, assignment 5.
     """
 
-    def __init__(
-        self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
-    ) -> None:
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__()
         self.depth = n_embd // n_head
-        columns = learned_columns(positions, block_size)
+        columns = block_size - 1
         self.w1 = nn.Linear(n_embd, n_embd)
         self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
         self.b2 = nn.Parameter(torch.zeros(columns))
@@ -54,17 +46,5 @@ class SynthesizerAttention(nn.Module):
         return self.resid_drop(self.proj(merge_heads(y)))
 
     def keys(self) -> Tensor:
-        """(W2, b2)^T, (positions, D + 1), with a dimension of heads in front if each has its own."""
+        """(W2, b2)^T, (S, D + 1), with a dimension of heads in front if each has its own."""
         return torch.cat((self.w2, self.b2[None])).T
-
-
-def learned_columns(positions: int | None, block_size: int) -> int:
-    """How many columns a synthesizer learns; None means `block_size - 1`, one for each input.
-
-    Raises:
-        ValueError: less than 1.
-    """
-    columns = block_size - 1 if positions is None else positions
-    if columns < 1:
-        raise ValueError(f"attention.positions={columns}: must be 1 or more")
-    return columns

@@ -4,34 +4,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from birthplace_lm.models.attention.synthesizer import learned_columns
 from birthplace_lm.models.attention.vanilla import VanillaAttention
 from birthplace_lm.models.kv_cache import LayerKVCache
 from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads
 
 
 class MixtureSynthesizerAttention(VanillaAttention):
-    """softmax((1 - alpha) q k^T / sqrt(D) + alpha ReLU(q) W2) v, causal, with W2 (D, positions).
+    """softmax((1 - alpha) q k^T / sqrt(D) + alpha ReLU(q) W2) v, causal, with W2 (D, S).
 
     alpha is the sigmoid of a learned number, 1/2 at the start. As in the authors' code, the query is the
-    hidden layer of the synthesizer, and W2 has no bias and is shared by the heads. Positions beyond
-    its columns get the score 0 from it.
-
-    Args:
-        positions: columns of W2; None means `block_size - 1`.
-
-    Raises:
-        ValueError: `positions` is less than 1.
+    hidden layer of the synthesizer, and W2 has no bias and is shared by the heads. S is `block_size - 1`; a
+    later position gets the score 0 from it.
 
     Source: Tay et al. 2020, arXiv:2005.00743; dense_plus_alpha of its code in mesh-tensorflow.
     """
 
-    def __init__(
-        self, n_embd: int, n_head: int, block_size: int, dropout: float, positions: int | None = None
-    ) -> None:
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        columns = learned_columns(positions, block_size)
-        self.w2 = nn.Parameter(torch.empty(self.depth, columns).uniform_(-0.001, 0.001))
+        self.w2 = nn.Parameter(torch.empty(self.depth, block_size - 1).uniform_(-0.001, 0.001))
         self.alpha = nn.Parameter(torch.zeros(1))
         self.attend = ScaledDotProductAttention(dropout, scale=1.0)
 
