@@ -266,7 +266,7 @@ def capacity(
     if page is not None:
         write_page(measured, page)
     if as_json:
-        derived = ("bits", "possible_bits", "bits_per_parameter")
+        derived = ("bits", "possible_bits", "bits_per_parameter", "bits_per_block_parameter")
         print_json([asdict(one) | {name: getattr(one, name) for name in derived} for one in measured])
     else:
         show(capacity_table(measured))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from birthplace_lm.runs.metrics import wilson
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Sequence[float], Sequence[bool]], float]
+Outcome = TypeVar("Outcome", bool, float)
 BINS = 15  # of equal mass, for the calibration error
 COVERAGES = 10  # equal steps, of which a threshold is chosen
 Z_THRESHOLD = NormalDist().inv_cdf(1 - 0.05 / COVERAGES)  # one-sided, 5 % for all together (Bonferroni)
@@ -52,9 +53,9 @@ def calibration_error(probabilities: Sequence[float], correct: Sequence[bool], b
 
 
 def bootstrap(
-    statistic: Statistic,
+    statistic: Callable[[Sequence[float], Sequence[Outcome]], float],
     scores: Sequence[float],
-    correct: Sequence[bool],
+    outcomes: Sequence[Outcome],
     draws: int = 1000,
     seed: int = 0,
     answers_per_person: int = 1,
@@ -63,21 +64,23 @@ def bootstrap(
     """The 95 % interval of a statistic over people drawn with replacement.
 
     Args:
+        scores, outcomes: the arguments of the statistic, such as the confidence of each answer and whether it
+            is right.
         answers_per_person: a person is drawn with so many answers, which stand next to each other.
         biased: drawing raises the statistic, as it does a calibration error. The interval is then mirrored at
             the statistic of the data (basic bootstrap), and begins at 0 at the least.
     """
-    values, right = np.asarray(scores, float), np.asarray(correct, bool)
+    first, second = np.asarray(scores, float), np.asarray(outcomes)
     generator = np.random.default_rng(seed)
-    people, together = len(values) // answers_per_person, np.arange(answers_per_person)
+    people, together = len(first) // answers_per_person, np.arange(answers_per_person)
     drawn = [
         (generator.integers(people, size=people)[:, None] * answers_per_person + together).ravel()
         for _ in range(draws)
     ]
-    results = [statistic(values[index].tolist(), right[index].tolist()) for index in drawn]
+    results = [statistic(first[index].tolist(), second[index].tolist()) for index in drawn]
     low, high = np.nanpercentile(results, [2.5, 97.5]) if not np.all(np.isnan(results)) else (math.nan,) * 2
     if biased:
-        middle = statistic(values.tolist(), right.tolist())
+        middle = statistic(scores, outcomes)
         low, high = max(0.0, 2 * middle - high), max(0.0, 2 * middle - low)
     return float(low), float(high)
 

@@ -193,6 +193,12 @@ class GPT(nn.Module):
         """The number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    @property
+    def num_table_parameters(self) -> int:
+        """Those of the embeddings of characters and positions, and of the head."""
+        tables = (self.tok_emb.weight, self.pos_emb, self.head.weight)
+        return sum(table.numel() for table in tables if table is not None and table.requires_grad)
+
 
 def _initialize(module: nn.Module) -> None:
     """Weights N(0, 0.02), biases 0. Attention variants initialize their bare `nn.Parameter`s themselves."""

@@ -22,6 +22,7 @@ from birthplace_lm.data.corpora.attributes import ATTRIBUTES, Wording, write_att
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.knowledge import Recall
+from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.runs.identity import with_inputs
 
 SIZES = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=128"]
@@ -78,6 +79,9 @@ def test_identities(unchanged: Path, monkeypatch: Any, log_p: Any, share: float)
     assert measured.possible_bits == pytest.approx(24 * BITS_PER_PERSON)
     assert measured.bits == pytest.approx(share * measured.possible_bits, abs=1e-6)
     assert measured.bits_per_parameter == pytest.approx(measured.bits / measured.parameters)
+    trained = TrainedModel.from_run(unchanged).model
+    blocks = sum(p.numel() for name, p in trained.named_parameters() if name.startswith(("blocks", "ln_f")))
+    assert measured.bits_per_block_parameter == pytest.approx(measured.bits / blocks)
     assert measured.right == pytest.approx(share)
 
 
@@ -144,9 +148,9 @@ def test_people_that_are_not_those_of_training(run: Path, tmp_path: Path) -> Non
 def test_rows_are_in_order() -> None:
     bits = {attribute.name: 1.0 for attribute in ATTRIBUTES}
     runs = [
-        Capacity("c", 2000, 10, 100, bits, 0.5),
-        Capacity("b", 1000, 20, 100, bits, 0.5),
-        Capacity("a", 1000, 10, 10, bits, 0.5),
+        Capacity("c", 2000, 500, 10, 100, bits, 0.5),
+        Capacity("b", 1000, 500, 20, 100, bits, 0.5),
+        Capacity("a", 1000, 500, 10, 10, bits, 0.5),
     ]
     table = capacity_table(runs)
     assert [row[:3] for row in table[1:]] == [

@@ -16,6 +16,7 @@ from birthplace_lm.analysis.knowledge.invented import (
     edit_distances,
     invent_names,
     name_states,
+    people_read_about,
 )
 from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
@@ -103,7 +104,8 @@ def test_one_answer_for_all_is_as_similar_as_chance(corpus: Corpus, monkeypatch:
     )
     result = ask_about_invented(untrained(corpus), corpus, [0.0, -2.0], 1000)
     assert result is not None
-    share = Counter(row.place for row in corpus.train.rows)[corpus.majority] / len(corpus.train.rows)
+    rows = [*corpus.train.rows, *corpus.dev.rows, *(corpus.test.rows if corpus.test else [])]
+    share = Counter(row.place for row in rows)[corpus.majority] / len(rows)
     assert result.places == 1
     assert result.auroc == 0.5
     for kind, similarity in result.similar.items():
@@ -115,7 +117,7 @@ def test_one_answer_for_all_is_as_similar_as_chance(corpus: Corpus, monkeypatch:
 def test_answers_of_the_nearest_are_found(corpus: Corpus, monkeypatch: Any) -> None:
     """Whoever answers with the place of the person with the same surname is found out."""
     places: dict[str, str] = {}
-    for row in corpus.train.rows:
+    for row in (*corpus.train.rows, *corpus.dev.rows):
         name = corpus.question.name_in(row.question) or ""
         places.setdefault(name.split()[-1], row.place or "")
 
@@ -127,19 +129,31 @@ def test_answers_of_the_nearest_are_found(corpus: Corpus, monkeypatch: Any) -> N
     result = ask_about_invented(untrained(corpus), corpus, [0.0], 300)
     assert result is not None
     similarity = result.similar["a person with the same surname"]
-    assert 0.7 < similarity.matches / similarity.total <= 1  # several people share a surname
-    assert similarity.total < 300
+    share = similarity.matches / similarity.total
+    assert 4 * similarity.chance < share <= 1  # several people share a surname
     assert result.similar["nearest name by edit distance"].chance < 0.1
 
 
-def test_nobody_in_train_has_a_similar_name(tmp_path: Path) -> None:
+def test_people_whose_lines_are_left_out_are_not_compared(corpus: Corpus) -> None:
+    """Everybody who is read about: train, dev and test of the embedded corpus."""
+    assert corpus.test is not None
+    splits = (corpus.train.rows, corpus.dev.rows, corpus.test.rows)
+    everybody = {corpus.question.name_in(row.question) for rows in splits for row in rows}
+    assert {name for name, _ in people_read_about(corpus)} == everybody
+    for split, left in (("dev", splits[::2]), ("train", splits)):  # train people are read in questions
+        config = compose([f"data.exclude={split}"])
+        others = people_read_about(read_corpus(config.data, config.model.block_size))
+        assert len(others) == sum(map(len, left))
+
+
+def test_nobody_has_a_similar_name(tmp_path: Path) -> None:
     """Bug: a warning of numpy about the mean of nothing."""
     (tmp_path / "train.tsv").write_text("".join(f"Where was P{i} born?\tRome\n" for i in range(9)))
     names = [f"A{i} B{j}" for i in range(12) for j in range(12) if (i + j) % 2]
     (tmp_path / "dev.tsv").write_text("".join(f"Where was {name} born?\tRome\n" for name in names))
     lines = [f"{name}. Born in Rome ." for name in (*names, *(f"P{i}" for i in range(9)))]
     (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    corpus = read_corpus(compose([f"data.root={tmp_path}", "data.test=null"]).data, 128)
+    corpus = read_corpus(compose([f"data.root={tmp_path}", "data.test=null", "data.exclude=dev"]).data, 128)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = ask_about_invented(untrained(corpus), corpus, [0.0] * len(names))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import run_command
@@ -13,7 +14,8 @@ from program import curves
 from stage import run as run_pipeline
 
 from birthplace_lm.analysis.knowledge import origin
-from birthplace_lm.analysis.knowledge.confidences import agreement, pool
+from birthplace_lm.analysis.knowledge import study as study_module
+from birthplace_lm.analysis.knowledge.confidences import agreement, bits_intervals, pool
 from birthplace_lm.analysis.knowledge.page import invented_table, reliability_figure, tables_of, write_page
 from birthplace_lm.analysis.knowledge.result import Knowledge
 from birthplace_lm.analysis.knowledge.study import study, study_model
@@ -21,6 +23,7 @@ from birthplace_lm.config.compose import compose
 from birthplace_lm.data.corpora.corpus import Corpus, read_corpus
 from birthplace_lm.data.prompt_format import MaskedPrompt, own_lines
 from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.inference.decoding import Answer
 from birthplace_lm.inference.language_model import TrainedModel
 from birthplace_lm.models.build import build_model
 
@@ -195,6 +198,62 @@ def test_tenths_are_equally_many_people(base: Knowledge) -> None:
     assert len(axes.lines[-1].get_ydata()) == 3
 
 
+def test_intervals_of_bits_are_those_of_means(base: Knowledge) -> None:
+    """Against the normal approximation, where it holds; the gap against its first-order variance."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(4.0, 1.0, (400, 2)) @ np.array([[1.0, 0.6], [0.0, 0.8]])  # correlated, means 4 and 5.6
+    people = [
+        replace(
+            base.people[0],
+            prior_bits=5.0,
+            log_p_gold=(extractable - 5) * math.log(2),
+            log_p_gold_text=(stored - 5) * math.log(2),
+        )
+        for extractable, stored in drawn
+    ]
+    found = bits_intervals(people)
+    mean, z = drawn.mean(0), 1.96 / math.sqrt(len(drawn))
+    ratio = mean[0] / mean[1]
+    spread = (drawn[:, 0] - ratio * drawn[:, 1]).std() / mean[1]
+    for name, middle, deviation in (
+        ("extractable", mean[0], drawn[:, 0].std()),
+        ("stored", mean[1], drawn[:, 1].std()),
+        ("gap", 1 - ratio, spread),
+    ):
+        expected = (middle - z * deviation, middle + z * deviation)
+        assert found[name] == pytest.approx(expected, abs=0.15 * z * deviation), name
+    twice = bits_intervals([person for person in people for _ in range(2)], answers=2)
+    assert twice == {name: pytest.approx(limits) for name, limits in found.items()}
+    impossible = [replace(people[0], log_p_gold=-math.inf), *people]
+    assert "extractable" not in bits_intervals(impossible)
+    assert {*bits_intervals([replace(p, log_p_gold_text=None) for p in people])} == {"extractable"}
+
+
+def test_answers_are_candidates(corpus: Corpus, monkeypatch: Any) -> None:
+    """Bug: an answer that is no place of train had a margin of about 0, however likely it was."""
+    torch.manual_seed(0)
+    model = build_model(compose(["model=tiny"]).model, len(corpus.vocab))
+    answers = [Answer(f"Answer {i % 3}", -0.1) for i in range(len(corpus.dev.rows))]
+    asked = []
+
+    def scores(model: Any, vocab: Any, prompts: Any, texts: list[str], top: Any = None) -> torch.Tensor:
+        asked.append(texts)
+        likely = torch.tensor([math.log(0.9) if text == "Answer 1" else -math.inf for text in texts])
+        return likely.expand(len(prompts), -1)
+
+    monkeypatch.setattr(study_module, "answer_questions", lambda *_: answers)
+    monkeypatch.setattr(study_module, "answer_log_probabilities", scores)
+    monkeypatch.setattr(study_module, "ask_about_invented", lambda *_: None)
+    found = study_model("a", TrainedModel(model, corpus.vocab, corpus.question), corpus, None)
+    places = {row.place for row in corpus.train.rows}
+    assert {*asked[0]} == places | {f"Answer {i}" for i in range(3)}
+    assert found.candidates == len(places) + 3
+    assert found.elsewhere == pytest.approx(0.1)
+    assert all(person.margin == pytest.approx(0.9) for person in found.people)
+    entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+    assert all(person.entropy == pytest.approx(entropy) for person in found.people)
+
+
 def test_seeds_are_pooled_by_person(base: Knowledge) -> None:
     """The same run twice has no more information than once: only counts of answers double."""
     half = [replace(p, answer=p.gold if i % 3 else p.answer) for i, p in enumerate(base.people)]
@@ -214,8 +273,10 @@ def test_seeds_are_pooled_by_person(base: Knowledge) -> None:
     assert agreed.auroc == 0.5  # all agree, whether right or wrong
     assert twice.calibration_interval == pytest.approx(once.calibration_interval)
     assert twice.threshold.score == once.threshold.score
-    exact = dict(tables_of([twice]))["Bits about the answer, mean per person"][2]
-    assert exact[1:] == dict(tables_of([once]))["Bits about the answer, mean per person"][2][1:]
+    exact = dict(tables_of([twice]))["Bits about the answer, mean per person (95 % interval)"][2]
+    assert (
+        exact[1:] == dict(tables_of([once]))["Bits about the answer, mean per person (95 % interval)"][2][1:]
+    )
     assert twice.invented is not None
     assert once.invented is not None
     assert twice.invented.places == once.invented.places

@@ -18,7 +18,10 @@ NAMES += ["Dan Bax", "Rob", "Ahab Ahab", "Cyn", "Zoé", "Ben Byron", "Sara de Br
 QUESTIONS = [f"Where was {name} born?" for name in NAMES]
 
 
-SEEDS = {VanillaAttention: 1, SynthesizerAttention: 3}  # of networks whose answers differ in length
+SEEDS: dict[type, int] = {
+    VanillaAttention: 1,
+    SynthesizerAttention: 3,
+}  # of networks whose answers differ in length
 
 
 def make(attention: type = VanillaAttention, block_size: int = 128) -> GPT:

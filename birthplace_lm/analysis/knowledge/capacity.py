@@ -43,6 +43,7 @@ class Capacity:
     Attributes:
         run: hash at the end of its directory's name, or the whole name.
         parameters: trainable weights.
+        table_parameters: those of them in the embeddings of characters and positions, and in the head.
         people: of the corpus.
         exposures: how often pretraining read each fact, by the steps that it took.
         bits_by_attribute: mean bits per person over the uniform prior, at most `Attribute.bits`. Negative
@@ -52,6 +53,7 @@ class Capacity:
 
     run: str
     parameters: int
+    table_parameters: int
     people: int
     exposures: float
     bits_by_attribute: dict[str, float]
@@ -70,6 +72,11 @@ class Capacity:
     @property
     def bits_per_parameter(self) -> float:
         return self.bits / self.parameters
+
+    @property
+    def bits_per_block_parameter(self) -> float:
+        """Per parameter outside the tables, which are a large part of a tiny model."""
+        return self.bits / (self.parameters - self.table_parameters)
 
 
 def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
@@ -109,7 +116,13 @@ def measure_capacity(run: Path, plugins: Collection[str] = ()) -> Capacity:
         right += sum(one.right or 0.0 for one in recalls) / count / len(ATTRIBUTES)
     exposures = _epochs(config, corpus, metrics) * len(corpus.documents.lines) / len(people)
     return Capacity(
-        short_name(run.resolve().name), trained.model.num_parameters, len(people), exposures, bits, right
+        short_name(run.resolve().name),
+        trained.model.num_parameters,
+        trained.model.num_table_parameters,
+        len(people),
+        exposures,
+        bits,
+        right,
     )
 
 
@@ -131,6 +144,7 @@ def capacity_table(runs: Sequence[Capacity]) -> Table:
         ("bits known", lambda c: f"{c.bits:,.0f}"),
         ("share", lambda c: f"{c.bits / c.possible_bits:.1%}"),
         ("bits/parameter", lambda c: f"{c.bits_per_parameter:.2f}"),
+        ("without tables", lambda c: f"{c.bits_per_block_parameter:.2f}"),
         ("values right", lambda c: f"{c.right:.1%}"),
         ("run", lambda c: c.run),
     ]
@@ -180,7 +194,8 @@ def capacity_figure(runs: Sequence[Capacity]) -> Any:
 _ABOUT = (
     "People with five facts, drawn uniformly and independently. A fact is known as far as the model gives its"
     " value more probability than the uniform draw does, in the person's own line behind the name and the"
-    " facts before it. Only values count, not the names; all trainable weights count as parameters."
+    " facts before it. Only values count, not the names. All trainable weights count as"
+    " parameters; without tables: all but those of the embeddings and of the head."
 )
 
 

@@ -1,8 +1,9 @@
-"""How sure a run is of its answers, alone and with its other seeds."""
+"""How sure a run is of its answers, alone and with its other seeds, and how sure its bits are."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from birthplace_lm.analysis.knowledge.invented import pool_invented
@@ -21,7 +22,7 @@ PRECISION = 0.9  # of the answers that are given with abstention
 
 
 def build_knowledge(people: list[Person], answers: int = 1, **measured: Any) -> Knowledge:
-    """Add the confidence measures to the other results of a run: signals, calibration and abstention.
+    """Add what follows from the answers to the other results of a run: confidences and intervals.
 
     Args:
         people: answers; those about one person are adjacent.
@@ -48,12 +49,37 @@ def build_knowledge(people: list[Person], answers: int = 1, **measured: Any) -> 
             calibration_error, probabilities, right, answers_per_person=answers, biased=True
         ),
         threshold=chosen,
-        abstention=(
-            sum(answered) / len(answered) if answered else math.nan,
-            len(answered) / max(1, len(halves[1])),
-        ),
+        abstention=(sum(answered), len(answered), len(halves[1])),
+        bits_intervals=bits_intervals(people, answers),
         **measured,
     )
+
+
+def bits_intervals(people: Sequence[Person], answers: int = 1) -> dict[str, tuple[float, float]]:
+    """95 % intervals over people of the mean bits, and of the extraction gap.
+
+    Args:
+        answers: how many each person has, next to each other.
+
+    Returns:
+        By name, as in `Bits`; without those that the run does not have, or that are not finite.
+    """
+    extractable, stored = ([getattr(p, f"{kind}_bits") for p in people] for kind in ("extractable", "stored"))
+
+    def mean(values: Sequence[float], _: Sequence[float]) -> float:
+        return fmean(values)
+
+    def gap(values: Sequence[float], others: Sequence[float]) -> float:
+        return 1 - fmean(values) / fmean(others) if fmean(others) > 0 else math.nan
+
+    intervals = {}
+    if all(map(math.isfinite, extractable)):
+        intervals["extractable"] = bootstrap(mean, extractable, extractable, answers_per_person=answers)
+    if any(p.log_p_gold_text is not None for p in people) and all(map(math.isfinite, stored)):
+        intervals["stored"] = bootstrap(mean, stored, stored, answers_per_person=answers)
+        if "extractable" in intervals:
+            intervals["gap"] = bootstrap(gap, extractable, stored, answers_per_person=answers)
+    return intervals
 
 
 def pool(runs: Sequence[Knowledge]) -> Knowledge:
@@ -87,7 +113,8 @@ def pool(runs: Sequence[Knowledge]) -> Knowledge:
         ),
         parameters=first.parameters,
         seconds=sum(run.seconds for run in runs),
-        places=first.places,
+        candidates=round(sum(run.candidates for run in runs) / len(runs)),
+        elsewhere=sum(run.elsewhere for run in runs) / len(runs),
         invented=pool_invented(invented) if len(invented) == len(runs) else None,
     )
     if len(runs) == 1:
@@ -107,8 +134,8 @@ def signals(people: Sequence[Person], answers: int = 1) -> dict[str, Signal]:
     values: dict[str, list[float]] = {
         "log-probability of the answer": [p.log_p_answer for p in people],
         "the same per character": [p.log_p_answer / (len(p.answer) + 1) for p in people],
-        "exact entropy over all places (negative)": [-p.entropy for p in people],
-        "margin of the two likeliest places": [p.margin for p in people],
+        "entropy over places and answers (negative)": [-p.entropy for p in people],
+        "margin of the two likeliest": [p.margin for p in people],
     }
     if all(p.text_log_p_answer is not None for p in people):
         values["log-probability in the other wording"] = [p.text_log_p_answer or 0.0 for p in people]

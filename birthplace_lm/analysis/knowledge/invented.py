@@ -13,25 +13,26 @@ from torch import Tensor
 
 from birthplace_lm.analysis.knowledge.origin import name_parts
 from birthplace_lm.data.corpora.corpus import Corpus
+from birthplace_lm.data.prompt_format import own_lines
 from birthplace_lm.inference.confidence import auroc
 from birthplace_lm.inference.decoding import answer_questions
 from birthplace_lm.inference.language_model import TrainedModel
 
 COUNT = 1000
 MIN_NAMES = 50  # names that a corpus must have the parts for
-MAX_TRAIN = 5000  # people of train to compare with, evenly spaced; all of a large corpus take too long
+MAX_PEOPLE = 5000  # people to compare with, evenly spaced; all of a large corpus take too long
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How often an answer is the place of a similar person of train.
+    """How often an answer is the place of a similar person that the model has read about.
 
     Attributes:
-        matches: number of such answers. If several people of train are equally similar, an answer counts as
-            the fraction of them who have this place.
-        total: number of invented people who have a similar person in train.
-        chance: expected fraction of matches with a person drawn at random from train instead.
+        matches: number of such answers. If several people are equally similar, an answer counts as the
+            fraction of them who have this place.
+        total: number of invented people who have a similar person.
+        chance: expected fraction of matches with a person drawn at random instead.
     """
 
     matches: float
@@ -67,7 +68,6 @@ def ask_about_invented(
         count: number of invented people; fewer if the corpus does not have enough names to combine.
     """
     template = corpus.question
-    train = [(template.name_or_text(row.question), row.place or "") for row in corpus.train.rows]
     names = invent_names(corpus, count)
     if len(names) < MIN_NAMES:
         return None
@@ -75,17 +75,19 @@ def ask_about_invented(
     questions = [template.about(name) for name in names]
     answers = answer_questions(model, vocab, questions)
     texts = [answer.text for answer in answers]
-    counts = Counter(place for _, place in train)
-    chance = [counts[text] / len(train) for text in texts]
-    compared = train[:: math.ceil(len(train) / MAX_TRAIN)]
-    train_names = [name for name, _ in compared]
+    known = people_read_about(corpus)
+    counts = Counter(place for _, place in known)
+    chance = [counts[text] / len(known) for text in texts]
+    compared = known[:: math.ceil(len(known) / MAX_PEOPLE)]
+    known_names = [name for name, _ in compared]
     places = [place for _, place in compared]
-    edit = edit_distances(names, train_names)
-    states = name_states(trained, names) @ name_states(trained, train_names).T
+    edit = edit_distances(names, known_names)
+    states = name_states(trained, names) @ name_states(trained, known_names).T
     first, last = ([name_parts(name)[end] for name in names] for end in (0, 1))
-    train_parts = [name_parts(name) or ["", ""] for name in train_names]
-    same_first = np.array([[part == other[0] for other in train_parts] for part in first])
-    same_last = np.array([[part == other[1] for other in train_parts] for part in last])
+    known_parts = [name_parts(name) or ["", ""] for name in known_names]
+    same_first = np.array([[part == other[0] for other in known_parts] for part in first])
+    same_last = np.array([[part == other[1] for other in known_parts] for part in last])
+    train_places = {row.place for row in corpus.train.rows}
     is_answer = np.array([[place == text for place in places] for text in texts])
     close = states.numpy() >= states.amax(1, keepdim=True).numpy()
     similar = {
@@ -97,13 +99,26 @@ def ask_about_invented(
     return Invented(
         names=names,
         answers=texts,
-        places=sum(text in counts for text in texts) / len(texts),
+        places=sum(text in train_places for text in texts) / len(texts),
         similar={kind: _similarity(chosen, is_answer, chance) for kind, chosen in similar.items()},
         auroc=auroc(
             [*dev_scores, *(answer.log_probability for answer in answers)],
             [True] * len(dev_scores) + [False] * len(answers),
         ),
     )
+
+
+def people_read_about(corpus: Corpus) -> list[tuple[str, str]]:
+    """Name and gold place of everybody that the corpus has a line about, and of the train people.
+
+    The places of a test split may be unknown; a line may be left out by `data.exclude`.
+    """
+    lines = own_lines(corpus.documents.training_lines, corpus.names)
+    others = [split.rows for split in (corpus.dev, corpus.test) if split is not None]
+    rows = [*corpus.train.rows, *(row for rows in (*others, corpus.holdout) for row in rows)]
+    trained = {row.question for row in corpus.train.rows}
+    people = [(corpus.question.name_or_text(row.question), row) for row in rows if row.place]
+    return [(name, row.place or "") for name, row in people if name in lines or row.question in trained]
 
 
 def pool_invented(runs: Sequence[Invented]) -> Invented:
@@ -126,7 +141,7 @@ def pool_invented(runs: Sequence[Invented]) -> Invented:
 def _similarity(
     chosen: NDArray[np.bool_], is_answer: NDArray[np.bool_], chance: Sequence[float]
 ) -> Similarity:
-    """Args: chosen, is_answer: (invented, train): similar people, and people whose place is the answer."""
+    """Args: chosen, is_answer: (invented, people): similar people, and those whose place is the answer."""
     counts = chosen.sum(1)
     rows = counts > 0
     matches = ((chosen & is_answer).sum(1)[rows] / counts[rows]).sum()

@@ -22,7 +22,7 @@ EXAMPLES = 12  # wrong answers that the page shows
 def tables_of(runs: Sequence[Knowledge]) -> list[tuple[str, Table]]:
     """Every table with its title; a column for each run."""
     tables = [
-        ("Bits about the answer, mean per person", bits_table(runs)),
+        ("Bits about the answer, mean per person (95 % interval)", bits_table(runs)),
         ("Which confidence tells right answers from wrong ones: AUROC (95 % interval)", signal_table(runs)),
         ("Calibration and abstention", calibration_table(runs)),
         ("Where answers come from", origin_table(runs)),
@@ -48,8 +48,12 @@ def _table(runs: Sequence[Knowledge], rows: Sequence[tuple[str, Callable[[Knowle
 def bits_table(runs: Sequence[Knowledge]) -> Table:
     """What is stored, what can be asked for, and the prior, per person and per parameter."""
 
-    def optional(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+    def bits(run: Knowledge, name: str, form: str) -> str:
+        value = getattr(run.bits, name)
+        if value is None:
+            return "-"
+        limits = run.bits_intervals.get(name)
+        return f"{value:{form}}" + (f" ({limits[0]:{form}} to {limits[1]:{form}})" if limits else "")
 
     def recalled(run: Knowledge) -> str:
         shares = [person.recalled for person in run.people if person.recalled is not None]
@@ -63,9 +67,9 @@ def bits_table(runs: Sequence[Knowledge]) -> Table:
             ("exact match", lambda k: _share(k, sum(p.right for p in k.people), len(k.people))),
             ("prior: -log2 q(answer)", lambda k: f"{k.bits.prior:.2f}"),
             ("recalled after pretraining, in the form of its text", recalled),
-            ("stored: after pretraining, in the form of its text", lambda k: optional(k.bits.stored, ".2f")),
-            ("extractable: in a question", lambda k: f"{k.bits.extractable:.2f}"),
-            ("extraction gap", lambda k: optional(k.bits.gap, ".1%")),
+            ("stored: after pretraining, in the form of its text", lambda k: bits(k, "stored", ".2f")),
+            ("extractable: in a question", lambda k: bits(k, "extractable", ".2f")),
+            ("extraction gap", lambda k: bits(k, "gap", ".1%")),
             (
                 "extractable bits per 1,000 parameters, these people",
                 lambda k: f"{1000 * k.bits.extractable * k.people_count / k.parameters:.3f}",
@@ -87,7 +91,7 @@ def signal_table(runs: Sequence[Knowledge]) -> Table:
     return _table(runs, [(name, cell(name)) for name in names])
 
 
-def _share(run: Knowledge, right: int, total: int) -> str:
+def _share(run: Knowledge, right: float, total: int) -> str:
     return interval(right, total, run.answers_per_person)
 
 
@@ -110,8 +114,8 @@ def calibration_table(runs: Sequence[Knowledge]) -> Table:
         )
 
     def abstention(run: Knowledge) -> str:
-        precision, coverage = run.abstention
-        return "-" if math.isnan(precision) else f"{precision:.1%} of the {coverage:.0%} answered"
+        right, given, asked = run.abstention
+        return f"{_share(run, right, given)} of the {given / asked:.0%} answered" if given else "-"
 
     return _table(
         runs,
@@ -191,7 +195,7 @@ def invented_table(runs: Sequence[Knowledge]) -> Table:
             if run.invented is None or run.invented.similar[kind].total == 0:
                 return "-"
             one = run.invented.similar[kind]
-            return f"{_share(run, round(one.matches), one.total)}; chance {one.chance:.1%}"
+            return f"{_share(run, one.matches, one.total)}; chance {one.chance:.1%}"
 
         return value
 
@@ -212,11 +216,13 @@ def invented_table(runs: Sequence[Knowledge]) -> Table:
 
 _ABOUT = (
     "All dev questions of each run. Bits are over a prior that knows how frequent each place is among the"
-    " train answers. The places of train are a closed set: each is scored exactly, so entropy and margin are"
-    " no estimates. An answer comes from the person's own line if that line has it as a word. Right in some"
-    " sense also counts a place that the line names as a part or a whole of the gold one: Lagos, Nigeria."
-    " Invented people have a given name and a surname of the corpus that nobody in it has together; chance is"
-    " a person of train drawn at random; the model's own state is that of its middle block behind the name."
+    " train answers. The places of train and the answers of all people are candidates: each is scored"
+    " exactly. All other texts count as one outcome, so the entropy is a lower bound. An answer comes from"
+    " the person's own line if that line has it as a word. Right in some sense also counts a place that"
+    " the line names as a part or a whole of the gold one: Lagos, Nigeria. Invented people have a given"
+    " name and a surname of the corpus that nobody in it has together. They are compared with everybody"
+    " whose place is known and was read; chance is one of these drawn at random. The model's own state is"
+    " that of its middle block behind the name."
 )
 
 

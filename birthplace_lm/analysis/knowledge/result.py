@@ -1,5 +1,6 @@
 """Results of the knowledge study: one person, one confidence signal, and one run."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ class Person:
         log_p_answer: log P(answer | question), nats.
         log_p_gold: log P(gold | question), nats.
         log_p_gold_text: the same after pretraining, in the form of its text, see `recall`; or None.
+        prior_bits: -log2 of the prior of the gold place, see `PlacePrior`.
         recalled: share of the cloze prompts that greedy decoding then completes; None if the text has none.
-        entropy: of the exact distribution over the places of train and "something else", nats.
-        margin: difference of the two largest probabilities of places.
+        entropy: of the exact distribution over the candidates, which are the places of train and the greedy
+            answers of all people, and "something else", nats. A lower bound of the entropy over all texts.
+        margin: difference of the two largest probabilities of candidates.
         text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.
         origin: where the answer comes from, see `origin`.
         lenient: right in some sense, see `origin.is_right_in_some_sense`.
@@ -38,6 +41,7 @@ class Person:
     log_p_answer: float
     log_p_gold: float
     log_p_gold_text: float | None
+    prior_bits: float
     recalled: float | None
     entropy: float
     margin: float
@@ -54,6 +58,16 @@ class Person:
     @property
     def right(self) -> bool:
         return self.answer == self.gold
+
+    @property
+    def extractable_bits(self) -> float:
+        """log2 P(gold | question) over the prior."""
+        return self.log_p_gold / math.log(2) + self.prior_bits
+
+    @property
+    def stored_bits(self) -> float:
+        """The same after pretraining, in the form of its text; 0 if the text does not tell the place."""
+        return 0.0 if self.log_p_gold_text is None else self.log_p_gold_text / math.log(2) + self.prior_bits
 
 
 @dataclass(frozen=True)
@@ -77,13 +91,15 @@ class Knowledge:
         people: one entry for each dev question, or one for each run next to each other.
         answers_per_person: how many runs these are.
         bits: mean bits per person.
+        bits_intervals: of `stored`, `extractable` and `gap`, where there are such bits; 95 %, over people.
         parameters: trainable weights.
         signals: by the name of the confidence.
         brier, calibration, calibration_interval: of the probability of the greedy answer.
         threshold: chosen on every second dev row, for a precision of 90 %.
-        abstention: precision and coverage on the other rows.
-        seconds: of scoring all places for all questions.
-        places: how many were scored.
+        abstention: right answers, answers given and questions of the other rows.
+        seconds: of scoring all candidates for all questions.
+        candidates: how many were scored.
+        elsewhere: mean probability of all texts that are no candidates.
         invented: what is answered about invented people; None if there can be none.
     """
 
@@ -94,15 +110,17 @@ class Knowledge:
     people: list[Person]
     answers_per_person: int
     bits: Bits
+    bits_intervals: dict[str, tuple[float, float]]
     parameters: int
     signals: dict[str, Signal]
     brier: float
     calibration: float
     calibration_interval: tuple[float, float]
     threshold: Threshold
-    abstention: tuple[float, float]
+    abstention: tuple[int, int, int]
     seconds: float
-    places: int
+    candidates: int
+    elsewhere: float
     invented: Invented | None
 
     @property
@@ -125,7 +143,7 @@ class Knowledge:
         return asdict(self) | {"exact_match": self.exact_match}
 
 
-def interval(right: int, total: int, answers_per_person: int = 1) -> str:
+def interval(right: float, total: int, answers_per_person: int = 1) -> str:
     """A share of answers in percent with the 95 % Wilson interval over people."""
     if total == 0:
         return "-"

@@ -96,8 +96,9 @@ def study_model(
 
     answers = answer_questions(model, vocab, questions)
     question_prompts = [question_prompt(model, vocab, question) for question in questions]
+    candidates = sorted({*places, *(answer.text for answer in answers)})
     began = time.perf_counter()
-    log_p = answer_log_probabilities(model, vocab, question_prompts, places).double()
+    log_p = answer_log_probabilities(model, vocab, question_prompts, candidates).double()
     seconds = time.perf_counter() - began
     gold_log_p = log_probabilities(model, vocab, question_prompts, golds).tolist()
     reader = (pretrained or trained).model
@@ -108,7 +109,7 @@ def study_model(
         answer_log_p = [-math.inf if one.log_p is None else one.log_p for one in recalls]
     guessable = _guessable(trained, corpus, names, golds, places)
     lines = own_lines(corpus.documents.training_lines, corpus.names)
-    top = log_p.exp().topk(min(2, len(places)), 1).values
+    top = log_p.exp().topk(min(2, len(candidates)), 1).values
     people = [
         Person(
             name=names[i],
@@ -117,6 +118,7 @@ def study_model(
             log_p_answer=answers[i].log_probability,
             log_p_gold=gold_log_p[i],
             log_p_gold_text=None if recalled is None else recalled[i].log_p,
+            prior_bits=prior.bits(golds[i]),
             recalled=None if recalled is None else recalled[i].right,
             entropy=_entropy(log_p[i]),
             margin=float(top[i, 0] - top[i, -1]),
@@ -147,13 +149,14 @@ def study_model(
         bits=bits,
         parameters=model.num_parameters,
         seconds=seconds,
-        places=len(places),
+        candidates=len(candidates),
+        elsewhere=1 - float(log_p.exp().sum(1).mean()),
         invented=invented,
     )
 
 
 def _entropy(log_p: Tensor) -> float:
-    """Of the probabilities of all places and of everything else, nats."""
+    """Of the probabilities of the candidates and of everything else, nats."""
     p = log_p.exp()
     rest = (1 - p.sum()).clamp(min=0)
     return float(torch.special.entr(p).sum() + torch.special.entr(rest))
