@@ -13,9 +13,9 @@ from birthplace_lm.models.float32_products import fused_attention
 from birthplace_lm.models.kv_cache import LayerKVCache
 
 
-def split_heads(x: Tensor, depth: int) -> Tensor:
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(B, T, H D) to (B, H, T, D)."""
-    return x.unflatten(2, (-1, depth)).transpose(1, 2)
+    return x.unflatten(2, (-1, head_dim)).transpose(1, 2)
 
 
 def merge_heads(y: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from birthplace_lm.models.attention.vanilla import VanillaAttention
-from birthplace_lm.models.kv_cache import LayerKVCache
-from birthplace_lm.models.sdpa import ScoreAttention, merge_heads
+from birthplace_lm.models.sdpa import ScoreAttention
 
 PAIRS_AT_ONCE = 2**22  # numbers (B, H, T, S, D) of a slice of queries: 16 MiB in float32
 
@@ -22,15 +21,10 @@ class AdditiveAttention(VanillaAttention):
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        self.score = nn.Parameter(torch.randn(n_head, self.depth) * self.depth**-0.5)
+        self.score = nn.Parameter(torch.randn(n_head, self.head_dim) * self.head_dim**-0.5)
         self.attend = ScoreAttention(dropout)
 
-    def attend_to(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
-    ) -> Tensor:
-        if cache is not None:
-            k, v = cache.update("key", k), cache.update("value", v)
-            mask = cache.mask if mask is None else mask
+    def weighted_values(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         queries_at_once = max(1, PAIRS_AT_ONCE // k.numel())
         parts = []
         for part in q.split(queries_at_once, 2):
@@ -38,7 +32,8 @@ class AdditiveAttention(VanillaAttention):
                 parts.append(checkpoint(self._scores, part, k, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(self._scores(part, k))
-        return merge_heads(self.attend(torch.cat(parts, 2), v, mask))
+        y: Tensor = self.attend(torch.cat(parts, 2), v, mask)
+        return y
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         """(B, H, T, S)."""

@@ -30,21 +30,21 @@ class DifferentialAttention(nn.Module):
         super().__init__()
         if n_head % 2:
             raise ValueError(f"n_head={n_head}: must be even for differential attention")
-        self.depth = n_embd // n_head
+        self.head_dim = n_embd // n_head
         self.query = nn.Linear(n_embd, n_embd, bias=False)
         self.key = nn.Linear(n_embd, n_embd, bias=False)
         self.value = nn.Linear(n_embd, n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
-        self.lambdas = nn.Parameter(torch.randn(4, self.depth) * 0.1)
+        self.lambdas = nn.Parameter(torch.randn(4, self.head_dim) * 0.1)
         self.lambda_0 = 0.8 - 0.6 * math.exp(-0.3 * layer)
-        self.norm = nn.RMSNorm(2 * self.depth, eps=1e-5)
+        self.norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5)
         self.attend = _Difference(dropout)
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        q = split_heads(self.query(x), self.depth)  # (B, H, T, D)
-        k = split_heads(self.key(x), self.depth)  # (B, H, T, D)
-        v = split_heads(self.value(x), 2 * self.depth)  # (B, H / 2, T, 2 D)
+        q = split_heads(self.query(x), self.head_dim)  # (B, H, T, D)
+        k = split_heads(self.key(x), self.head_dim)  # (B, H, T, D)
+        v = split_heads(self.value(x), 2 * self.head_dim)  # (B, H / 2, T, 2 D)
         mask = None
         if cache is not None:
             k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask

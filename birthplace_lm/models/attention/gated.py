@@ -25,5 +25,5 @@ class GatedAttention(VanillaAttention):
         y = self.attend_to(*self.project(x), cache)
         gate = self.gate(x).sigmoid()
         if gate.shape[-1] != y.shape[-1]:
-            gate = gate.repeat_interleave(self.depth, -1)
+            gate = gate.repeat_interleave(self.head_dim, -1)
         return self.output(y * gate)

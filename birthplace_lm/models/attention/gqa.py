@@ -21,5 +21,5 @@ class GroupedQueryAttention(VanillaAttention):
         super().__init__(n_embd, n_head, block_size, dropout)
         if n_kv_head < 1 or n_head % n_kv_head:
             raise ValueError(f"attention.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
-        self.key = nn.Linear(n_embd, n_kv_head * self.depth)
-        self.value = nn.Linear(n_embd, n_kv_head * self.depth)
+        self.key = nn.Linear(n_embd, n_kv_head * self.head_dim)
+        self.value = nn.Linear(n_embd, n_kv_head * self.head_dim)

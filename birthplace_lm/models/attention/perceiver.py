@@ -21,7 +21,7 @@ class CrossAttention(VanillaAttention):
     ) -> Tensor:
         source = x if queries is None else queries
         q, k, v = (
-            split_heads(linear(inputs), self.depth)
+            split_heads(linear(inputs), self.head_dim)
             for linear, inputs in ((self.query, source), (self.key, x), (self.value, x))
         )
         return self.output(self.attend_to(q, k, v, cache, mask))

@@ -27,9 +27,9 @@ class RopeAttention(VanillaAttention):
         self, n_embd: int, n_head: int, block_size: int, dropout: float, base: float = 10_000.0
     ) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        if self.depth % 2:
+        if self.head_dim % 2:
             raise ValueError(
-                f"n_head={n_head}: leaves {self.depth} channels for a head; rope needs an even number"
+                f"n_head={n_head}: leaves {self.head_dim} channels for a head; rope needs an even number"
             )
         if not 0 < base < float("inf"):
             raise ValueError(f"attention.base={base}: must be above 0")
@@ -43,9 +43,9 @@ class RopeAttention(VanillaAttention):
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn (B, H, T, D) by the angles of the positions (B or 1, T), in float32 or better."""
         pairs = torch.arange(
-            0, self.depth, 2, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
+            0, self.head_dim, 2, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
         )
-        angles = positions[:, None, :, None] * self.base ** (-pairs / self.depth)
+        angles = positions[:, None, :, None] * self.base ** (-pairs / self.head_dim)
         cos, sin = angles.cos(), angles.sin()
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)

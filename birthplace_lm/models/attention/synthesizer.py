@@ -21,7 +21,7 @@ class SynthesizerAttention(nn.Module):
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__()
-        self.depth = n_embd // n_head
+        self.head_dim = n_embd // n_head
         columns = block_size - 1
         self.w1 = nn.Linear(n_embd, n_embd)
         self.w2 = nn.Parameter(torch.empty(n_embd // n_head, columns).uniform_(-0.001, 0.001))
@@ -32,8 +32,8 @@ class SynthesizerAttention(nn.Module):
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        h = split_heads(F.relu(self.w1(x)), self.depth)  # (B, H, T, D)
-        v = split_heads(self.value(x), self.depth)  # (B, H, T, D)
+        h = split_heads(F.relu(self.w1(x)), self.head_dim)  # (B, H, T, D)
+        v = split_heads(self.value(x), self.head_dim)  # (B, H, T, D)
         mask = None
         if cache is not None:
             v, mask = cache.update("value", v), cache.mask
@@ -41,7 +41,7 @@ class SynthesizerAttention(nn.Module):
         keys = self.keys()
         keys = F.pad(keys, (0, 0, 0, v.shape[2] - keys.shape[-2]))  # cuts, or adds zero rows
         keys = keys.to(h.dtype).expand(*h.shape[:2], -1, -1)
-        v = F.pad(v, (0, 1))  # the kernel needs one depth everywhere
+        v = F.pad(v, (0, 1))  # the kernel needs one width everywhere
         y = self.attend(F.pad(h, (0, 1), value=1.0), keys, v, mask)[..., :-1]  # (B, H, T, D)
         return self.resid_drop(self.proj(merge_heads(y)))
 

@@ -34,18 +34,18 @@ class FactorizedDenseSynthesizerAttention(nn.Module):
                 f"attention.rows={rows}, columns={columns}: rows x columns must be at least"
                 f" model.block_size={block_size}, and both must be 1 or more"
             )
-        self.depth = n_embd // n_head
+        self.head_dim = n_embd // n_head
         self.w1 = nn.Linear(n_embd, n_embd)
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.rows, self.row_bias = _layers(n_head, self.depth, rows)
-        self.columns, self.column_bias = _layers(n_head, self.depth, columns)
+        self.rows, self.row_bias = _layers(n_head, self.head_dim, rows)
+        self.columns, self.column_bias = _layers(n_head, self.head_dim, columns)
         self.attend = ScoreAttention(dropout)
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        h = split_heads(F.relu(self.w1(x)), self.depth)  # (B, H, T, D)
-        v = split_heads(self.value(x), self.depth)  # (B, H, T, D)
+        h = split_heads(F.relu(self.w1(x)), self.head_dim)  # (B, H, T, D)
+        v = split_heads(self.value(x), self.head_dim)  # (B, H, T, D)
         mask = visible_keys(x, cache)
         if cache is not None:
             v = cache.update("value", v)
@@ -55,6 +55,8 @@ class FactorizedDenseSynthesizerAttention(nn.Module):
         return self.resid_drop(self.proj(merge_heads(self.attend(scores, v, mask))))
 
 
-def _layers(n_head: int, depth: int, width: int) -> tuple[nn.Parameter, nn.Parameter]:
+def _layers(n_head: int, head_dim: int, width: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Weights (H, D, width) and biases (H, 1, width); biases of 1 let both factors learn from the start."""
-    return nn.Parameter(torch.randn(n_head, depth, width) * 0.02), nn.Parameter(torch.ones(n_head, 1, width))
+    return nn.Parameter(torch.randn(n_head, head_dim, width) * 0.02), nn.Parameter(
+        torch.ones(n_head, 1, width)
+    )

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from birthplace_lm.models.attention.vanilla import VanillaAttention
-from birthplace_lm.models.kv_cache import LayerKVCache
-from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads
+from birthplace_lm.models.sdpa import ScaledDotProductAttention
 
 
 class MixtureSynthesizerAttention(VanillaAttention):
@@ -21,20 +20,17 @@ class MixtureSynthesizerAttention(VanillaAttention):
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        self.w2 = nn.Parameter(torch.empty(self.depth, block_size - 1).uniform_(-0.001, 0.001))
+        self.w2 = nn.Parameter(torch.empty(self.head_dim, block_size - 1).uniform_(-0.001, 0.001))
         self.alpha = nn.Parameter(torch.zeros(1))
         self.attend = ScaledDotProductAttention(dropout, scale=1.0)
 
-    def attend_to(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKVCache | None, mask: Tensor | None = None
-    ) -> Tensor:
-        if cache is not None:
-            k, v = cache.update("key", k), cache.update("value", v)
-            mask = cache.mask if mask is None else mask
+    def weighted_values(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # Both scores as one product: queries ((1 - alpha) q / sqrt(D), alpha ReLU(q)), keys (k, W2^T).
         alpha = self.alpha.sigmoid().to(q.dtype)
-        queries = torch.cat(((1 - alpha) * self.depth**-0.5 * q, alpha * F.relu(q)), -1)
+        queries = torch.cat(((1 - alpha) * self.head_dim**-0.5 * q, alpha * F.relu(q)), -1)
         columns = F.pad(self.w2.T, (0, 0, 0, k.shape[2] - self.w2.shape[1])).to(k.dtype)
         keys = torch.cat((k, columns.expand(*k.shape[:2], -1, -1)), -1)
-        y = self.attend(queries, keys, F.pad(v, (0, self.depth)), mask)  # the kernel needs one depth
-        return merge_heads(y[..., : self.depth])
+        y: Tensor = self.attend(
+            queries, keys, F.pad(v, (0, self.head_dim)), mask
+        )  # the kernel needs one width
+        return y[..., : self.head_dim]

@@ -28,6 +28,6 @@ class RandomMixtureSynthesizerAttention(VanillaAttention):
         if cache is not None:
             k, v = cache.update("key", k), cache.update("value", v)
         alpha = self.alpha.sigmoid()
-        products = q @ k.mT * self.depth**-0.5
+        products = q @ k.mT * self.head_dim**-0.5
         scores = (1 - alpha) * products + alpha * self.scores[:, queries, : k.shape[2]].transpose(0, 1)
         return self.output(merge_heads(self.attend(scores, v, mask)))

@@ -16,8 +16,8 @@ class PerHeadSynthesizerAttention(SynthesizerAttention):
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, n_head, block_size, dropout)
-        depth, columns = self.w2.shape
-        self.w2 = nn.Parameter(torch.empty(n_head, depth, columns).uniform_(-0.001, 0.001))
+        head_dim, columns = self.w2.shape
+        self.w2 = nn.Parameter(torch.empty(n_head, head_dim, columns).uniform_(-0.001, 0.001))
         self.b2 = nn.Parameter(torch.zeros(n_head, columns))
 
     def keys(self) -> Tensor:

@@ -13,14 +13,14 @@ class PositionAttention(nn.Module):
 
     def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
         super().__init__()
-        self.depth = n_embd // n_head
+        self.head_dim = n_embd // n_head
         self.value = nn.Linear(n_embd, n_embd)
         self.proj = nn.Linear(n_embd, n_embd)
         self.attend = ScoreAttention(dropout)
         self.resid_drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: LayerKVCache | None = None) -> Tensor:
-        v = split_heads(self.value(x), self.depth)  # (B, H, T, D)
+        v = split_heads(self.value(x), self.head_dim)  # (B, H, T, D)
         mask = visible_keys(x, cache)
         if cache is not None:
             v = cache.update("value", v)

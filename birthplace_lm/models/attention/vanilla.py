@@ -10,14 +10,15 @@ from birthplace_lm.models.sdpa import ScaledDotProductAttention, merge_heads, sp
 class VanillaAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v, causal.
 
-    Variants derive from it: they override `attend_to`, or `forward`, which they make of its three steps.
+    Variants derive from it: they override `weighted_values`, or `forward` and use `project`, `attend_to` and
+    `output` in it.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__()
-        self.depth = n_embd // n_head
+        self.head_dim = n_embd // n_head
         self.key = nn.Linear(n_embd, n_embd)
         self.query = nn.Linear(n_embd, n_embd)
         self.value = nn.Linear(n_embd, n_embd)
@@ -30,7 +31,7 @@ class VanillaAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, H, T, D)."""
-        q, k, v = (split_heads(linear(x), self.depth) for linear in (self.query, self.key, self.value))
+        q, k, v = (split_heads(linear(x), self.head_dim) for linear in (self.query, self.key, self.value))
         return q, k, v
 
     def attend_to(
@@ -46,7 +47,17 @@ class VanillaAttention(nn.Module):
         if cache is not None:
             k, v = cache.update("key", k), cache.update("value", v)
             mask = cache.mask if mask is None else mask
-        return merge_heads(self.attend(q, k, v, mask))
+        return merge_heads(self.weighted_values(q, k, v, mask))
+
+    def weighted_values(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """For each head the sum of the values by their weights, (B, H, T, D).
+
+        Args:
+            q, k, v: (B, H, T, D), (B, H, S, D), (B, H, S, D); k and v of all positions so far.
+            mask: see `attend_to`.
+        """
+        y: Tensor = self.attend(q, k, v, mask)
+        return y
 
     def output(self, y: Tensor) -> Tensor:
         """What is added to the residual stream, (B, T, C)."""
