@@ -568,6 +568,32 @@ def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len({color for color, _ in own}) == 3
 
 
+def test_two_reports_of_the_same_settings_have_the_same_colors(tmp_path: Path) -> None:
+    """Bug: an attention changed its color with its result."""
+    scores = {("rope", 2): 10, ("rope", 10): 20, ("alibi", 2): 30}
+    palettes = []
+    for name, correct in (("first", scores), ("second", {key: 100 - n for key, n in scores.items()})):
+        for (attention, layers), right in correct.items():
+            write_run(
+                tmp_path / name / f"{attention}{layers}",
+                correct=right,
+                labels={"attention": attention, "pretrain": "none", "data": "biographies"},
+                model={"n_layer": layers},
+            )
+        palettes.append(axes_module.colors(find_runs(tmp_path / name)))
+    first, second = palettes
+    assert [*first] == [*reversed(second)], "in the order of the runs: the best first"
+    assert first == second
+    labels_in_order = sorted(first, key=lambda label: axes_module.COLORS.index(first[label]))
+    assert labels_in_order == ["alibi, n_layer=2", "rope, n_layer=2", "rope, n_layer=10"]
+
+
+def test_labels_have_a_natural_order() -> None:
+    names = ["", "²", "a 10", "a 2", "a 2.5", "a 4e-3", "a 1e999", "a", "b 1"]
+    expected = ["", "a", "a 4e-3", "a 2", "a 2.5", "a 10", "a 1e999", "b 1", "²"]
+    assert sorted(names, key=axes_module.natural_order) == expected
+
+
 def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
     """A line through the means over seeds; a setting with one value of it, and text, have none."""
     correct = {

@@ -1,5 +1,6 @@
 """What the figures of a report share: colours, labels, legends and axes."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import cycle
@@ -17,9 +18,22 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#997700", "#009e9e", "#aa3377", "#44
 
 
 def colors(runs: Sequence[Run]) -> dict[str, str]:
-    """A colour for each label, the best run's first."""
+    """A colour for each label, in the order of the runs.
+
+    Labels get the colours in their natural order, whatever is best, so that two reports of the same settings
+    have the same colours.
+    """
     names = [*dict.fromkeys(labels(runs).values())]
-    return dict(zip(names, palette(len(names)), strict=True))
+    by_label = dict(zip(sorted(names, key=natural_order), palette(len(names)), strict=True))
+    return {name: by_label[name] for name in names}
+
+
+def natural_order(label: str) -> list[tuple[float, str]]:
+    """A sort key that compares numbers by value: n_layer=2 comes before n_layer=10."""
+    return [
+        (float(part) if part[0] in "0123456789" else -1.0, part)
+        for part in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|\D+", label, re.ASCII)
+    ]
 
 
 def palette(count: int) -> Sequence[str]:

@@ -19,7 +19,7 @@ from birthplace_lm.runs.directory import stage_directory
 CURVES = {
     "exact_match": "exact match of validations",  # on dev, or on the held-out rows
     "loss": "training loss, nats per character",
-    "val_loss": "held-out loss, nats per character",
+    "val_loss": "validation loss, nats per character",
     "learning_rate": "learning rate",
 }
 

@@ -76,7 +76,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path, compared: Differences
     """
     compared = compared or Differences()
     done = [run for run in runs if run.dev]
-    title = f"Runs of {root.resolve().name}"
+    title = f"Report: {root.resolve().name}"
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in _origin())]
     if done:
         figures = [
@@ -90,7 +90,8 @@ def write_page(runs: Sequence[Run], root: Path, out: Path, compared: Differences
         parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
         parts.append(
             "<p>A validation asks dev, or the held-out rows if there are any."
-            " The loss is smoothed; the pale line behind it is the raw one. Grey: what settings share.</p>"
+            " The loss is smoothed; the pale line behind it is the raw one."
+            " Grey: a pretraining that several settings share.</p>"
         )
     learned_after = {run: characters_until_half(run) for run in done}
     all_runs = table_of_runs(runs, paths=False, learned_after=learned_after, compared=compared)

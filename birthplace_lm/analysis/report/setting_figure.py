@@ -1,7 +1,6 @@
 """Exact match against a numeric setting."""
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 from birthplace_lm.analysis.html_page import new_figure
@@ -10,6 +9,7 @@ from birthplace_lm.analysis.report.axes import (
     add_legend,
     draw_majority,
     format_as_percent,
+    natural_order,
     palette,
     set_log_axis,
     share_limits,
@@ -80,7 +80,8 @@ def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]
         (", ".join(filter(None, (other.label(line[0]) for other in others))) or "exact match", line)
         for line in group_by_settings(comparable, others).values()
     ]
-    return sorted(lines, key=itemgetter(0))  # a label has the same color in the figures of two reports
+    # A label has the same color in the figures of two reports.
+    return sorted(lines, key=lambda line: natural_order(line[0]))
 
 
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
