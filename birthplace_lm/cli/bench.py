@@ -105,7 +105,7 @@ def _answering(config: DictConfig, corpus: Corpus, rounds: int) -> str:
     lines = [
         f"Answering, {ANSWER_LENGTH} characters a name",
         "",
-        "| | names/s | |",
+        "| | names/s | against one at a time, without a cache |",
         "| --- | --- | --- |",
         *(
             f"| {name} | {rate:,.0f} | {rate / min(medians.values()):,.0f} x |"

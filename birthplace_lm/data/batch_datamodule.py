@@ -45,11 +45,11 @@ class LoaderConfig:
 
 
 class BatchDataModule(L.LightningDataModule):
-    """Data of a stage: training batches, held-out batches for the loss, and questions to answer.
+    """Data of a stage: training batches, validation batches for the loss, and questions to answer.
 
     Its state is the position in the training data and a hash of the next batch: a run resumes with exactly
     that batch, or fails. A dataset is a subclass that sets `ids`, `train_sources` and `validation_sources`,
-    may explain its held-out loss in `held_out_note` (Markdown), which TensorBoard shows, and may have
+    may explain its validation loss in `held_out_note` (Markdown), which TensorBoard shows, and may have
     `warnings` for the log.
 
     Attributes:

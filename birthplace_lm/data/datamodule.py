@@ -17,20 +17,20 @@ from birthplace_lm.data.span_corruption import SpanCorruption
 from birthplace_lm.errors import InputError
 
 SPAN_CORRUPTION_NOTE = """
-The held-out loss (`val_loss`, nats per character) is measured on four batches of the lines of training, the
-same ones every time, with other draws of the masked spans. No line is held out, because the model must read
-about every person.
+The validation loss (`val_loss`, nats per character) is measured on four batches of the lines of training,
+the same ones every time, with other draws of the masked spans. No line is held out, because the model must
+read about every person.
 
 It may rise while exact match rises: some spans, such as dates, do not follow from the name, and the surer a
 model is, the more nats a wrong one costs. Exact match counts the birthplace alone.
 """
 LANGUAGE_MODELING_NOTE = """
-The held-out loss (`val_loss`, nats per character) is that of four batches of the lines of training, the
+The validation loss (`val_loss`, nats per character) is that of four batches of the lines of training, the
 same ones every time. No line is held out, because the model must read about every person: it tells how well
 the text is learned.
 """
 QUESTION_ANSWERING_NOTE = """
-The held-out loss (`val_loss`, nats per character) is that of the places, with the MASKs around them, of
+The validation loss (`val_loss`, nats per character) is that of the places, with the MASKs around them, of
 four batches of the evaluated questions, the same ones every time: dev, or the rows of `data.holdout_size`.
 The log of the run warns about those that are also training questions.
 

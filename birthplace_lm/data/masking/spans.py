@@ -77,8 +77,8 @@ class _TitledSpans:
     """Samplers that show the title, which names the person, before the masked span.
 
     A title longer than half of the block is left out. The span is shown with a context of random length,
-    u ** `context_exponent` of the available room on each side. The context is mostly empty, so that the model
-    must recall the span from the name alone.
+    u ** `context_exponent` of the available room on each side, where u is uniform in [0, 1). With a large
+    exponent the context is mostly empty, so that the model must recall the span from the name alone.
 
     Attributes:
         warnings: for the log, about documents without a title.
@@ -151,8 +151,9 @@ class _TitledSpans:
 class SalientSpans(_TitledSpans):
     """Salient span masking: mask the likely answer, or a capitalised or numeric span.
 
-    The title stays in front, unless it is longer than half of the block, and the context is mostly empty. The
-    train questions show which words of a document may be the answer; see `answer_likelihood`.
+    The title stays in front, unless it is longer than half of the block. `context_exponent` decides how much
+    text is shown around the span. The train questions show which words of a document may be the answer; see
+    `answer_likelihood`.
 
     Args:
         documents: one string per document.
@@ -210,8 +211,8 @@ class EntitySpans(_TitledSpans):
     An entity is a capitalised phrase that occurs after the title in two different documents or more. A single
     word must also occur at least as often capitalised as in lower case, which excludes "Born" at the start of
     a sentence. Important facts mostly come first in a text, so earlier entities are masked more often. In a
-    document without an entity any capitalised or numeric span is masked. The title stays in front, and the
-    context is mostly empty, as with `SalientSpans`.
+    document without an entity any capitalised or numeric span is masked. Title and context are those of
+    `SalientSpans`.
 
     Args:
         documents: one string per document.

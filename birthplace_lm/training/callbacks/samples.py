@@ -78,7 +78,7 @@ class AttentionMaps(L.Callback):
 
 
 class CurveNotes(L.Callback):
-    """Writes what the held-out loss of a stage measures, as its data module explains it."""
+    """Writes what the validation loss of a stage measures, as its data module explains it."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
