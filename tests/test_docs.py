@@ -258,6 +258,8 @@ def test_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
     for mark in ("<!-- run -->", "<!-- test -->"):
         after = lines[lines.index(mark) :]
         assert next(line for line in after if line.startswith("python")).startswith("python -m venv .venv")
+    (torch_version,) = re.findall(r"pip install (torch==[\d.]+) ", TEXTS["README.md"])
+    assert torch_version in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def test_the_default_run_is_named_as_it_is_now() -> None:
