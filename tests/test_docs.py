@@ -58,9 +58,7 @@ NOT_OURS = {  # made by the reader or by a run, Python, or shown as a mistake
     "trainer.should_stop",
     "weights_only=True",
     "birthplace_lm/models/attention/mean.py",
-    "conf/spans/quarter.yaml",
     "experiment=mine",
-    "spans=quarter",
     "conf/attention/mean.yaml",
     "runs/pretrained/",
     "sed=1",
@@ -335,7 +333,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
 
 @pytest.mark.torture
 def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
-    """An attention and a masking, as the pages have them; a sweep on two processes; the report."""
+    """The attention of docs/attention.md: the contract, a sweep, the report."""
     place = tmp_path / "clone"
     for name in ("birthplace_lm", "conf", "tests"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -345,13 +343,6 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     (settings,) = [block for block in blocks(TEXTS["docs/attention.md"], "yaml") if "MeanAttention" in block]
     (place / "birthplace_lm" / "models" / "attention" / "mean.py").write_text(code)
     (place / "conf" / "attention" / "mean.yaml").write_text(settings)
-    (code,) = [block for block in blocks(TEXTS["docs/architecture.md"], "python") if "QuarterSpans" in block]
-    (settings,) = [
-        block for block in blocks(TEXTS["docs/architecture.md"], "yaml") if "QuarterSpans" in block
-    ]
-    with (place / "birthplace_lm" / "data" / "masking" / "spans.py").open("a") as file:
-        file.write(f"\n\n{code}")
-    (place / "conf" / "spans" / "quarter.yaml").write_text(settings)
 
     def python(*arguments: str) -> str:
         done = subprocess.run(
@@ -369,7 +360,7 @@ def test_a_stranger_adds_a_variant(people: Path, tmp_path: Path) -> None:
     assert " passed" in python("-m", "pytest", contract, "-k", "mean", "-p", "no:cacheprovider")
     python(
         "train.py", "-m", "attention=vanilla,mean", "trainer.accelerator=cpu", "model=tiny",
-        f"data.root={people}", "spans=quarter",
+        f"data.root={people}",
         "stages.pretrain.max_epochs=2", "stages.finetune.max_epochs=1",
     )  # fmt: skip
     command = "from birthplace_lm.cli.commands import app; app(['report', 'runs', '--format', 'csv'])"
