@@ -57,7 +57,10 @@ def report(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Numeric setting on the figure's x axis, such as model.n_layer."),
+        typer.Option(
+            metavar="KEY",
+            help="Setting of the figure: a numeric one is the x axis, of another each value is a row.",
+        ),
     ] = None,
     curve: Annotated[
         Curve, typer.Option(help="Curve of the figure, over the characters read.")

@@ -628,8 +628,40 @@ def test_exact_match_against_a_numeric_setting(tmp_path: Path) -> None:
         out = tmp_path / f"{name}.svg"
         plots.save_figure(runs, out, name)
         assert "n_layer" in out.read_text()
-    with pytest.raises(InputError, match="--against attention: no two finished runs differ in this"):
-        plots.save_figure(runs, tmp_path / "figure.svg", "attention")
+    for name, message in (
+        ("seed", "--against seed: the seed is no setting: .*; possible: attention, n_"),
+        ("labels.data", "--against labels.data: the finished runs do not differ in this setting; possible"),
+        ("layers", "--against layers: no such setting; possible: attention"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plots.save_figure(runs, tmp_path / "figure.svg", name)
+
+
+def test_exact_match_against_a_setting_that_is_no_number(tmp_path: Path) -> None:
+    """A row for each value, the best first, and a color for each choice of the others."""
+    correct = {("rope", "none"): (7, 9), ("rope", "spans"): (98, 112), ("nope", "spans"): (126, 133)}
+    for (attention, pretrain), scores in correct.items():
+        for seed, right in enumerate(scores):
+            chosen = {"attention": attention, "pretrain": pretrain, "data": "biographies"}
+            write_run(tmp_path / f"{attention}-{pretrain}-{seed}", correct=right, seed=seed, labels=chosen)
+    runs = find_runs(tmp_path)
+    (axes,) = setting_figure(runs, plots.chosen_setting(runs, "attention")).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["nope", "rope"]
+    dots = {
+        y: [*line.get_xdata()] for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()
+    }
+    assert dots[0] == pytest.approx([0.95, 0.9])
+    means = sorted(
+        (line.get_ydata()[0], *line.get_xdata()) for line in axes.lines if line.get_marker() == "|"
+    )
+    assert means == [(0, pytest.approx(0.925)), (1, pytest.approx(8 / 140)), (1, pytest.approx(0.75))]
+    drawn = {str(line.get_label()): line.get_color() for line in axes.lines if line.get_marker() == "o"}
+    assert drawn["none"] != drawn["spans"]
+    low, high = Score(210, 280).interval
+    bars = [
+        [*line.get_xdata()] for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() != "o"
+    ]
+    assert any(bar[0] < low < high < bar[1] for bar in bars)  # over 140 people, not over 280 answers
 
 
 def test_paths_that_end_alike_are_told_apart(tmp_path: Path) -> None:
@@ -676,10 +708,10 @@ def test_every_corpus_has_its_majority_answer(tmp_path: Path) -> None:
 def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     for canon in (False, True):
         write_run(tmp_path / str(canon), model={"canon": canon})
-    with pytest.raises(
-        InputError, match=r"--against canon: no two .* with numbers as values; possible: none"
-    ):
-        plots.save_figure(find_runs(tmp_path), tmp_path / "figure.svg", "canon")
+    runs = find_runs(tmp_path)
+    assert numeric_settings(runs) == []
+    (axes,) = setting_figure(runs, plots.chosen_setting(runs, "canon")).axes
+    assert {tick.get_text() for tick in axes.get_yticklabels()} == {"True", "False"}
 
 
 def test_a_list_is_no_number(tmp_path: Path) -> None:

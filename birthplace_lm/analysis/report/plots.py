@@ -21,7 +21,7 @@ from birthplace_lm.analysis.report.axes import (
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import CURVES, Curve, learning_curve
 from birthplace_lm.analysis.report.groups import group_by_settings, without_copies
-from birthplace_lm.analysis.report.setting_figure import numeric_setting, setting_figure
+from birthplace_lm.analysis.report.setting_figure import chosen_setting, setting_figure
 from birthplace_lm.analysis.report.settings import labels, seed_varies, shown_settings
 from birthplace_lm.errors import CheckpointError, InputError
 
@@ -42,11 +42,11 @@ def save_figure(
     """Write a figure of the finished runs as an SVG or PNG file.
 
     Args:
-        against: draw exact match against this numeric setting, or its short name; None: a curve.
+        against: draw exact match against this setting, given by its key or short name; None: a curve.
         curve: one of CURVES, drawn over the characters read.
 
     Raises:
-        InputError: matplotlib is not installed, no run is finished, or no two runs differ in `against` alone.
+        InputError: matplotlib is not installed, no run is finished, or the runs do not differ in `against`.
         CheckpointError: the file cannot be written.
     """
     finished = [run for run in runs if run.dev]
@@ -54,7 +54,7 @@ def save_figure(
         figure = curves_figure(finished, curve)
         add_legend(figure)
     else:
-        figure = setting_figure(finished, numeric_setting(finished, against))
+        figure = setting_figure(finished, chosen_setting(finished, against))
     try:
         figure.savefig(out)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Exact match against a numeric setting."""
+"""Exact match against one setting."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +26,7 @@ from birthplace_lm.errors import InputError
 
 MIN_VALUES = 3  # of a numeric setting that has a figure of its own on the page
 MAX_TICKS = 8  # of a logarithmic axis
+ROW = 0.24  # inches
 LOG_RATIO = 20  # between the largest and the least value of a logarithmic axis
 
 
@@ -38,25 +39,24 @@ def numeric_settings(runs: Sequence[Run]) -> list[Setting]:
     ]
 
 
-def numeric_setting(runs: Sequence[Run], name: str) -> Setting:
+def chosen_setting(runs: Sequence[Run], name: str) -> Setting:
     """The setting of `--against`.
 
     Args:
         name: its key, or its short name.
 
     Raises:
-        InputError: there is none, or no two finished runs differ in it alone.
+        InputError: there is none, or the finished runs do not differ in it.
     """
-    choices = [setting for setting in varying_settings(runs) if _lines(runs, setting)]
+    choices = varying_settings(without_copies(runs))
     for setting in choices:
         if name in (*setting.keys, *setting.names):
             return setting
     available = ", ".join(setting.names[0] for setting in choices) or "none"
-    keys = {key for run in runs for key in run.config}
     if name == "seed":
         reason = "the seed is no setting: a figure shows the mean over seeds"
-    elif name in keys or any(name in setting.names for setting in varying_settings(runs)):
-        reason = "no two finished runs differ in this setting alone, with numbers as values"
+    elif any(name in run.config for run in runs):
+        reason = "the finished runs do not differ in this setting"
     else:
         reason = "no such setting"
     raise InputError(f"--against {name}: {reason}; possible: {available}")
@@ -85,12 +85,17 @@ def _lines(runs: Sequence[Run], setting: Setting) -> list[tuple[str, list[Run]]]
 
 
 def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
-    """Exact match against a numeric setting: a dot for each run, and a line for each choice of the others.
+    """Exact match against a setting: over a number where runs differ in nothing else, otherwise in rows."""
+    lines = _lines(runs, setting)
+    return _figure_of_lines(runs, setting, lines) if lines else _figure_of_rows(runs, setting)
+
+
+def _figure_of_lines(runs: Sequence[Run], setting: Setting, lines: Sequence[tuple[str, list[Run]]]) -> Any:
+    """A dot for each run, and a line for each choice of the other settings.
 
     The line goes through the means over seeds, with their intervals over people.
     """
     key = setting.keys[0]
-    lines = _lines(runs, setting)
     figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
     for (label, line), color in zip(lines, palette(len(lines)), strict=True):
@@ -113,6 +118,40 @@ def setting_figure(runs: Sequence[Run], setting: Setting) -> Any:
     axes.set(xlabel=setting.heading, ylabel="exact match on dev")
     format_as_percent(axes.yaxis)
     axes.set_ylim(*share_limits(axes.get_ylim()))
+    axes.grid(alpha=0.3)
+    add_legend(figure)
+    return figure
+
+
+def _figure_of_rows(runs: Sequence[Run], setting: Setting) -> Any:
+    """A row for each value, the best first: a dot for each run, and the mean over seeds with its interval.
+
+    A colour stands for a choice of the other settings.
+    """
+    finished = without_copies(runs)
+    others = [other for other in shown_settings(finished) if other.keys != setting.keys]
+    rows = [*group_by_settings(finished, [setting]).values()]
+    rows.sort(key=lambda row: -max(map(mean_exact_match, group_by_settings(row, others).values())))
+    labels = {run: ", ".join(filter(None, (other.label(run) for other in others))) for run in finished}
+    names = sorted({*labels.values()}, key=natural_order)
+    color = dict(zip(names, palette(len(names)), strict=True))
+    figure = new_figure(WIDTH, 1.2 + ROW * len(rows))
+    axes = figure.subplots()
+    labelled: set[str] = {""}
+    for y, row in enumerate(rows):
+        for seeds in group_by_settings(row, others).values():
+            name = labels[seeds[0]]
+            shares = [run.dev.exact_match for run in seeds if run.dev]
+            style: dict[str, Any] = {"color": color[name], "label": None if name in labelled else name}
+            axes.plot(shares, [y] * len(shares), "o", markersize=4, alpha=0.6, **style)
+            axes.plot(interval_over_people(seeds), [y, y], color=color[name], linewidth=1.2, alpha=0.5)
+            axes.plot([mean_exact_match(seeds)], [y], "|", color=color[name], markersize=9)
+            labelled.add(name)
+    draw_majority(axes.axvline, runs)
+    axes.set_yticks(range(len(rows)), [setting.display(row[0]) or "-" for row in rows], fontsize=8)
+    axes.set(xlabel="exact match on dev", ylim=(len(rows) - 0.5, -0.5))
+    format_as_percent(axes.xaxis)
+    axes.set_xlim(*share_limits(axes.get_xlim()))
     axes.grid(alpha=0.3)
     add_legend(figure)
     return figure
