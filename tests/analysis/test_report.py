@@ -28,7 +28,11 @@ from birthplace_lm.analysis.report.collect import find_runs
 from birthplace_lm.analysis.report.curves import characters_until_half, learning_curve
 from birthplace_lm.analysis.report.page import write_page
 from birthplace_lm.analysis.report.plots import smoothed
-from birthplace_lm.analysis.report.setting_figure import numeric_settings, setting_figure
+from birthplace_lm.analysis.report.setting_figure import (
+    chosen_setting,
+    numeric_settings,
+    setting_figure,
+)
 from birthplace_lm.analysis.report.settings import labels, varying_settings
 from birthplace_lm.analysis.report.summary import (
     OPTIONAL_COLUMNS,
@@ -645,7 +649,7 @@ def test_exact_match_against_a_setting_that_is_no_number(tmp_path: Path) -> None
             chosen = {"attention": attention, "pretrain": pretrain, "data": "biographies"}
             write_run(tmp_path / f"{attention}-{pretrain}-{seed}", correct=right, seed=seed, labels=chosen)
     runs = find_runs(tmp_path)
-    (axes,) = setting_figure(runs, plots.chosen_setting(runs, "attention")).axes
+    (axes,) = setting_figure(runs, chosen_setting(runs, "attention")).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["nope", "rope"]
     dots = {
         y: [*line.get_xdata()] for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()
@@ -710,7 +714,7 @@ def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
         write_run(tmp_path / str(canon), model={"canon": canon})
     runs = find_runs(tmp_path)
     assert numeric_settings(runs) == []
-    (axes,) = setting_figure(runs, plots.chosen_setting(runs, "canon")).axes
+    (axes,) = setting_figure(runs, chosen_setting(runs, "canon")).axes
     assert {tick.get_text() for tick in axes.get_yticklabels()} == {"True", "False"}
 
 
