@@ -49,7 +49,13 @@ def train(config: "DictConfig") -> "FinishedRun":
     return train(config)
 
 
-def load(path: "str | Path", plugins: "Collection[str]" = (), checkpoint: str = "last") -> "TrainedModel":
+def load(
+    path: "str | Path",
+    plugins: "Collection[str]" = (),
+    checkpoint: str = "last",
+    stage: str | None = None,
+    device: str = "cpu",
+) -> "TrainedModel":
     """Load the model of a run directory or of an export: `lm.model(ids)`, `lm.vocab`, `lm.answer([NAME])`.
 
     To move a model to another machine, copy the folder that `birthplace-lm export RUN OUT` writes. A run
@@ -59,13 +65,18 @@ def load(path: "str | Path", plugins: "Collection[str]" = (), checkpoint: str = 
         path: of the directory.
         plugins: packages of yours whose classes the run names, such as its attention. They are imported.
         checkpoint: "last", or "best" for the best validation of a run with callbacks=best_checkpoint.
+        stage: "pretrain" or "finetune"; None: the last stage of the run.
+        device: of torch, such as "cuda".
 
     Raises:
-        BirthplaceError: the folder holds no intact checkpoint.
+        BirthplaceError: the folder holds no intact checkpoint, or no such stage.
+        RuntimeError: torch has no such device.
     """
     from birthplace_lm.inference.language_model import TrainedModel
 
-    return TrainedModel.from_run(path, plugins, checkpoint)
+    trained = TrainedModel.from_run(path, plugins, checkpoint, stage)
+    trained.model.to(device)
+    return trained
 
 
 def report(folder: "str | Path") -> "DataFrame":

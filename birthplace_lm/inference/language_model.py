@@ -15,6 +15,7 @@ from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
 from birthplace_lm.inference.attention_maps import attention_weights
+from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.decoding import Answer, answer_questions, question_prompt
 from birthplace_lm.inference.knowledge import log_probabilities
 from birthplace_lm.inference.weights import model_state_dict
@@ -128,6 +129,27 @@ class TrainedModel:
         prompts = [question_prompt(self.model, self.vocab, normalise(question)) for question in questions]
         with float32_products(self._library()):
             return log_probabilities(self.model, self.vocab, prompts, [*map(normalise, answers)])
+
+    def answer_log_probabilities(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """log P(answer and its closing MASK | question) of each answer for each question, in nats.
+
+        Equal to `log_probabilities` of all pairs, and much faster for many answers, such as all places.
+
+        Returns:
+            (questions, answers). The probabilities of a row sum to at most 1; the rest is other texts.
+
+        Raises:
+            TypeError: `questions` or `answers` is a string.
+            ValueError: two answers are equal.
+        """
+        _check_is_list("questions", questions)
+        _check_is_list("answers", answers)
+        texts = [*map(normalise, answers)]
+        if len({*texts}) < len(texts):
+            raise ValueError("answers: two are equal")
+        prompts = [question_prompt(self.model, self.vocab, normalise(question)) for question in questions]
+        with float32_products(self._library()):
+            return answer_log_probabilities(self.model, self.vocab, prompts, texts)
 
     def attention(self, text: str) -> tuple[str, list[Tensor] | None]:
         """The attention weights of every head for a text; see `attention_maps.attention_weights`.

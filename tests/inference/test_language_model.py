@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import birthplace_lm
 from birthplace_lm.config.compose import compose, load_config, to_saved
 from birthplace_lm.data.questions import QuestionTemplate
 from birthplace_lm.data.vocab import CharVocab
@@ -123,6 +124,20 @@ def test_log_probabilities_are_those_of_the_answers(exported: Path) -> None:
         model.log_probabilities(questions, texts[:1])
     with pytest.raises(TypeError, match="answers is a string; pass a list"):
         model.log_probabilities(questions, "Rome")
+
+
+def test_every_answer_of_every_question(exported: Path) -> None:
+    model = birthplace_lm.load(exported, device="cpu")
+    questions, texts = ["Where was Ada Bee born?", "Where was Bo born?"], ["Bo", "Ada Bee", "\N{SNOWMAN}"]
+    table = model.answer_log_probabilities(questions, texts)
+    for row, question in zip(table, questions, strict=True):
+        torch.testing.assert_close(row, model.log_probabilities([question] * 3, texts), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="two are equal"):
+        model.answer_log_probabilities(questions, ["Bo", "Bo"])
+    with pytest.raises(TypeError, match="answers is a string; pass a list"):
+        model.answer_log_probabilities(questions, "Bo")
+    with pytest.raises(InputError, match="stage=pretrain: unknown; valid: None; an export holds one model"):
+        birthplace_lm.load(exported, stage="pretrain")
 
 
 def test_a_stage_that_is_not_there(exported: Path, unfinished: Path) -> None:
