@@ -24,7 +24,7 @@ from birthplace_lm.config.allowlist import check_allowlist, check_plugins
 from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.config.messages import to_input_error
 from birthplace_lm.config.overrides import checked_overrides
-from birthplace_lm.config.schema import PRECISION_ALIASES, PRECISIONS, Config
+from birthplace_lm.config.schema import BATCH_LIMITS, PRECISION_ALIASES, PRECISIONS, Config
 from birthplace_lm.config.validation import check_combinations, check_literals, check_names, check_values
 from birthplace_lm.errors import InputError
 
@@ -111,6 +111,10 @@ def resolve_and_validate(config: DictConfig, plugins: Collection[str] | None = N
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         raise to_input_error(error) from error
+    for key in BATCH_LIMITS:  # as Lightning reads them: 3.0 and 1e1 are numbers of batches
+        limit = values["trainer"][key]
+        if isinstance(limit, float) and limit > 1 and limit.is_integer():
+            values["trainer"][key] = int(limit)
     check_literals(values)
     config = DictConfig(values)
     check_values(Config, config)

@@ -13,6 +13,8 @@ from omegaconf import MISSING, OmegaConf
 # Lightning's short names of precisions, with the names that the configuration keeps.
 PRECISION_ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 PRECISIONS = (*PRECISION_ALIASES.values(), "bf16-true", "16-true", *PRECISION_ALIASES, "auto")
+# Flags of the trainer that are a number of batches (int) or a fraction of all batches (float, at most 1.0).
+BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
 
 
 def described(meaning: str, default: Any = MISSING, values: str = "") -> Any:

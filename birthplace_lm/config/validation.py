@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from birthplace_lm.config.allowlist import COLLECTIONS
 from birthplace_lm.config.groups import PATH_KEYS, options
 from birthplace_lm.config.messages import suggest, unknown_key
+from birthplace_lm.config.schema import BATCH_LIMITS
 from birthplace_lm.errors import InputError
 
 # What config.yaml cannot hold and read back: control characters, line separators, surrogates other than those
@@ -141,6 +142,11 @@ def check_combinations(config: DictConfig) -> None:
         raise InputError("trainer.max_steps=0: must be 1 or more, or -1 for no limit")
     if trainer.overfit_batches is None:
         raise InputError("trainer.overfit_batches=null: must be a number; 0 trains on all batches")
+    for key in BATCH_LIMITS:
+        if isinstance(trainer[key], float) and trainer[key] > 1:
+            raise InputError(
+                f"trainer.{key}={trainer[key]}: must be a whole number of batches, or a fraction up to 1.0"
+            )
     if trainer.val_check_interval == 0:
         raise InputError(f"trainer.val_check_interval={trainer.val_check_interval}: must be above 0")
     if trainer.accelerator == "cpu" and trainer.precision.startswith("16"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from birthplace_lm.config.schema import BATCH_LIMITS
 from birthplace_lm.errors import CheckpointError
 from birthplace_lm.runs.atomic_files import sha256_of
 from birthplace_lm.runs.metrics import STAGE_RESULT
@@ -129,7 +130,7 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
         trainer["strategy"] = None
     for key in TRAINER_EXCLUDED_FROM_HASH:
         trainer.pop(key)
-    for key in ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"):
+    for key in BATCH_LIMITS:
         if isinstance(trainer[key], float) and trainer[key] == 1.0:
             trainer[key] = None  # a share of 1.0 is all; 1 would be one batch
     for key in ("fast_dev_run", "deterministic", "benchmark", "gradient_clip_val"):

@@ -25,7 +25,8 @@ def plans(configure: Any, *overrides: str) -> list[StagePlan]:
         ("limit_train_batches=0.01", "less than one of the 3 batches of pretrain"),
         ("overfit_batches=0.1", "less than one of the 3 batches of pretrain"),
         ("limit_val_batches=0.5", "less than one of the 1 batches of pretrain"),
-        ("limit_train_batches=2.5", "invalid value 2.5 for limit_train_batches"),
+        ("limit_train_batches=2.5", "limit_train_batches=2.5: must be a whole number of batches, or"),
+        ("val_check_interval=1.5", "val_check_interval=1.5: must be a whole number of batches, or"),
         ("max_time=soon", "not a valid duration"),
     ],
 )
@@ -67,6 +68,14 @@ def test_the_steps_are_those_of_short_epochs(configure: Any) -> None:
         assert [plan.total_steps for plan in plans(configure, f"trainer.{flag}")] == [4, 4]
     limited = ("trainer.limit_train_batches=2", "trainer.accumulate_grad_batches=2")
     assert [plan.total_steps for plan in plans(configure, *limited)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "flag", ["limit_train_batches=2", "limit_val_batches=2", "overfit_batches=2", "val_check_interval=2"]
+)
+def test_a_whole_float_is_a_number_of_batches(configure: Any, flag: str) -> None:
+    """Bug: Lightning read 2.0 as two batches, but the plan had the steps and the schedule of whole epochs."""
+    assert plans(configure, f"trainer.{flag}.0") == plans(configure, f"trainer.{flag}")
 
 
 @pytest.mark.parametrize(("steps", "every"), [(-1, 10), (12, 4), (10, 4), (9, 3), (3, 1)])
