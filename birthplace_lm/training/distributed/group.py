@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted, ProcessLost
 from birthplace_lm.runs import signals
@@ -32,7 +32,10 @@ from birthplace_lm.training.plan import StagePlan
 
 JOIN_SECONDS = 300.0  # for all processes to start
 REPORT_SECONDS = 5.0  # for the process that failed first to report why
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Connection refused", "socketStartConnect")
+# What gloo, NCCL and torch's store say when another process has ended or no longer answers. Other errors of
+# NCCL, such as a wrong use or a lack of memory, come again in every attempt.
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection was likely closed", "Timed out waiting",
+        "remote process exit", "ncclRemoteError", "communicator was aborted")  # fmt: skip
 
 
 class OwnProcesses(LightningEnvironment):
@@ -172,7 +175,8 @@ def broadcast_exit_code(code: int) -> None:
 
 def lost_process(error: BaseException) -> BirthplaceError | None:
     """What to say if the error means that another process has ended."""
-    if not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)):
+    of_torch = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if not (of_torch and any(sign in str(error) for sign in LOST)):
         return None
     return ProcessLost(
         "the connection to another process is lost; if it was killed, or its host is gone, run the same"
