@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from birthplace_lm.data.batch_datamodule import BatchDataModule
 from birthplace_lm.data.masking.spans import RandomSpans, Spans
+from birthplace_lm.errors import CheckpointError
 
 
 class WithoutSample:
@@ -103,3 +104,12 @@ class FailsInAHook(L.Callback):
 class ReadsAFileInAHook(L.Callback):
     def on_train_batch_end(self, *args: Any) -> None:
         Path("/gone/x").read_text()
+
+
+class FailsInOneProcess(L.Callback):
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == 3:
+            raise CheckpointError("/full: No space left on device")

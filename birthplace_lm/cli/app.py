@@ -124,7 +124,7 @@ def _as_rank(placement: Placement, work: Callable[[], object]) -> int:
         work()
         ended = True
     finally:
-        group.broadcast_exit_code(state.exit_code() or int(not ended))
+        group.end_others(state.exit_code() or int(not ended), next(iter(state.errors), None))
     return state.exit_code()
 
 

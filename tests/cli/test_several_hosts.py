@@ -54,6 +54,7 @@ def srun(arguments: list[str], folder: Path, tasks_per_node: int, nodes: int = 2
     """The tasks of a step, with the variables that srun sets."""
     tasks = tasks_per_node * nodes
     environment = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "MASTER_PORT": str(_free_port())}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])  # of the parts of a user
     environment |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": str(nodes)}
     environment |= {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_NTASKS": str(tasks)}
     programs = []
@@ -163,6 +164,19 @@ def test_a_task_of_srun_is_killed_and_another_number_continues_also_after_a_sign
     assert [step for step, _ in losses] == list(range(30))
     assert [value for _, value in losses] == pytest.approx([value for _, value in expected], abs=1e-4)
     assert checkpoint.parse_step(checkpoint.list_checkpoints(run / "finetune")[0]) == 30
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_is_that_of_all(rank: int, people: Path, tmp_path: Path) -> None:
+    """Bug: a full disk ended all but rank 0 with 5, for which a script of Slurm starts the job again."""
+    failing = f"_target_:broken_parts.FailsInOneProcess,_partial_:true,rank:{rank}"
+    overrides = ["trainer.devices=1", "plugins=[broken_parts]", f"+callbacks.failing={{{failing}}}"]
+    command = arguments(people, tmp_path, *overrides)
+    tasks = srun(command, tmp_path / "output", tasks_per_node=1, nodes=3)
+    codes = [task.wait(SECONDS) for task in tasks]
+    assert [task.stderr.read_text() for task in tasks] == ["error: /full: No space left on device\n"] * 3
+    assert codes == [4, 4, 4]
+    assert '"failed"' in (tmp_path / "run" / "status.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from birthplace_lm.training.plan import StagePlan
 
 JOIN_SECONDS = 300.0  # for all processes to start
 REPORT_SECONDS = 5.0  # for the process that failed first to report why
+NOTICE_SECONDS = 1.0  # for the others to read the report of rank 0, whose process may hold the store
 # What gloo, NCCL and torch's store say when another process has ended or no longer answers. Other errors of
 # NCCL, such as a wrong use or a lack of memory, come again in every attempt.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection was likely closed", "Timed out waiting",
@@ -53,13 +54,15 @@ class _Group:
     Attributes:
         orders: a group whose members may wait for long: rank 0 reads, evaluates, waits for a lock.
         reports: errors, as `error/RANK`.
-        broken: a stage has failed, and the processes may wait in different places.
+        broken: a stage trains or has failed, and the processes may wait in different places.
+        error_of_rank_zero: its report, if another process has read it.
         stop_timeout_seconds: of the plan.
     """
 
     orders: Any
     reports: Any
     broken: bool = False
+    error_of_rank_zero: BirthplaceError | None = None
     stop_timeout_seconds: float = field(default=60.0)
 
 
@@ -97,6 +100,8 @@ def join(placement: Placement) -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     _group = _Group(orders, PrefixStore(f"birthplace_lm/{attempt}", store))
     threading.Thread(target=_end_with_launcher, args=(placement, os.getppid()), daemon=True).start()
+    if placement.rank > 0:
+        threading.Thread(target=_read_report, args=(_group,), daemon=True).start()
 
 
 def _end_with_launcher(placement: Placement, parent: int) -> None:
@@ -108,6 +113,14 @@ def _end_with_launcher(placement: Placement, parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60.0 if _group is None else _group.stop_timeout_seconds)
     os._exit(128 + signal.SIGTERM)
+
+
+def _read_report(group: _Group) -> None:
+    """Wait for the report of rank 0 and keep it: below srun the store ends with the process of rank 0."""
+    with suppress(RuntimeError):  # it has ended without a report
+        while not (group.broken and group.reports.check(["error/0"])):
+            time.sleep(0.2)
+        group.error_of_rank_zero = BirthplaceError.from_json(group.reports.get("error/0").decode())
 
 
 def train_as_rank_zero(plan: StagePlan, resume: Path | None, train: Callable[[], None]) -> None:
@@ -150,27 +163,49 @@ def run_worker_loop(train: Callable[[str, str], None]) -> int:
         while not isinstance(order := json.loads(_broadcast(None)), int):
             plan, resume = order
             _group.stop_timeout_seconds = json.loads(plan)["stop_timeout_seconds"]
+            _group.broken = True
             train(plan, resume)
+            _group.broken = False
     except Exception as error:
         failure = error if isinstance(error, BirthplaceError) else lost_process(error)
         if failure is not error and (number := signals.pending_signal()) is not None:
             failure = Interrupted(number, "while it waited for the first process")
         if failure is None:
             raise
-        with suppress(RuntimeError):  # torchrun's store may have ended
-            rank = distributed.get_rank()
-            _group.reports.set(f"error/{rank}", failure.to_json())
-        raise failure from error
+        raise _cause(failure) from error
     return order
 
 
-def broadcast_exit_code(code: int) -> None:
-    """Let the others end with this exit code; they end by themselves after a stage that failed."""
+def end_others(code: int, error: BirthplaceError | None) -> None:
+    """Let the other processes, which wait for orders or in a stage that failed, end as this one, rank 0.
+
+    Args:
+        code: its exit code.
+        error: what it has reported.
+    """
     global _group
     if _group is not None and not _group.broken:
         with suppress(RuntimeError):  # one of them is gone
             _broadcast(json.dumps(code))
+    elif _group is not None and error is not None:
+        _report(error)
+        time.sleep(NOTICE_SECONDS)
     _group = None
+
+
+def _cause(failure: BirthplaceError) -> BirthplaceError:
+    """Report a failure of this process; what it follows from if it is the loss of another process."""
+    assert _group is not None
+    if _group.error_of_rank_zero is None:
+        _report(failure)
+    return (_reported() if isinstance(failure, ProcessLost) else None) or failure
+
+
+def _report(error: BirthplaceError) -> None:
+    """Leave an error for the other processes."""
+    assert _group is not None
+    with suppress(RuntimeError):  # the store may have ended
+        _group.reports.set(f"error/{distributed.get_rank()}", error.to_json())
 
 
 def lost_process(error: BaseException) -> BirthplaceError | None:
@@ -189,13 +224,13 @@ def _reported() -> BirthplaceError | None:
     assert _group is not None
     errors: list[BirthplaceError] = []
     deadline = time.monotonic() + REPORT_SECONDS
+    ranks = {*range(distributed.get_world_size())} - {distributed.get_rank()}
     with suppress(RuntimeError):
-        while time.monotonic() < deadline:
-            keys = [f"error/{rank}" for rank in range(1, distributed.get_world_size())]
-            texts = [_group.reports.get(key).decode() for key in keys if _group.reports.check([key])]
-            errors = [BirthplaceError.from_json(text) for text in texts]
-            if any(not isinstance(error, InternalError) for error in errors):
-                break
+        while time.monotonic() < deadline and all(isinstance(error, InternalError) for error in errors):
+            if _group.error_of_rank_zero is not None:
+                return _group.error_of_rank_zero
+            keys = [key for rank in ranks if _group.reports.check([key := f"error/{rank}"])]
+            errors = [BirthplaceError.from_json(_group.reports.get(key).decode()) for key in keys]
             time.sleep(0.1)
     errors.sort(key=lambda error: isinstance(error, InternalError) + isinstance(error, ProcessLost))
     return next(iter(errors), None)
