@@ -32,6 +32,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 class Search(Sweeper):
+    def __init__(self, direction):
+        pass
+
     def setup(self, *, hydra_context, task_function, config):
         make = Plugins.instance().instantiate_launcher
         self.launcher = make(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -43,6 +46,7 @@ class Search(Sweeper):
 @dataclass
 class Settings:
     _target_: str = "hydra_plugins.search.Search"
+    direction: str = "minimize"
 
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=Settings)
 """

@@ -178,7 +178,8 @@ def test_a_signal_stops_the_jobs_of_a_search(people: Path, tmp_path: Path) -> No
     """Bug: with a sweeper that searches, SIGTERM had no effect until the jobs had ended."""
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "search.py").write_text(SEARCH)
-    arguments = [*longer(people)[:-2], "stages.finetune.max_epochs=2000", "hydra/sweeper=search"]
+    arguments = [*longer(people)[:-2], "stages.finetune.max_epochs=2000"]
+    arguments += ["hydra/sweeper=search", "hydra.sweeper.direction=maximize"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     root = tmp_path / "runs"
     sweep = start(root, "joblib", arguments, env=environment)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -259,6 +260,33 @@ def test_paths_are_relative_to_where_the_command_was_typed(tiny: list[str], tmp_
     assert len(jobs(tmp_path / "runs")) == 2
 
 
+class Direction(Enum):  # of Optuna
+    minimize = 1
+    maximize = 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"direction": Direction.minimize}, "direction=minimize: looks"),
+        ({"direction": Direction.maximize}, None),
+        ({"direction": ["maximize", "minimize"]}, "direction="),
+        ({"optim": {"maximize": False, "budget": 80}}, "optim.maximize=false: looks"),
+        ({"ax_config": {"experiment": {"minimize": True}}}, "ax_config.experiment.minimize=true: looks"),
+        ({"ax_config": {"experiment": {"minimize": False}, "early_stop": {"minimize": False}}}, None),
+        ({"_target_": "own.Search"}, None),
+    ],
+)
+def test_a_search_for_the_smallest_exact_match_is_refused(settings: Any, message: str | None) -> None:
+    """Bug: the sweepers minimise by default, so they looked for the worst model."""
+    sweeper = OmegaConf.create(settings)
+    if message is None:
+        validation._check_maximises(sweeper)
+    else:
+        with pytest.raises(validation.SweepRejected, match=f"^hydra.sweeper.{message}"):
+            validation._check_maximises(sweeper)
+
+
 def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp_path: Path) -> None:
     """As Optuna does: the second job failed, "another process is working in it"; a dry run had no result."""
     plugin = tmp_path / "hydra_plugins" / "search.py"
@@ -266,6 +294,13 @@ def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp
     plugin.write_text(SEARCH)
     arguments = ["-m", *tiny, f"runs_root={tmp_path / 'runs'}", "hydra/sweeper=search"]
     environment = {"PYTHONPATH": str(tmp_path)}
+    program = Program([*arguments, "dry_run=true"], tmp_path / "output", environment)
+    assert program.wait() == 2
+    assert program.stderr.read_text() == (
+        "error: hydra.sweeper.direction=minimize: looks for the smallest exact match; give"
+        " hydra.sweeper.direction=maximize\n"
+    )
+    arguments.append("hydra.sweeper.direction=maximize")
     program = Program([*arguments, "dry_run=true"], tmp_path / "output", environment)
     assert program.wait() == 0, program.stderr.read_text()
     assert "\nresults 0.0 0.0" in program.stdout.read_text()
