@@ -38,7 +38,7 @@ def training_table(
 ) -> str:
     """Characters per second in Markdown; see `bench`."""
     batches = training_batches(config, corpus, steps, skip=WARM_UP)
-    characters = sum(int(batch["characters"]) for batch in batches)
+    characters = sum(batch["characters"] for batch in batches)
     dropped = OmegaConf.merge(config, {"model": {"dropout": 0.1}})
     benchmarks: dict[str, Callable[[], float]] = {
         "a bare loop over the same batches": BareLoop(config, corpus, batches),
@@ -118,7 +118,7 @@ class BareLoop:
     def __call__(self) -> float:
         began = time.perf_counter()
         self._train(self.batches)
-        return sum(int(batch["characters"]) for batch in self.batches) / (time.perf_counter() - began)
+        return sum(batch["characters"] for batch in self.batches) / (time.perf_counter() - began)
 
     def _train(self, batches: Sequence[Batch]) -> None:
         for batch in batches:

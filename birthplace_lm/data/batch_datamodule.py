@@ -139,8 +139,7 @@ class BatchDataModule(L.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
-            epoch, index = batch["batch_id"].tolist()
-            self.cursor.advance((epoch, index), self._epoch_length)
+            self.cursor.advance(batch["batch_id"], self._epoch_length)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,6 +204,7 @@ class BatchDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=num_workers,
             multiprocessing_context=threadless_context() if num_workers and self._world_size > 1 else None,
+            collate_fn=_as_it_is,
             persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
             # Otherwise an iterator would use the global random state, and a resumed run makes one more.
@@ -216,6 +216,11 @@ class BatchDataModule(L.LightningDataModule):
 def questions_per_epoch(fraction: float, questions: int) -> int:
     """How many of the train questions a fraction of them is; at least one, unless the fraction is 0."""
     return max(1, round(fraction * questions)) if fraction else 0
+
+
+def _as_it_is(batch: Any) -> Any:
+    """torch would make a list of `batch_id`."""
+    return batch
 
 
 def _as_strings(rows: Sequence[Question]) -> list[tuple[str, str]]:

@@ -108,9 +108,9 @@ class EpochBatchDataset(Dataset[Batch]):
         return Batch(
             inputs=inputs,
             targets=targets,
-            batch_id=torch.tensor(batch_id),
-            loss_denominator=counted / self.world_size,
-            characters=(global_batch.totals - 1).sum() - pads,
+            batch_id=batch_id,
+            loss_denominator=int(counted) / self.world_size,
+            characters=int((global_batch.totals - 1).sum() - pads),
         )
 
 

@@ -16,10 +16,12 @@ PAD_OFFSET, MASK_OFFSET = 0, MAX_SHIFT  # where the ids of an `EncodedText` hold
 class Batch(TypedDict):
     """Input of a training step.
 
+    Its scalars are Python numbers: they are read without waiting for a GPU, and half precision rounds none.
+
     Attributes:
         inputs: (B, T) ids, PAD after each row's end.
         targets: (B, T) ids of the next character; PAD where there is no loss.
-        batch_id: (2,) epoch and index of the batch.
+        batch_id: epoch, and index of the batch within it.
         loss_denominator: number of targets with loss in the batch of all processes, divided by the number of
             processes. Each process divides its summed loss by it, so that the mean over processes is exact.
         characters: number of characters over all rows and processes, without PADs and without the last
@@ -28,9 +30,9 @@ class Batch(TypedDict):
 
     inputs: Tensor
     targets: Tensor
-    batch_id: Tensor
-    loss_denominator: Tensor
-    characters: Tensor
+    batch_id: tuple[int, int]
+    loss_denominator: float
+    characters: int
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class LanguageModelModule(L.LightningModule):
         """
         batches, usual = int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches
         last = batches % usual
-        return usual / last if last and int(batch["batch_id"][1]) >= batches - last else 1.0
+        return usual / last if last and batch["batch_id"][1] >= batches - last else 1.0
 
     def on_validation_start(self) -> None:
         release_free_memory()

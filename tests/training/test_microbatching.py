@@ -89,9 +89,9 @@ def test_rows_of_any_kind(rows: list[str]) -> None:
     batch = Batch(
         inputs=inputs,
         targets=targets,
-        batch_id=torch.tensor((0, 0)),
-        loss_denominator=(targets != PAD).sum(),
-        characters=(inputs != PAD).sum(),
+        batch_id=(0, 0),
+        loss_denominator=float((targets != PAD).sum()),
+        characters=int((inputs != PAD).sum()),
     )
     plain = model.loss(inputs, targets, PAD, reduction="sum")
     assert microbatched_loss_sum(model, batch, PAD).item() == pytest.approx(plain.item(), rel=1e-6)

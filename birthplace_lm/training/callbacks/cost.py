@@ -32,7 +32,7 @@ class CostCounter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.characters += int(batch["characters"])
+        self.characters += batch["characters"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"characters": self.characters, "seconds": self.seconds}

@@ -95,7 +95,7 @@ def _examine(pl_module: Any, batches: list[Batch]) -> dict[str, Any]:
     model, vocab, examples = pl_module.model, pl_module.vocab, []
     with unsharded(model):
         for batch in batches:
-            epoch, index = batch["batch_id"].tolist()
+            epoch, index = batch["batch_id"]
             for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
                 loss = float(model.loss(inputs[None], targets[None], vocab.pad_id, reduction="sum"))
                 text = vocab.decode(inputs.tolist()).rstrip(vocab.pad)

@@ -20,5 +20,5 @@ class SeedEveryBatch(L.Callback):
         self.stage = stage
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        key = (self.seed, self.stage, trainer.global_rank, batch["batch_id"].tolist())
+        key = (self.seed, self.stage, trainer.global_rank, [*batch["batch_id"]])
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
