@@ -122,7 +122,7 @@ def _faster(accelerator: str, width: int) -> tuple[str, str]:
     """The faster precision, and the reason."""
     import torch  # takes seconds
 
-    device = _device(accelerator)
+    device = device_kind(accelerator)
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = f"the GPU {'multiplies' if native else 'does not multiply'} bfloat16 natively"
@@ -137,7 +137,7 @@ def _faster(accelerator: str, width: int) -> tuple[str, str]:
     )
 
 
-def _device(accelerator: str) -> str:
+def device_kind(accelerator: str) -> str:
     """What trains with this `trainer.accelerator` on this machine: "cuda", "mps" or "cpu"."""
     import torch  # takes seconds
 
@@ -151,7 +151,7 @@ def slow_precision_warning(config: DictConfig) -> str | None:
     import torch  # takes seconds
 
     trainer = config.trainer
-    if not trainer.precision.startswith("bf16") or _device(trainer.accelerator) != "cpu":
+    if not trainer.precision.startswith("bf16") or device_kind(trainer.accelerator) != "cpu":
         return None
     rates = rates_of_machine(min(config.model.n_embd, MAX_WIDTH), torch.get_num_threads())
     if rates.bfloat16 >= rates.best_float32:

@@ -18,7 +18,7 @@ from birthplace_lm.inference.weights import model_state_dict, weights_sha256
 from birthplace_lm.models.build import build_model, load_state_dict_checked
 from birthplace_lm.models.float32_products import MKL, float32_products
 from birthplace_lm.runs import signals
-from birthplace_lm.runs.auto_precision import slow_precision_warning
+from birthplace_lm.runs.auto_precision import device_kind, slow_precision_warning
 from birthplace_lm.runs.checkpoint import LoadedCheckpoint
 from birthplace_lm.runs.directory import RunDirectory, link_stage, stage_directory
 from birthplace_lm.runs.identity import run_directory
@@ -138,8 +138,10 @@ def _results_of(run: Path, stages: Sequence[str]) -> dict[str, StageResult]:
     return {name: StageResult.read(file) for name, file in files.items() if file.is_file()}
 
 
-def _library_of(checkpoint: LoadedCheckpoint) -> str:
-    """What multiplied float32 matrices for it."""
+def _library_of(checkpoint: LoadedCheckpoint, accelerator: str) -> str:
+    """What multiplied float32 matrices for it, if this run multiplies on a CPU too."""
+    if device_kind(accelerator) != "cpu":
+        return MKL
     environment: Mapping[str, str] = checkpoint.metadata.get("environment", {})
     return environment.get("float32_products", MKL)
 
@@ -173,13 +175,13 @@ def _run(config: DictConfig, corpus: Corpus, plans: list[StagePlan], directory: 
             if last is not None:
                 plan = replace(plan, init_checkpoint=last.path)
                 if config.float32_products == "auto":  # measured again by each process that continues
-                    plan = replace(plan, float32_products=_library_of(last))
+                    plan = replace(plan, float32_products=_library_of(last, config.trainer.accelerator))
             results[plan.name], last = fit_stage(plan, corpus, last)
     directory.mark_stage("evaluate")
     assert last is not None  # the configuration has at least one stage
     model = build_model(config.model, len(corpus.vocab))
     load_state_dict_checked(model, model_state_dict(last.content), last.path)
-    with float32_products(_library_of(last)):
+    with float32_products(_library_of(last, config.trainer.accelerator)):
         evaluation = evaluate(model, corpus, directory.path, _first_device(config))
     scores = evaluation.scores
     metrics = RunMetrics(

@@ -21,7 +21,7 @@ from birthplace_lm.models.attention_check import check_attention
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import MKL
 from birthplace_lm.models.gpt import GPT
-from birthplace_lm.runs.auto_precision import faster_library
+from birthplace_lm.runs.auto_precision import device_kind, faster_library
 from birthplace_lm.runs.identity import (
     TRAINER_OVERRIDES,
     config_hash,
@@ -157,11 +157,12 @@ def _check_optimizer(plan: StagePlan, model: GPT, key: str) -> None:
 
 
 def _library(config: DictConfig) -> str:
-    """What multiplies float32 matrices: measured where it matters."""
+    """What multiplies float32 matrices on a CPU: measured where it matters."""
+    if device_kind(config.trainer.accelerator) != "cpu":
+        return MKL  # on a GPU, Lightning asks torch for its precision of products, an error with oneDNN
     if config.float32_products != "auto":
         return str(config.float32_products)
-    matters = config.trainer.precision == "32-true" and not torch.cuda.is_available()
-    return faster_library(config.model.n_embd) if matters else MKL
+    return faster_library(config.model.n_embd) if config.trainer.precision == "32-true" else MKL
 
 
 def _check_shares(plan: StagePlan, data: BatchDataModule) -> None:

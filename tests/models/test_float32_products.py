@@ -2,9 +2,11 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from stage import Stop, StopAt, digest, fit
 from torch import nn
 
@@ -13,6 +15,9 @@ from birthplace_lm.models import float32_products as products
 from birthplace_lm.models.build import build_model
 from birthplace_lm.models.float32_products import MKL, ONEDNN, current_library, float32_products
 from birthplace_lm.runs import checkpoint
+from birthplace_lm.runs.checkpoint import LoadedCheckpoint
+from birthplace_lm.training import pipeline, preflight
+from birthplace_lm.training.callbacks import checkpointing
 
 needs_onednn = pytest.mark.skipif(not products.onednn_is_exact(), reason="oneDNN does not compute in float32")
 
@@ -83,6 +88,27 @@ def test_a_product_in_bfloat16_would_not_pass_as_exact(monkeypatch: Any) -> None
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     assert not products.onednn_is_exact()
+
+
+def test_a_choice_for_a_cpu_is_none_for_a_gpu(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bugs: oneDNN ended a stage on a GPU, and beside a GPU nothing was measured for a CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(preflight, "faster_library", lambda _: ONEDNN)
+    metadata = {"data": {}, "config_sha256": "", "environment": {"float32_products": ONEDNN}}
+    of_a_cpu = LoadedCheckpoint(Path("step-00000001.ckpt"), {"birthplace_lm": metadata})
+    callback = checkpointing.CheckpointCallback(Path(), 1, 2, metadata, None)
+    for accelerator, library in (("cpu", ONEDNN), ("gpu", MKL), ("auto", MKL)):
+        config = configure("pretrain=none").copy()
+        OmegaConf.set_readonly(config, False)
+        for config.float32_products in ("auto", ONEDNN):
+            config.trainer.accelerator = accelerator
+            assert preflight._library(config) == library
+        assert pipeline._library_of(of_a_cpu, accelerator) == library
+        trainer = Mock(is_global_zero=False)
+        trainer.strategy.root_device.type = "cpu" if accelerator == "cpu" else "cuda"
+        with patch.object(checkpointing, "multiply_with") as multiply_with:
+            callback.on_load_checkpoint(trainer, Mock(), of_a_cpu.content)
+        assert multiply_with.called == (library == ONEDNN)
 
 
 @needs_onednn

@@ -62,7 +62,8 @@ class CheckpointCallback(L.Callback):
                 f"{self.directory}: its checkpoint belongs to another configuration; take another run_dir"
             )
         old = {"float32_products": MKL, **checkpoint["birthplace_lm"].get("environment", {})}
-        multiply_with(old["float32_products"])  # a stage keeps what it began with, to the last bit
+        if trainer.strategy.root_device.type == "cpu":
+            multiply_with(old["float32_products"])  # a stage keeps what it began with, to the last bit
         new = _environment(trainer)
         changes = [f"{key} was {old.get(key)} and is {new[key]}" for key in new if old.get(key) != new[key]]
         if changes and trainer.is_global_zero:
