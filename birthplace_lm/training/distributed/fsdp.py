@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,24 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from birthplace_lm.models.gpt import GPT
+from birthplace_lm.runs import checkpoint
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Lightning's FSDP2. It reads checkpoints itself, shard by shard, and not through a CheckpointIO."""
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load this process's shard of a checkpoint that rank 0 has verified; nothing but plain data.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or is no checkpoint of this version of the project.
+        """
+        if self.is_global_zero:
+            checkpoint.load(Path(checkpoint_path))  # the other processes wait for the path
+        loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=True)
+        return loaded
 
 
 def resolve_strategy(name: str, processes: int = 1) -> Any:
@@ -31,7 +50,7 @@ def resolve_strategy(name: str, processes: int = 1) -> Any:
         A strategy object for "fsdp2", otherwise the name of a strategy.
     """
     if name == "fsdp2":
-        return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return FSDP2Strategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return "auto" if processes == 1 else name
 
 
