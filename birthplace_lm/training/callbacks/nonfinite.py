@@ -93,6 +93,9 @@ class NonFiniteGuard(L.Callback):
 def _examine(pl_module: Any, batches: list[Batch]) -> dict[str, Any]:
     """Every example with its own loss in nats, and the names of the tensors that are not finite."""
     model, vocab, examples = pl_module.model, pl_module.vocab, []
+    tensors = [(name, p, p.grad) for name, p in model.named_parameters()]  # unsharded ones have no gradient
+    weights = [name for name, p, _ in tensors if not _is_finite(p)]
+    gradients = [name for name, _, g in tensors if g is not None and not _is_finite(g)]
     with unsharded(model):
         for batch in batches:
             epoch, index = batch["batch_id"]
@@ -100,12 +103,7 @@ def _examine(pl_module: Any, batches: list[Batch]) -> dict[str, Any]:
                 loss = float(model.loss(inputs[None], targets[None], vocab.pad_id, reduction="sum"))
                 text = vocab.decode(inputs.tolist()).rstrip(vocab.pad)
                 examples.append({"epoch": epoch, "batch": index, "loss": _json_number(loss), "text": text})
-        tensors = [(name, p, p.grad) for name, p in model.named_parameters()]
-        return {
-            "weights_not_finite": [name for name, p, _ in tensors if not _is_finite(p)],
-            "gradients_not_finite": [name for name, _, g in tensors if g is not None and not _is_finite(g)],
-            "examples": examples,
-        }
+    return {"weights_not_finite": weights, "gradients_not_finite": gradients, "examples": examples}
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
