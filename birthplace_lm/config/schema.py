@@ -167,7 +167,7 @@ class Trainer:
     enable_model_summary: bool = described("print a table of the modules", False)
     deterministic: Any = one_of((None, True, False, "warn"), "use deterministic kernels")
     benchmark: bool | None = described("let cuDNN choose kernels by timing them", None)
-    inference_mode: bool = described("validate in torch.inference_mode", True)
+    inference_mode: bool = described("validate in torch.inference_mode; never with fsdp2", True)
     detect_anomaly: bool = described("let autograd report the operation that made NaN; slow", False)
     profiler: str | None = one_of((None, "simple", "advanced", "pytorch"), "profiler of every stage")
 

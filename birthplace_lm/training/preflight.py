@@ -186,6 +186,8 @@ def _trainer_flags(flags: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[s
     own = {key: flags[key] if flags[key] is not None else stage[key] for key in TRAINER_OVERRIDES}
     if isinstance(flags["val_check_interval"], int):
         own["check_val_every_n_epoch"] = None  # every so many batches, across epochs
+    if flags["strategy"] == "fsdp2":  # weights that are gathered in inference mode cannot be trained
+        own["inference_mode"] = False
     placement = cluster.current()
     own["num_nodes"] = 1 if placement is None else placement.hosts
     return {**flags, **own, "max_steps": -1}  # StepLimit counts the steps

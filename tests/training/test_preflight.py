@@ -113,6 +113,15 @@ def test_every_process_needs_a_question(configure: Any) -> None:
         plans(configure, "data.holdout_size=1", *devices)
 
 
+def test_fsdp2_validates_without_inference_mode(configure: Any) -> None:
+    """Bug: weights that a sanity validation had gathered in inference mode could not be trained with NCCL."""
+    overrides = ("pretrain=none", "trainer.strategy=fsdp2", "trainer.devices=2")
+    (plan,) = plans(configure, *overrides)
+    assert plan.trainer["inference_mode"] is False
+    (plan,) = plans(configure, "pretrain=none")
+    assert plan.trainer["inference_mode"] is True
+
+
 def test_a_plan_survives_the_way_to_a_worker(configure: Any) -> None:
     for plan in plans(configure):
         assert StagePlan.from_json(plan.to_json()) == plan
