@@ -23,6 +23,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from birthplace_lm.errors import BirthplaceError, InternalError, Interrupted, ProcessLost
 from birthplace_lm.runs import signals
@@ -88,7 +89,12 @@ def join(placement: Placement) -> None:
         torch.set_num_threads(max(1, cores * placement.hosts // placement.processes))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        distributed.init_process_group(timeout=timedelta(seconds=JOIN_SECONDS))
+        joined, rank, processes = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        # The device follows from the configuration, which rank 0 has yet to read.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(
+            backend, store=PrefixStore("default_pg", joined), rank=rank, world_size=processes
+        )
         orders = distributed.new_group(backend="gloo", timeout=timedelta(days=365))
         store = TCPStore(address, port, is_master=False, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
