@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +32,7 @@ from birthplace_lm.training.callbacks.progress import progress
 from birthplace_lm.training.callbacks.samples import AttentionMaps, CurveNotes, SampleAnswers
 from birthplace_lm.training.callbacks.seeding import SeedEveryBatch
 from birthplace_lm.training.callbacks.step_limit import StepLimit
+from birthplace_lm.training.callbacks.time_limit import TimeLimit
 from birthplace_lm.training.distributed import cluster
 from birthplace_lm.training.distributed.fsdp import UnshardForValidation, resolve_strategy
 from birthplace_lm.training.distributed.group import OwnProcesses, environment
@@ -202,7 +203,7 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
         *progress(plan.name, plan.trainer["enable_progress_bar"]),
         NonFiniteGuard(plan.max_nonfinite_steps, plan.directory),
         StepLimit(plan.max_steps),
-        *([Timer(plan.trainer["max_time"])] if plan.trainer["max_time"] else []),
+        *([TimeLimit(plan.trainer["max_time"])] if plan.trainer["max_time"] else []),
         *configured_callbacks(plan),  # before EMA: at the end of a validation they see the validated weights
         *([EMA(plan.ema_decay)] if plan.ema_decay else []),
         UnshardForValidation(),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import lightning as L
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import Timer
 
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.errors import CheckpointError, InternalError
@@ -23,6 +22,7 @@ from birthplace_lm.training.allocator import disable_malloc_trim
 from birthplace_lm.training.callbacks.cost import CostCounter
 from birthplace_lm.training.callbacks.curves import EVENT_FILES, TrainingCurves
 from birthplace_lm.training.callbacks.monitoring import BestCheckpoint, EarlyStopping
+from birthplace_lm.training.callbacks.time_limit import TimeLimit
 from birthplace_lm.training.components import (
     build_callbacks,
     build_datamodule,
@@ -132,7 +132,7 @@ def _copy_into(path: Path, plan: StagePlan, corpus: Corpus) -> Path:
     if path == plan.extended_checkpoint:
         _reopen_epoch(loaded)
         # Otherwise the extension would stop at once.
-        states.pop(Timer.__qualname__, None)
+        states.pop(TimeLimit.state_key, None)
         if EarlyStopping.state_key in states:
             states[EarlyStopping.state_key]["waited"] = 0
     if (state := states.get(BestCheckpoint.state_key)) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from stage import fit
+from stage import Stop, StopAt, fit
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.errors import InputError
@@ -53,6 +53,24 @@ def test_is_validated_and_kept(configure: Any, tmp_path: Path) -> None:
     averages = model_state_dict(checkpoint.load(checkpoint.list_checkpoints(tmp_path / "stage")[0]))
     for name, average in witness.average.items():
         torch.testing.assert_close(averages[name].double(), average, atol=1e-6, rtol=0)
+
+
+def test_a_stage_resumed_without_time_left_ends_with_the_average(configure: Any, tmp_path: Path) -> None:
+    """Bug: it ended before its training began, and evaluation got the raw weights."""
+    numbers = ("stages.finetune.ema_decay=0.9", "checkpoint.every_n_steps=1", "trainer.max_time=00:01:00:00")
+    with pytest.raises(Stop):
+        fit(configure(*numbers), "finetune", tmp_path, StopAt("on_train_batch_start", 2))
+    file = checkpoint.list_checkpoints(tmp_path)[0]
+    content = checkpoint.load(file)
+    content["callbacks"]["Timer"]["time_elapsed"]["train"] = 3600.0
+    checkpoint.save(content, file)
+    average = content["callbacks"]["ema"]["average"]
+    fit(configure(*numbers), "finetune", tmp_path)
+    end = checkpoint.load(file)
+    assert end["global_step"] == 2
+    assert end["callbacks"]["ema"]["ended"]
+    for now, wanted in zip(model_state_dict(end).values(), average, strict=True):
+        torch.testing.assert_close(now, wanted, atol=0, rtol=0)
 
 
 def test_the_last_step_within_max_time_ends_with_the_average(configure: Any, tmp_path: Path) -> None:
