@@ -113,3 +113,12 @@ class FailsInOneProcess(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == 3:
             raise CheckpointError("/full: No space left on device")
+
+
+class StopsInOneProcess(L.Callback):
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 6:
+            trainer.should_stop = True

@@ -204,6 +204,24 @@ def saved(run: Path) -> bool:
     return saved_step(run / "finetune") > 0
 
 
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_validation_end",
+        *(pytest.param(f"on_train_{when}_end", marks=pytest.mark.torture) for when in ("batch", "epoch")),
+    ],
+)
+def test_one_process_that_stops_early_stops_all(hook: str, arguments: list[str], tmp_path: Path) -> None:
+    """Bug: the others waited for it until the connection timed out."""
+    stops = f"+callbacks.stops={{_target_:broken_parts.StopsInOneProcess,_partial_:true,hook:{hook}}}"
+    overrides = ["plugins=[broken_parts]", stops, "stages.finetune.check_val_every_n_epoch=1"]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [*arguments, *overrides, f"runs_root={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    program = Program(command, tmp_path / "output", environment)
+    assert program.wait() == 0, program.stderr.read_text()
+    assert "finetune ended after step 6 of 90, by callbacks.stops" in program.stdout.read_text()
+
+
 def test_the_error_of_a_process_is_that_of_the_run(configure: Any, tmp_path: Path) -> None:
     config = configure("trainer.devices=2", "trainer.strategy=ddp")
     corpus = read_corpus(config.data, config.model.block_size)

@@ -27,7 +27,8 @@ class CheckpointCallback(L.Callback):
 
     Before the end of the stage nothing is saved between accumulated batches, because a checkpoint holds no
     gradients. A step that is followed by a validation is saved after the validation: a run that is resumed
-    between the two would lack the validation in its curves.
+    between the two would lack the validation in its curves. It comes last among the callbacks, so that their
+    decisions to stop are known.
 
     Args:
         directory: of the stage.
@@ -77,24 +78,26 @@ class CheckpointCallback(L.Callback):
             self.directory, self._step
         ):
             self._saved_step = self._step
+        _agree(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        number, step = _agree(trainer), trainer.global_step
         if step == self._step:
             return
-        self._step = step
-        self._signal = _agreed_signal(trainer)
+        self._step, self._signal = step, number
         self._due = self._due or step % self.every_n_steps == 0 or self._signal > 0
         if not (trainer.is_last_batch or _validates_after(trainer, batch_idx)):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _agree(trainer)
         if not (trainer.sanity_checking or trainer.is_last_batch):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _agree(trainer)
         if trainer.current_epoch + 1 != trainer.max_epochs:
             self._save_if_due(trainer)
 
@@ -134,13 +137,18 @@ def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:
     return (batches + 1) % (trainer.val_check_batch or 1) == 0
 
 
-def _agreed_signal(trainer: L.Trainer) -> int:
-    """The signal that any of the processes has received, the same in all of them; 0 if none has."""
+def _agree(trainer: L.Trainer) -> int:
+    """Let all processes stop if a callback has decided so in any of them.
+
+    Returns:
+        The signal that any of them has received; 0 if none has.
+    """
     number = signals.pending_signal() or 0
-    if trainer.world_size == 1:
-        return number
-    own = torch.tensor(number, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(own, reduce_op="max"))
+    if trainer.world_size > 1:
+        own = torch.tensor([number, int(trainer.should_stop)], device=trainer.strategy.root_device)
+        number, should_stop = trainer.strategy.reduce(own, reduce_op="max").tolist()
+        trainer.should_stop = bool(should_stop)
+    return number
 
 
 def _check_finite(trainer: L.Trainer) -> None:
