@@ -1,6 +1,7 @@
 """Early stopping and the best checkpoint; resume with callbacks that keep state."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_patience_counts_from_the_last_improvement(
         trainer.callback_metrics, trainer.global_step = {f"finetune/{metric}": value}, number
         watcher.on_validation_end(trainer, Mock(stage="finetune"))
         assert trainer.should_stop == (number == last)
+
+
+def test_a_stage_without_a_finite_value_may_stop_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: the best value, None, was no number for the log, which printed a traceback."""
+    watcher = EarlyStopping("val_loss", "min", patience=1, min_delta=0.0)
+    trainer = Mock(sanity_checking=False, callback_metrics={"finetune/val_loss": math.nan})
+    with caplog.at_level(logging.INFO):
+        watcher.on_validation_end(trainer, Mock(stage="finetune"))
+    assert caplog.messages == ["early stopping: the best finite val_loss was none"]
 
 
 def test_the_log_names_what_may_have_ended_a_stage(

@@ -22,7 +22,7 @@ class MetricMonitor(L.Callback):
         min_delta: least change that counts as an improvement.
 
     Attributes:
-        best: the best value so far; None before the first validation.
+        best: the best finite value so far; None before there is one.
         best_step: optimizer steps taken before it.
 
     Raises:
@@ -89,12 +89,8 @@ class EarlyStopping(MetricMonitor):
         if self.waited >= self.patience:
             trainer.should_stop = True
             if trainer.is_global_zero:
-                log.info(
-                    "early stopping: the best %s was %.4g, after step %d",
-                    self.monitor,
-                    self.best,
-                    self.best_step,
-                )
+                best = "none" if self.best is None else f"{self.best:.4g}, after step {self.best_step}"
+                log.info("early stopping: the best finite %s was %s", self.monitor, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "waited": self.waited}
