@@ -124,6 +124,9 @@ def unknown_key(key: str, siblings: Sequence[str]) -> InputError:
     if names := options().get(key):  # a group, but what it was given is no name
         hint = f"; keys of the stage are stages.{key}.KEY" if key in ("pretrain", "finetune") else ""
         return InputError(f"{key}: needs one name; valid: {', '.join(names)}{hint}")
+    group, at, _ = key.partition("@")
+    if at and group in options():
+        return InputError(f"{key}: is not in the defaults list; write +{key}=NAME")
     prefix, dot, wrong = key.rpartition(".")
     if wrong in options().get(prefix, ()):  # a callback or logger that is not chosen
         return InputError(f"{key}: is not chosen; give {prefix}={wrong} as well")

@@ -52,6 +52,12 @@ def test_a_mistake_in_a_users_own_yaml(content: bytes, begins: str, tmp_path: Pa
     assert message(tmp_path, "experiment=mine").startswith(begins.format(folder=tmp_path))
 
 
+def test_a_group_elsewhere_needs_a_plus(tmp_path: Path) -> None:
+    """Bug: "unknown key; did you mean" and the very same key."""
+    key = "optimizer@stages.finetune.optimizer"
+    assert message(tmp_path, f"{key}=adamw") == f"{key}: is not in the defaults list; write +{key}=NAME"
+
+
 def test_the_package_of_a_group_is_named(tmp_path: Path) -> None:
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention/mine.yaml").write_text("attention: {_target_: a.B, _partial_: true}\n")
