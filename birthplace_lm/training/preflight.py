@@ -1,7 +1,7 @@
 """Preflight: take every decision of every stage, and check it, before the first stage starts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from birthplace_lm.runs.identity import (
     pretraining_directory,
     run_directory,
 )
+from birthplace_lm.training.callbacks.monitoring import MetricMonitor
 from birthplace_lm.training.components import (
     build_datamodule,
     build_schedule,
@@ -130,9 +131,9 @@ def _plan(config: DictConfig, name: str, corpus: Corpus, model: GPT) -> StagePla
     plan = _validate_at_the_end(plan, -(-total_steps // clock.steps_per_epoch))
     build_schedule(plan, clock, total_steps)
     _check_optimizer(plan, model, f"stages.{name}.optimizer" if stage["optimizer"] else "optimizer")
-    configured_callbacks(plan)
+    plan = _warn_without_validation(replace(plan, total_steps=total_steps), configured_callbacks(plan))
     check_installed(plan.logger)
-    return replace(plan, total_steps=total_steps)
+    return plan
 
 
 def _check_optimizer(plan: StagePlan, model: GPT, key: str) -> None:
@@ -209,6 +210,25 @@ def _validate_at_the_end(plan: StagePlan, epochs: int) -> StagePlan:
             f"validates after every {every} epochs, not {wanted}, which does not divide its {epochs} epochs"
         )
     return replace(plan, trainer={**plan.trainer, "check_val_every_n_epoch": every}, warnings=warnings)
+
+
+def _warn_without_validation(plan: StagePlan, callbacks: Sequence[L.Callback]) -> StagePlan:
+    """Warn of callbacks that watch validations in a stage that has none.
+
+    Args:
+        callbacks: those of the configuration, in its order.
+    """
+    flags, most_batches = plan.trainer, plan.total_steps * plan.trainer["accumulate_grad_batches"]
+    rare = flags["check_val_every_n_epoch"] is None and flags["val_check_interval"] > most_batches
+    if flags["limit_val_batches"] != 0 and not rare:
+        return plan
+    key = "val_check_interval" if rare else "limit_val_batches"
+    warnings = [
+        f"callbacks.{name} has no effect: no validation, because of trainer.{key}={flags[key]}"
+        for name, callback in zip(plan.callbacks, callbacks, strict=True)
+        if isinstance(callback, MetricMonitor)
+    ]
+    return replace(plan, warnings=[*plan.warnings, *warnings])
 
 
 def _resolve_limits(plan: StagePlan, data: BatchDataModule) -> dict[str, Any]:

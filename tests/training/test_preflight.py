@@ -99,6 +99,21 @@ def test_a_much_shorter_validation_interval_is_warned_of(configure: Any) -> None
         assert [*finetune.warnings] == warnings
 
 
+@pytest.mark.parametrize("flag", ["limit_val_batches=0", "val_check_interval=7"])
+def test_callbacks_that_watch_no_validation_are_warned_of(configure: Any, flag: str) -> None:
+    """Bug: early stopping and best.ckpt had no effect without a word. A stage of finetuning has six steps."""
+    overrides = ("pretrain=none", "callbacks=[early_stopping,best_checkpoint]")
+    (plan,) = plans(configure, *overrides, f"trainer.{flag}")
+    assert [*plan.warnings] == [
+        f"callbacks.{name} has no effect: no validation, because of trainer.{flag}"
+        for name in ("early_stopping", "best_checkpoint")
+    ]
+    (plan,) = plans(configure, *overrides, "trainer.val_check_interval=6")
+    assert [*plan.warnings] == []
+    (plan,) = plans(configure, "pretrain=none", f"trainer.{flag}")
+    assert [*plan.warnings] == []
+
+
 def test_shared_memory_is_checked_before_training(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: that of finetuning was checked after pretraining."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=32 << 10))
