@@ -40,7 +40,17 @@ from birthplace_lm.training.lightning_module import LanguageModelModule
 from birthplace_lm.training.lr_schedules import TrainingClock, factor_by_step
 from birthplace_lm.training.plan import StagePlan
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO lines would fill the log
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's INFO lines out of the log, which they would fill."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def own_targets(node: Any) -> list[str]:
@@ -219,13 +229,14 @@ def build_callbacks(plan: StagePlan, corpus: Corpus, resume: Path | None) -> lis
 
 def probe_trainer(flags: Mapping[str, Any]) -> L.Trainer:
     """A trainer that shows which devices there are, and trains nothing."""
-    trainer: L.Trainer = instantiate(
-        flags,
-        strategy=resolve_strategy(flags["strategy"]),
-        logger=False,
-        enable_checkpointing=False,
-        plugins=[environment()],  # otherwise Lightning counts the tasks of Slurm
-    )
+    with quiet_lightning():
+        trainer: L.Trainer = instantiate(
+            flags,
+            strategy=resolve_strategy(flags["strategy"]),
+            logger=False,
+            enable_checkpointing=False,
+            plugins=[environment()],  # otherwise Lightning counts the tasks of Slurm
+        )
     return trainer
 
 

@@ -29,6 +29,7 @@ from birthplace_lm.training.components import (
     build_module,
     build_trainer,
     checkpoint_metadata,
+    quiet_lightning,
 )
 from birthplace_lm.training.distributed import cluster, group
 from birthplace_lm.training.distributed.launcher import fit_in_processes
@@ -178,7 +179,7 @@ def train_stage(
 
     Errors are those of `fit_stage`.
     """
-    with float32_products(plan.float32_products):
+    with float32_products(plan.float32_products), quiet_lightning():
         _train(plan, corpus, resume, init)
 
 
