@@ -1,7 +1,10 @@
 """A run from start to end: pretrain, finetune, evaluate."""
 
+import errno
 import logging
 import math
+import socket
+import ssl
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -99,7 +102,7 @@ def to_birthplace_error(error: Exception, folder: Path, plugins: Collection[str]
     for cause in reversed(chain):
         if isinstance(cause, BirthplaceError):
             return cause
-        if isinstance(cause, OSError) and cause.errno is not None and not _line_of(cause, plugins):
+        if isinstance(cause, OSError) and _is_of_a_file(cause) and not _line_of(cause, plugins):
             return CheckpointError(
                 f"{cause.filename or folder}: {cause.strerror}"
             )  # TensorBoard names no file
@@ -113,6 +116,12 @@ def to_birthplace_error(error: Exception, folder: Path, plugins: Collection[str]
         for cause in (chain[-1], *chain[:1])
     ]
     return InternalError(f"{'; then '.join(dict.fromkeys(messages))}; log.txt has the traceback")
+
+
+def _is_of_a_file(error: OSError) -> bool:
+    """Whether the operating system has refused a file, not a connection, such as that of a logger."""
+    of_network = isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError)
+    return not of_network and error.errno not in (None, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """A run takes every decision once, writes nothing before all is checked, and says what went wrong first."""
 
 import errno
+import logging
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,31 @@ def test_the_first_exception_is_told(tmp_path: Path) -> None:
     assert str(error) == "/data/x: No space left on device"
     with mock.patch.object(signals, "pending_signal", return_value=15):
         assert pipeline.to_birthplace_error(first, tmp_path).exit_code == 143
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+    ],
+)
+def test_a_connection_is_no_disk(error: Exception, tmp_path: Path) -> None:
+    """Bug: a logger whose server was down ended a run with the code of checkpoints and disks."""
+    told = pipeline.to_birthplace_error(failure(error), tmp_path)
+    assert type(told) is InternalError
+    assert str(error) in str(told)
+
+
+def test_lightning_is_quiet_only_while_it_works(configure: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: an import of this package changed the level of Lightning's log for the whole process."""
+    level = logging.getLogger("lightning.pytorch").level
+    assert level == logging.INFO, "as Lightning sets it"
+    run(configure, "pretrain=none")
+    assert logging.getLogger("lightning.pytorch").level == level
+    assert not [record for record in caplog.records if record.name.startswith("lightning")]
 
 
 def test_a_run_keeps_the_library_that_its_pretraining_began_with(
