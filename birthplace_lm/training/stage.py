@@ -191,7 +191,7 @@ def _cost_until(loaded: LoadedCheckpoint) -> dict[str, float]:
 
 
 def _train(plan: StagePlan, corpus: Corpus, resume: Path | None, init: LoadedCheckpoint | None) -> None:
-    L.seed_everything(plan.seed, workers=True, verbose=False)
+    L.seed_everything(plan.seed, verbose=False)
     disable_malloc_trim()
     model = build_model(plan.model, len(corpus.vocab))
     if init is None and plan.init_checkpoint is not None:
