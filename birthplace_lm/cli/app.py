@@ -178,6 +178,8 @@ def _run(config: DictConfig) -> float | None:
     directory, corpus, notes = find_run(resolve_and_validate(config))
     config = directory.config
     metrics = None if config.overwrite else directory.metrics
+    if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
+        log.info("%s", note)
     if config.dry_run:
         for reason in notes:
             log.info("%s", reason)
@@ -192,8 +194,6 @@ def _run(config: DictConfig) -> float | None:
             log.warning("%s", warning)
         stages = {plan.name: _describe(plan, config.overwrite) for plan in plans}
         cost = _cost(plans, corpus, config.overwrite) if metrics is None else {}
-        if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
-            log.info("%s", note)
         _show({"run": f"{directory.path}, {state}", "data": corpus.notes[0], **stages, **cost})
         return 0.0  # a number, for sweepers that search
     if metrics is None:
@@ -202,9 +202,9 @@ def _run(config: DictConfig) -> float | None:
         )
 
         signals.raise_if_signalled("before it began")
-        if HydraConfig.get().mode == RunMode.RUN and not directory.status and (note := nearest_run(config)):
-            log.info("%s", note)
-        metrics = run_pipeline(config, corpus, wait=sweep.searches(HydraConfig.get()), notes=notes)
+        typed = [*HydraConfig.get().overrides.task]
+        wait = sweep.searches(HydraConfig.get())
+        metrics = run_pipeline(config, corpus, wait=wait, notes=notes, overrides=typed)
     if HydraConfig.get().mode == RunMode.RUN:
         _show(_summary(metrics, config))
     else:  # the table behind the last job has the rest

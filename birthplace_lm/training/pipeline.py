@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import shlex
 import socket
 import ssl
 import traceback
@@ -37,12 +38,19 @@ from birthplace_lm.training.tensorboard import log_hyperparameters
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[str] = ()) -> RunMetrics:
+def run(
+    config: DictConfig,
+    corpus: Corpus,
+    wait: bool = False,
+    notes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> RunMetrics:
     """Run what is not finished yet, and return the metrics.
 
     Args:
         wait: for another process with the same run, whose result is then returned; otherwise it is an error.
         notes: for the log, on how the configuration came about.
+        overrides: as they were typed, for log.txt.
 
     Raises:
         BirthplaceError: for everything that goes wrong; status.json has the message, log.txt the traceback.
@@ -53,6 +61,8 @@ def run(config: DictConfig, corpus: Corpus, wait: bool = False, notes: Sequence[
         if (finished := directory.metrics) is not None:  # by the process that was waited for
             return finished
         try:
+            if overrides:
+                log.debug("overrides: %s", shlex.join(overrides))
             for note in notes:
                 log.info("%s", note)
             if (warning := slow_precision_warning(config)) is not None:

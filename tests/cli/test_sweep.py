@@ -257,7 +257,9 @@ def test_paths_are_relative_to_where_the_command_was_typed(tiny: list[str], tmp_
     program = Program(sweep, tmp_path / "output", directory=tmp_path)
     assert program.wait() == 0, program.stderr.read_text()
     assert states(program) == ["done", "done"]
-    assert len(jobs(tmp_path / "runs")) == 2
+    logs = [run / "log.txt" for run in jobs(tmp_path / "runs")]
+    typed = sorted(re.findall(r"DEBUG overrides: model=tiny .* (seed=.)", log.read_text()) for log in logs)
+    assert typed == [["seed=0"], ["seed=1"]]
 
 
 class Direction(Enum):  # of Optuna
