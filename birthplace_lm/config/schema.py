@@ -244,7 +244,11 @@ class Config:
     )
     max_nonfinite_steps: int = bounded(1, 1_000_000, "steps of a stage that may be skipped", 10)
     stop_timeout_seconds: float = bounded(
-        0.1, 86_400.0, "seconds from a signal until the processes of a run that hang are killed", 60.0
+        0.1,
+        86_400.0,
+        "seconds from a signal until processes that hang are killed: those that this program has started; "
+        "those of torchrun or srun only after their launcher has ended",
+        60.0,
     )
     init_from: str | None = described(
         "checkpoint whose weights to start from; needs pretrain=none", None, "path or null"
