@@ -122,3 +122,10 @@ class StopsInOneProcess(L.Callback):
     def stop(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 6:
             trainer.should_stop = True
+
+
+class BlocksTheResult(L.Callback):
+    """Takes the name of the file that the first process writes after the training."""
+
+    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
+        (Path(trainer.default_root_dir) / "result.json").mkdir(exist_ok=True)

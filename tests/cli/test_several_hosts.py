@@ -159,6 +159,7 @@ def test_a_task_of_srun_is_killed_and_another_number_continues_also_after_a_sign
 
     tasks = srun(fewer, tmp_path / "third", tasks_per_node=1)
     assert [task.wait(SECONDS) for task in tasks] == [0, 0], [task.stderr.read_text() for task in tasks]
+    assert [task.stderr.read_text() for task in tasks] == ["", ""]
     assert f"finetune: resuming after step {stopped}" in tasks[0].stdout.read_text()
     expected, losses = (curves(path / "finetune")["finetune/loss"] for path in (alone, run))
     assert [step for step, _ in losses] == list(range(30))
@@ -177,6 +178,17 @@ def test_an_error_of_one_process_is_that_of_all(rank: int, people: Path, tmp_pat
     assert [task.stderr.read_text() for task in tasks] == ["error: /full: No space left on device\n"] * 3
     assert codes == [4, 4, 4]
     assert '"failed"' in (tmp_path / "run" / "status.json").read_text()
+
+
+def test_an_error_of_the_first_process_after_training_is_that_of_all(people: Path, tmp_path: Path) -> None:
+    """Bug: the others waited for the next stage, and ended with 5."""
+    blocking = "+callbacks.blocking={_target_:broken_parts.BlocksTheResult,_partial_:true}"
+    command = arguments(people, tmp_path, "trainer.devices=1", "plugins=[broken_parts]", blocking)
+    tasks = srun(command, tmp_path / "output", tasks_per_node=1)
+    codes = [task.wait(SECONDS) for task in tasks]
+    messages = {task.stderr.read_text() for task in tasks}
+    assert messages == {f"error: {tmp_path / 'run' / 'finetune' / 'result.json.tmp'}: Is a directory\n"}
+    assert codes == [4, 4]
 
 
 @pytest.mark.parametrize(

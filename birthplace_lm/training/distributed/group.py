@@ -55,14 +55,16 @@ class _Group:
     Attributes:
         orders: a group whose members may wait for long: rank 0 reads, evaluates, waits for a lock.
         reports: errors, as `error/RANK`.
-        broken: a stage trains or has failed, and the processes may wait in different places.
-        error_of_rank_zero: its report, if another process has read it.
+        broken: a stage has failed, and the processes may wait in different places.
+        ended: rank 0 has let this process end.
+        error_of_rank_zero: its report, if this process has read it.
         stop_timeout_seconds: of the plan.
     """
 
     orders: Any
     reports: Any
     broken: bool = False
+    ended: bool = False
     error_of_rank_zero: BirthplaceError | None = None
     stop_timeout_seconds: float = field(default=60.0)
 
@@ -124,8 +126,10 @@ def _end_with_launcher(placement: Placement, parent: int) -> None:
 def _read_report(group: _Group) -> None:
     """Wait for the report of rank 0 and keep it: below srun the store ends with the process of rank 0."""
     with suppress(RuntimeError):  # it has ended without a report
-        while not (group.broken and group.reports.check(["error/0"])):
+        while not group.reports.check(["error/0"]):
             time.sleep(0.2)
+            if group.ended:
+                return
         group.error_of_rank_zero = BirthplaceError.from_json(group.reports.get("error/0").decode())
 
 
@@ -169,9 +173,10 @@ def run_worker_loop(train: Callable[[str, str], None]) -> int:
         while not isinstance(order := json.loads(_broadcast(None)), int):
             plan, resume = order
             _group.stop_timeout_seconds = json.loads(plan)["stop_timeout_seconds"]
-            _group.broken = True
             train(plan, resume)
-            _group.broken = False
+        _group.ended = True
+        with suppress(RuntimeError):  # another process has ended first
+            distributed.barrier(group=_group.orders)
     except Exception as error:
         failure = error if isinstance(error, BirthplaceError) else lost_process(error)
         if failure is not error and (number := signals.pending_signal()) is not None:
@@ -193,6 +198,7 @@ def end_others(code: int, error: BirthplaceError | None) -> None:
     if _group is not None and not _group.broken:
         with suppress(RuntimeError):  # one of them is gone
             _broadcast(json.dumps(code))
+            distributed.barrier(group=_group.orders)  # they use the store no more
     elif _group is not None and error is not None:
         _report(error)
         time.sleep(NOTICE_SECONDS)
