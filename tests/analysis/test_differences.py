@@ -139,6 +139,34 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     assert len(compared.failures) == 2
 
 
+def test_many_runs_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
+    """A folder that was copied without its data has no line for each of its runs."""
+    for layers in range(1, 9):
+        run = write_run(tmp_path / f"{layers}", model=model(layers))
+        (run / "predictions" / "dev.txt").unlink()
+    *first, last = differences(find_runs(tmp_path)).failures
+    assert len(first) == 5
+    assert last == "3 more runs are not compared."
+
+
+def test_one_person_is_not_compared(tmp_path: Path) -> None:
+    """Bug: the report divided by zero."""
+    write_run(tmp_path / "1", model=model(1))
+    data = yaml.safe_load((tmp_path / "1" / "config.yaml").read_text())["data"]
+    root = tmp_path / "one"
+    shutil.copytree(DEV.parent, root)
+    line = DEV.read_text(encoding="utf-8").splitlines()[0]
+    (root / "dev.tsv").write_text(f"{line}\n")
+    for layers in (2, 3):
+        run = write_run(tmp_path / f"{layers}", model=model(layers), data={**data, "root": str(root)})
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["dev"] = {"correct": 1, "total": 1, "exact_match": 1.0}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        (run / "predictions" / "dev.txt").write_text(line.split("\t")[1] + "\n")
+    compared = differences(find_runs(tmp_path))
+    assert (compared.of, compared.failures) == ({}, [])
+
+
 def test_settings_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "1", correct=100, model=model(1))
     data = yaml.safe_load((tmp_path / "1" / "config.yaml").read_text())["data"]

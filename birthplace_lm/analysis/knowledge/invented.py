@@ -75,18 +75,18 @@ def ask_about_invented(
     questions = [template.about(name) for name in names]
     answers = answer_questions(model, vocab, questions)
     texts = [answer.text for answer in answers]
-    known = people_read_about(corpus)
-    counts = Counter(place for _, place in known)
-    chance = [counts[text] / len(known) for text in texts]
-    compared = known[:: math.ceil(len(known) / MAX_PEOPLE)]
-    known_names = [name for name, _ in compared]
+    people = people_read_about(corpus)
+    counts = Counter(place for _, place in people)
+    chance = [counts[text] / len(people) for text in texts]
+    compared = people[:: math.ceil(len(people) / MAX_PEOPLE)]
+    others = [name for name, _ in compared]
     places = [place for _, place in compared]
-    edit = edit_distances(names, known_names)
-    states = name_states(trained, names) @ name_states(trained, known_names).T
+    edit = edit_distances(names, others)
+    states = name_states(trained, names) @ name_states(trained, others).T
     first, last = ([name_parts(name)[end] for name in names] for end in (0, 1))
-    known_parts = [name_parts(name) or ["", ""] for name in known_names]
-    same_first = np.array([[part == other[0] for other in known_parts] for part in first])
-    same_last = np.array([[part == other[1] for other in known_parts] for part in last])
+    parts_of_others = [name_parts(name) or ["", ""] for name in others]
+    same_first = np.array([[part == other[0] for other in parts_of_others] for part in first])
+    same_last = np.array([[part == other[1] for other in parts_of_others] for part in last])
     train_places = {row.place for row in corpus.train.rows}
     is_answer = np.array([[place == text for place in places] for text in texts])
     close = states.numpy() >= states.amax(1, keepdim=True).numpy()

@@ -7,16 +7,18 @@ from typing import Any
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.data.corpora.corpus import Corpus
 from birthplace_lm.data.corpora.qa_files import Question
+from birthplace_lm.errors import BirthplaceError
 from birthplace_lm.inference.run_corpus import corpus_of_run
+
+# What reading the answers of a run raises if its corpus, its predictions or its configuration do not fit.
+UNREADABLE = (BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def answers_on_dev(run: Run) -> list[tuple[Question, str]]:
     """The questions of dev with their answers, in the order of the file.
 
     Raises:
-        BirthplaceError: the corpus cannot be read, or has changed.
-        OSError, ValueError: the predictions cannot be read, or are not those of dev.
-        KeyError, TypeError, AttributeError: the configuration of the run is incomplete.
+        UNREADABLE: the corpus or the predictions cannot be read, have changed, or do not fit the run.
     """
     rows = _corpus(run).dev.rows
     answers = (run.path / "predictions" / "dev.txt").read_text(encoding="utf-8").split("\n")[:-1]
@@ -29,7 +31,7 @@ def categorize(run: Run) -> tuple[Counter[str], list[tuple[str, str, str]]]:
     """Count the answers on dev by category. Also returns the wrong ones with question and gold answer.
 
     Raises:
-        BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError: as `answers_on_dev`.
+        UNREADABLE: as `answers_on_dev`.
     """
     corpus = _corpus(run)
     places = {row.place for row in corpus.train.rows}

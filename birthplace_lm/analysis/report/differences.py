@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from birthplace_lm.analysis.report.answers import answers_on_dev
+from birthplace_lm.analysis.report.answers import UNREADABLE, answers_on_dev
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.groups import group_by_settings, without_copies
-from birthplace_lm.analysis.report.settings import Setting, shown_settings
+from birthplace_lm.analysis.report.settings import Setting, labels, shown_settings
 from birthplace_lm.analysis.report.tables import plain
 from birthplace_lm.data.corpora.qa_files import Question
-from birthplace_lm.errors import BirthplaceError, InputError
+from birthplace_lm.errors import InputError
 
-SHOWN = 5  # settings that an error names
+SHOWN = 5  # settings that an error names, and runs that notes name
 Answers = Sequence[Sequence[bool]]  # seeds x people: whether the answer is right
 
 
@@ -108,24 +108,28 @@ def differences(runs: Sequence[Run], reference: Sequence[str] = ()) -> Differenc
     groups = [*group_by_settings(without_copies(runs), settings).values()]
     if len(groups) < 2 and not reference:
         return Differences()
-    first = _reference(groups, settings, reference)
+    names = labels(runs)
+    first = _reference(groups, settings, names, reference)
     answers: dict[Run, list[tuple[Question, str]]] = {}
     failures = []
     for run in [run for group in groups for run in group]:
         try:
             answers[run] = _answers(run)
-        except (BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             failures.append(f"{plain(run.path)} is not compared: {plain(error)}.")
+    if len(failures) > SHOWN:
+        failures = [*failures[:SHOWN], f"{len(failures) - SHOWN} more runs are not compared."]
     compared: dict[Run, Difference] = {}
     for group in groups:
         both = [*first, *group]
         if group is first or any(run not in answers for run in both):
             continue
-        if len({tuple(question for question, _ in answers[run]) for run in both}) == 1:  # of one corpus
+        questions = {tuple(question for question, _ in answers[run]) for run in both}
+        if len(questions) == 1 and len(answers[first[0]]) > 1:  # of one corpus, several people
             right = {run: [answer == row.place for row, answer in answers[run]] for run in both}
-            found = paired_difference([right[run] for run in group], [right[run] for run in first])
-            compared |= dict.fromkeys(group, found)
-    return Differences(_label(first[0], settings), compared, failures)
+            difference = paired_difference([right[run] for run in group], [right[run] for run in first])
+            compared |= dict.fromkeys(group, difference)
+    return Differences(names[first[0]], compared, failures)
 
 
 def _answers(run: Run) -> list[tuple[Question, str]]:
@@ -136,7 +140,12 @@ def _answers(run: Run) -> list[tuple[Question, str]]:
     return answers
 
 
-def _reference(groups: Sequence[list[Run]], settings: Sequence[Setting], chosen: Sequence[str]) -> list[Run]:
+def _reference(
+    groups: Sequence[list[Run]],
+    settings: Sequence[Setting],
+    names: Mapping[Run, str],
+    chosen: Sequence[str],
+) -> list[Run]:
     """The runs of the reference; of the best setting, which is the first, if none is chosen."""
 
     def has(run: Run, name: str, value: str) -> bool:
@@ -149,19 +158,14 @@ def _reference(groups: Sequence[list[Run]], settings: Sequence[Setting], chosen:
         return any(value in (run.value(key), run.display(key)) for key in keys)
 
     wanted = [text.partition("=")[::2] for text in chosen]
-    found = [group for group in groups if all(has(group[0], *pair) for pair in wanted)]
-    if found and (len(found) == 1 or not chosen):
-        return found[0]
+    matching = [group for group in groups if all(has(group[0], *pair) for pair in wanted)]
+    if matching and (len(matching) == 1 or not chosen):
+        return matching[0]
     option = " ".join(f"--reference {text}" for text in chosen)
-    if found:
-        which = "; ".join(_label(group[0], settings) for group in found[:SHOWN])
-        names = ", ".join(name for setting in settings for name in setting.names[:1])
+    which = "; ".join(names[group[0]] for group in (matching or groups)[:SHOWN])
+    if matching:
+        keys = ", ".join(name for setting in settings for name in setting.names[:1])
         raise InputError(
-            f"{option}: {len(found)} settings are so ({which}); give one of them with more of {names}"
+            f"{option}: {len(matching)} settings are so ({which}); give one of them with more of {keys}"
         )
-    which = "; ".join(_label(group[0], settings) for group in groups[:SHOWN])
     raise InputError(f"{option}: no setting of finished runs is so; there are: {which or 'none'}")
-
-
-def _label(run: Run, settings: Sequence[Setting]) -> str:
-    return ", ".join(filter(None, (setting.label(run) for setting in settings)))

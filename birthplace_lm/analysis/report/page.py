@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from birthplace_lm.analysis.html_page import escape, inline_svg, write_html
-from birthplace_lm.analysis.report.answers import categorize
+from birthplace_lm.analysis.report.answers import UNREADABLE, categorize
 from birthplace_lm.analysis.report.axes import colors
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import characters_until_half
@@ -28,7 +28,6 @@ from birthplace_lm.analysis.report.summary import (
     table_of_seeds,
 )
 from birthplace_lm.analysis.report.tables import Table
-from birthplace_lm.errors import BirthplaceError
 
 PACKAGES = ("birthplace-lm", "torch", "lightning")  # whose versions the page names
 LONG_CELL = 40  # characters; a longer cell is broken into lines
@@ -147,7 +146,7 @@ def _errors(runs: Sequence[Run]) -> str:
     for run in runs:
         try:
             answers[run] = categorize(run)
-        except (BirthplaceError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             messages += f"<p>{escape(run.path.name)} is not shown: {escape(error)}.</p>"
     if not answers:
         return messages

@@ -137,8 +137,9 @@ def _seconds(metrics: RunMetrics) -> float:
 def table_of_seeds(runs: Sequence[Run], compared: Differences | None = None) -> Table:
     """One row for all seeds of a setting: mean, spread, the interval over people, the difference."""
     settings = shown_settings(runs)
-    found = compared.of if compared else {}
-    columns = ["seeds", "dev mean", "deviation", INTERVAL, *[DIFFERENCE] * bool(found), "correct", "majority"]
+    difference_of = compared.of if compared else {}
+    extra = [DIFFERENCE] if difference_of else []
+    columns = ["seeds", "dev mean", "deviation", INTERVAL, *extra, "correct", "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(without_copies(runs), settings).values():
         shares = exact_matches(seeds)
@@ -149,7 +150,7 @@ def table_of_seeds(runs: Sequence[Run], compared: Differences | None = None) -> 
             f"{mean_exact_match(seeds):.1%}",
             spread,
             _interval(interval_over_people(seeds)),
-            *[str(found.get(seeds[0], ""))] * bool(found),
+            *(str(difference_of.get(seeds[0], "")) for _ in extra),
             f"{right}/{total}",
         ]
         values = [setting.display(seeds[0]) for setting in settings]
@@ -240,14 +241,14 @@ def records(runs: Sequence[Run], compared: Differences | None = None) -> list[di
     Args:
         compared: the differences of their settings, which all seeds of a setting share.
     """
-    found = compared.of if compared else {}
+    difference_of = compared.of if compared else {}
     varying = {
         key: name
         for setting in varying_settings(runs)
         for key, name in zip(setting.keys, setting.names, strict=True)
         if key not in GROUPS
     }
-    return [_record(run, {**NAMES, **varying}, found.get(run)) for run in runs]
+    return [_record(run, {**NAMES, **varying}, difference_of.get(run)) for run in runs]
 
 
 def _record(run: Run, names: dict[str, str], difference: Difference | None) -> dict[str, Any]:
