@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from birthplace_lm.cli import session, sweep
 from birthplace_lm.cli.gpu_slots import claim_gpu
+from birthplace_lm.cli.search import searches
 from birthplace_lm.cli.streams import protect_standard_streams
 from birthplace_lm.config.compose import check_no_sweep, resolve_and_validate
 from birthplace_lm.config.groups import conf_dir
@@ -203,7 +204,7 @@ def _run(config: DictConfig) -> float | None:
 
         signals.raise_if_signalled("before it began")
         typed = [*HydraConfig.get().overrides.task]
-        wait = sweep.searches(HydraConfig.get())
+        wait = searches(HydraConfig.get())
         metrics = run_pipeline(config, corpus, wait=wait, notes=notes, overrides=typed)
     if HydraConfig.get().mode == RunMode.RUN:
         _show(_summary(metrics, config))

@@ -24,10 +24,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from birthplace_lm.cli import session
+from birthplace_lm.cli.search import check_maximises, searches
 from birthplace_lm.cli.session import JOB_FAILURES
 from birthplace_lm.config.compose import resolve_and_validate
 from birthplace_lm.config.messages import to_input_error
-from birthplace_lm.config.overrides import as_typed
 from birthplace_lm.errors import BirthplaceError, CheckpointError, InputError, InternalError
 from birthplace_lm.runs import signals
 from birthplace_lm.runs.directory import RunDirectory, read_status
@@ -38,10 +38,6 @@ from birthplace_lm.training.distributed import cluster
 
 if TYPE_CHECKING:
     from birthplace_lm.analysis.report.tables import Table  # imports rich, which takes a moment
-
-# How Optuna, Nevergrad and Ax are told to maximise exact match; by default they minimise.
-MAXIMISING = {"direction": "maximize", "optim.maximize": True,
-              "ax_config.experiment.minimize": False, "ax_config.early_stop.minimize": False}  # fmt: skip
 
 
 @dataclass
@@ -91,7 +87,10 @@ class ValidateSweep(Callback):
         launcher = config.hydra.launcher._target_
         state.jobs_log_to_files = "submitit" in launcher
         if searches(config.hydra):
-            _check_maximises(config.hydra.sweeper)
+            try:
+                check_maximises(config.hydra.sweeper)
+            except InputError as error:
+                raise SweepRejected(error) from error
             if _in_other_processes(launcher):
                 roots = [config.runs_root, *([] if config.run_dir is None else [Path(config.run_dir).parent])]
                 _pass_on_signals([Path(root).expanduser() for root in roots])
@@ -135,25 +134,6 @@ def unexpected(error: Exception) -> BirthplaceError:
     if isinstance(error, OSError) and error.filename is not None:  # it is too long, or may not be read
         return CheckpointError(f"{error.filename}: {error.strerror}")
     return InternalError(f"{type(error).__name__}: {error}; traceback=true shows the traceback")
-
-
-def searches(settings: Any) -> bool:
-    """Whether Hydra's settings name a sweeper that chooses jobs by results; it may choose one twice."""
-    return not settings.sweeper._target_.endswith(".BasicSweeper")
-
-
-def _check_maximises(sweeper: DictConfig) -> None:
-    """Check that a sweeper that searches looks for the largest exact match.
-
-    Raises:
-        SweepRejected: it minimises.
-    """
-    for key, value in MAXIMISING.items():
-        chosen = OmegaConf.select(sweeper, key)
-        chosen = getattr(chosen, "name", chosen)  # Optuna's default is an Enum
-        if chosen not in (None, value):
-            what = f"hydra.sweeper.{key}={as_typed(chosen)}: looks for the smallest exact match"
-            raise SweepRejected(InputError(f"{what}; give hydra.sweeper.{key}={as_typed(value)}"))
 
 
 def _in_other_processes(launcher: str) -> bool:
