@@ -23,7 +23,8 @@ from stage import METRICS
 
 from birthplace_lm.cli import sweep as validation
 from birthplace_lm.cli.app import options_first
-from birthplace_lm.errors import InternalError
+from birthplace_lm.cli.search import check_maximises
+from birthplace_lm.errors import InputError, InternalError
 from birthplace_lm.runs import checkpoint
 
 
@@ -283,10 +284,10 @@ def test_a_search_for_the_smallest_exact_match_is_refused(settings: Any, message
     """Bug: the sweepers minimise by default, so they looked for the worst model."""
     sweeper = OmegaConf.create(settings)
     if message is None:
-        validation._check_maximises(sweeper)
+        check_maximises(sweeper)
     else:
-        with pytest.raises(validation.SweepRejected, match=f"^hydra.sweeper.{message}"):
-            validation._check_maximises(sweeper)
+        with pytest.raises(InputError, match=f"^hydra.sweeper.{message}"):
+            check_maximises(sweeper)
 
 
 def test_a_search_that_suggests_the_same_twice_gets_numbers(tiny: list[str], tmp_path: Path) -> None:
