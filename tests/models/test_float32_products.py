@@ -1,5 +1,6 @@
 """Float32 products by oneDNN: as exact as MKL's, kept by a run that continues, and never left switched on."""
 
+import logging
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -112,8 +113,9 @@ def test_a_choice_for_a_cpu_is_none_for_a_gpu(configure: Any, monkeypatch: pytes
 
 
 @needs_onednn
-def test_a_stage_keeps_its_library(configure: Any, tmp_path: Path) -> None:
+def test_a_stage_keeps_its_library(configure: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is part of no name, so the same command may find another: after a kill the bits must not change."""
+    caplog.set_level(logging.INFO, "birthplace_lm")
     left_alone, stopped = tmp_path / "left alone", tmp_path / "stopped"
     fit(configure("float32_products=onednn", "checkpoint.every_n_steps=1"), "pretrain", left_alone)
     with pytest.raises(Stop):
@@ -126,6 +128,8 @@ def test_a_stage_keeps_its_library(configure: Any, tmp_path: Path) -> None:
     fit(configure("float32_products=mkl", "checkpoint.every_n_steps=1"), "pretrain", stopped)
     saved = checkpoint.load(checkpoint.list_checkpoints(stopped)[0])["birthplace_lm"]
     assert saved["environment"]["float32_products"] == "onednn"
+    assert caplog.text.count("products by onednn") == 3
+    assert "products by mkl" not in caplog.text
     assert digest(stopped) == digest(left_alone)
     assert current_library() == MKL
 

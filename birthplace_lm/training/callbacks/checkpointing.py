@@ -73,6 +73,8 @@ class CheckpointCallback(L.Callback):
             log.warning("resumed elsewhere, %s may differ: %s", what, "; ".join(changes))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            log.info("%s: %s", self.metadata["stage"], _describe(_environment(trainer)))
         self._step = trainer.global_step
         if self.resumed is not None and self.resumed == checkpoint_files.checkpoint_path(
             self.directory, self._step
@@ -171,6 +173,18 @@ def _environment(trainer: L.Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "float32_products": current_library(),
     }
+
+
+def _describe(environment: Mapping[str, Any]) -> str:
+    """Where a stage trains, for the log."""
+    processes, threads = environment["processes"], environment["threads"]
+    parts = [
+        f"{processes} process{'es' * (processes > 1)} on {environment['device']}",
+        environment["precision"],
+    ]
+    if environment["device"] == "cpu":
+        parts += [f"{threads} thread{'s' * (threads > 1)}", f"products by {environment['float32_products']}"]
+    return ", ".join(parts)
 
 
 class VerifiedCheckpointIO(CheckpointIO):
