@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.data.vocab import MASK, CharVocab
-from birthplace_lm.errors import InputError
-from birthplace_lm.inference.decoding import question_prompt
+from birthplace_lm.inference.decoding import question_prompt, text_ids
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.sdpa import record_attention_weights
 
@@ -22,10 +21,7 @@ def attention_weights(model: GPT, vocab: CharVocab, text: str) -> tuple[str, lis
     Raises:
         InputError: the text has no character that the model knows.
     """
-    readable = vocab.replace_unknown(text)
-    ids = vocab.encode("".join(c for c in readable if c in vocab))[-model.block_size :]
-    if not ids:
-        raise InputError(f"text={text!r}: has no character that the model knows; give a question")
+    ids = text_ids(model, vocab, text)
     with record_attention_weights(model) as recorded:
         model(torch.tensor([ids], device=model.tok_emb.weight.device))
     weights = [layer[0] for layer in recorded] if len(recorded) == model.n_layer else None

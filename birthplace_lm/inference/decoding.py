@@ -7,6 +7,7 @@ import torch
 
 from birthplace_lm.data.questions import MAX_ANSWER_LENGTH, answer_room
 from birthplace_lm.data.vocab import CharVocab
+from birthplace_lm.errors import InputError
 from birthplace_lm.models.gpt import GPT
 from birthplace_lm.models.partial_forward import read_prompts
 
@@ -70,6 +71,18 @@ def question_prompt(
     max_length = model.block_size - answer_room(model.block_size, max_answer_length)
     ids, _ = vocab.encode_known(vocab.replace_unknown(question))
     return [*ids[-(max_length - 1) :], vocab.mask_id]
+
+
+def text_ids(model: GPT, vocab: CharVocab, text: str) -> list[int]:
+    """The ids of a text without unknown characters, or of its end if it is longer than the block.
+
+    Raises:
+        InputError: the text has no character that the model knows.
+    """
+    ids = vocab.encode("".join(c for c in vocab.replace_unknown(text) if c in vocab))
+    if not ids:
+        raise InputError(f"text={text!r}: has no character that the model knows; give a question")
+    return ids[-model.block_size :]
 
 
 def _decode(

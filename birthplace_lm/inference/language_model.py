@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import safetensors.torch
@@ -14,11 +15,13 @@ from birthplace_lm.config.compose import load_config
 from birthplace_lm.data.questions import QuestionTemplate, normalise
 from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import CheckpointError, InputError
+from birthplace_lm.inference.activations import activations, logit_lens
 from birthplace_lm.inference.attention_maps import attention_weights
 from birthplace_lm.inference.closed_answers import answer_log_probabilities
 from birthplace_lm.inference.decoding import Answer, answer_questions, question_prompt
 from birthplace_lm.inference.knowledge import log_probabilities
 from birthplace_lm.inference.weights import model_state_dict
+from birthplace_lm.models.activations import patch_activations
 from birthplace_lm.models.build import build_with_weights
 from birthplace_lm.models.float32_products import MKL, float32_products
 from birthplace_lm.models.gpt import GPT
@@ -157,6 +160,45 @@ class TrainedModel:
         >>> text, weights = lm.attention("Where was Ada Lovelace born?⁇London⁇")  # weights[0]: (heads, T, T)
         """
         return attention_weights(self.model, self.vocab, normalise(text))
+
+    def activations(self, text: str, names: Sequence[str] | None = None) -> tuple[str, dict[str, Tensor]]:
+        """The text as the model reads it, and its activations, (T, channels) each.
+
+        Args:
+            names: of those that are wanted; None means all. See `birthplace_lm.models.activations`.
+
+        Raises:
+            InputError: the text has no character that the model knows, or there is no activation of a name.
+        """
+        with float32_products(self._library()):
+            return activations(self.model, self.vocab, normalise(text), names)
+
+    def patch(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
+        """While its block runs, each named activation x is replaced by `changes[name](x)`, (B, T, channels).
+
+        `lm.model(ids)` computes all positions at once. The methods that answer, or score answers, read a
+        prompt in parts, so a change sees parts of the text there.
+
+        >>> with lm.patch({"blocks.2.mlp_out": torch.zeros_like}):
+        ...     lm.answer(["Ada Lovelace"])  # what is left without this MLP
+
+        Raises:
+            InputError: there is no activation of a name.
+            ValueError: a change returned another shape.
+        """
+        return patch_activations(self.model, changes)
+
+    def logit_lens(self, text: str) -> tuple[str, Tensor]:
+        """The text as the model reads it, and what it would write after each layer.
+
+        Returns:
+            Log-probabilities (layers + 1, T, V) of the next character; the first are of the embedding.
+
+        Raises:
+            InputError: the text has no character that the model knows, or the model is a `perceiver`.
+        """
+        with float32_products(self._library()):
+            return logit_lens(self.model, self.vocab, normalise(text))
 
     def _library(self) -> str:
         """The faster library for products of float32 matrices."""
