@@ -168,8 +168,11 @@ class TrainedModel:
             names: of those that are wanted; None means all. See `birthplace_lm.models.activations`.
 
         Raises:
+            TypeError: `names` is a string.
             InputError: the text has no character that the model knows, or there is no activation of a name.
         """
+        if names is not None:
+            _check_is_list("names", names)
         with float32_products(self._library()):
             return activations(self.model, self.vocab, normalise(text), names)
 

@@ -1,6 +1,7 @@
 """Named activations of a GPT: read them, or change them while the model computes.
 
-Names are those of TransformerLens without `hook_`; L is the number of a layer, from 0:
+Names are those of TransformerLens without `hook_`, but `embed` includes the positions. L is the number of a
+layer, from 0:
 
     embed                 (B, T, C)    what the first block gets: characters plus positions
     blocks.L.attn_out     (B, T, C)    what the attention adds to the residual stream

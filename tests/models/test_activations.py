@@ -163,6 +163,8 @@ def test_activations_of_a_text() -> None:
         "blocks.2.mlp_post": (len(text), 4 * width),
     }
     assert lm.activations(QUESTION, [])[1] == {}
+    with pytest.raises(TypeError, match="names is a string"):
+        lm.activations(QUESTION, "embed")
 
 
 def test_a_patch_changes_answers() -> None:
