@@ -148,6 +148,8 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
         if not stage["enabled"]:
             stages[name] = {"enabled": False}
     hashed["stages"] = stages
+    if all("optimizer" in stage for stage in stages.values() if stage["enabled"]):
+        hashed.pop("optimizer")  # each of them has its own
     return dict(_canonical(hashed))
 
 

@@ -83,6 +83,24 @@ def test_the_keys_that_do_not_count_are_these(configure: Any) -> None:
     ]
 
 
+def test_an_optimizer_that_no_stage_uses_does_not_count(configure: Any) -> None:
+    """Another optimizer for finetuning once started the pretraining over, which had its own."""
+    own = ["+optimizer@stages.pretrain.optimizer=adamw"]
+
+    def hashes(stage: str | None, *overrides: str) -> list[dict[str, Any]]:
+        optimizers = ("optimizer.weight_decay=0.02", "optimizer.weight_decay=0.03")
+        return [hashed_config(configure(*overrides, optimizer), stage) for optimizer in optimizers]
+
+    one, other = hashes("pretrain", *own)
+    assert one == other
+    one, other = hashes("pretrain")
+    assert one != other
+    one, other = hashes("finetune", *own)
+    assert one != other, "finetuning uses it"
+    one, other = hashes(None, *own, "+optimizer@stages.finetune.optimizer=adamw")
+    assert one == other
+
+
 def another(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
