@@ -180,14 +180,14 @@ class TrainedModel:
         """While its block runs, each named activation x is replaced by `changes[name](x)`, (B, T, channels).
 
         `lm.model(ids)` computes all positions at once. The methods that answer, or score answers, read a
-        prompt in parts, so a change sees parts of the text there.
+        prompt in parts, so T characters are a part of the text there.
 
         >>> with lm.patch({"blocks.2.mlp_out": torch.zeros_like}):
         ...     lm.answer(["Ada Lovelace"])  # what is left without this MLP
 
         Raises:
             InputError: there is no activation of a name.
-            ValueError: a change returned another shape.
+            ValueError: a change returned no tensor, or one of another shape.
         """
         return patch_activations(self.model, changes)
 

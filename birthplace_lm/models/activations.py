@@ -5,13 +5,14 @@ layer, from 0:
 
     embed                 (B, T, C)    what the first block gets: characters plus positions
     blocks.L.attn_out     (B, T, C)    what the attention adds to the residual stream
-    blocks.L.mlp_post     (B, T, 4 C)  the neurons of the MLP, after the GELU
+    blocks.L.mlp_post     (B, T, 4 C)  the neurons of the MLP, after the GELU (`mlp.hook_post` there)
     blocks.L.mlp_out      (B, T, C)    what the MLP adds to the residual stream
     blocks.L.resid_post   (B, T, C)    the residual stream after the block
 
 `perceiver` has latent vectors instead of characters in its inner blocks, so T is another number there.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,7 +31,9 @@ def activation_modules(model: GPT) -> dict[str, nn.Module]:
     for layer, block in enumerate(model.blocks):
         named = {"resid_post": block}
         if isinstance(block, Block):  # a block of the user's own may have other parts
-            named = {"attn_out": block.attn, "mlp_post": block.mlp[1], "mlp_out": block.mlp, **named}
+            named = {"attn_out": block.attn, "mlp_out": block.mlp, **named}
+            if isinstance(block.mlp, nn.Sequential) and isinstance(block.mlp[1], nn.GELU):
+                named["mlp_post"] = block.mlp[1]
         modules |= {f"blocks.{layer}.{name}": module for name, module in named.items()}
     return modules
 
@@ -60,15 +63,18 @@ def record_activations(model: GPT, names: Iterable[str] | None = None) -> Iterat
 def patch_activations(model: GPT, changes: Mapping[str, Change]) -> Iterator[None]:
     """Replace each named activation x by `changes[name](x)` in every forward pass in the block.
 
+    The last layer then computes all positions, also where `GPT.forward` is given a `select`.
+
     Raises:
         InputError: there is no activation of such a name.
-        ValueError: in a forward pass, a change returned another shape.
+        ValueError: in a forward pass, a change returned no tensor, or one of another shape.
     """
     modules = activation_modules(model)
     unknown = [name for name in changes if name not in modules]
     if unknown:
         raise InputError(f"activation {unknown[0]}: unknown; valid: {', '.join(modules)}")
     with ExitStack() as hooks:
+        hooks.enter_context(_all_positions(model))
         for name, change in changes.items():
             hooks.enter_context(_hook(modules[name], name, change))
         yield
@@ -78,11 +84,10 @@ def patch_activations(model: GPT, changes: Mapping[str, Change]) -> Iterator[Non
 def _hook(module: nn.Module, name: str, change: Change) -> Iterator[None]:
     def replace(module: Any, args: Any, output: Tensor) -> Tensor:
         changed = change(output)
-        if changed.shape != output.shape:
-            raise ValueError(
-                f"activation {name}: changed from {tuple(output.shape)} to {tuple(changed.shape)};"
-                " must keep its shape"
-            )
+        shape = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        if shape != tuple(output.shape):
+            was = tuple(output.shape)
+            raise ValueError(f"activation {name}: changed from {was} to {shape}; must keep its shape")
         return changed
 
     handle = module.register_forward_hook(replace)
@@ -90,3 +95,26 @@ def _hook(module: nn.Module, name: str, change: Change) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _all_positions(model: GPT) -> Iterator[None]:
+    """Select the wanted logits after the forward pass, not within the last layer."""
+    selects: list[Tensor | None] = []
+
+    def forward(module: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        selects.append(given.pop("select", None))
+        return (), given
+
+    def select(module: Any, args: Any, logits: Tensor) -> Tensor:
+        chosen = selects.pop()
+        return logits if chosen is None else logits[chosen]
+
+    before = model.register_forward_pre_hook(forward, with_kwargs=True)
+    after = model.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()

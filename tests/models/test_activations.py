@@ -1,5 +1,8 @@
 """Named activations: what they add up to, and what changing them does, for every attention."""
 
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -165,6 +168,51 @@ def test_activations_of_a_text() -> None:
     assert lm.activations(QUESTION, [])[1] == {}
     with pytest.raises(TypeError, match="names is a string"):
         lm.activations(QUESTION, "embed")
+
+
+@pytest.mark.parametrize("attention", NAMES)
+def test_answers_are_read_in_parts_of_whole_rows(attention: str) -> None:
+    """Bug: the last layer gave a change (N, C) for the positions whose logits were wanted."""
+    lm = trained(attention)
+    dimensions: dict[str, set[int]] = {}
+
+    def turned_off(name: str) -> Change:
+        def change(x: Tensor) -> Tensor:
+            dimensions.setdefault(name, set()).add(x.dim())
+            x = x.clone()
+            x[:, :, 3] = 0
+            return x
+
+        return change
+
+    before = lm.log_probabilities([QUESTION, QUESTION], ["Ada", "Bee"])
+    with lm.patch({name: (lambda x: x) for name in activation_modules(lm.model)}):
+        torch.testing.assert_close(lm.log_probabilities([QUESTION, QUESTION], ["Ada", "Bee"]), before)
+    with lm.patch({name: turned_off(name) for name in activation_modules(lm.model)}):
+        patched = lm.log_probabilities([QUESTION], ["Ada"])
+        lm.answer_questions([QUESTION])
+        ids = lm.vocab.encode(f"{QUESTION}{MASK}Ada{MASK}")
+        logs = lm.model(torch.tensor([ids]))[0].log_softmax(-1)
+    assert set(dimensions) == {*activation_modules(lm.model)}
+    assert {*map(frozenset, dimensions.values())} == {frozenset([3])}
+    torch.testing.assert_close(patched, logs[-5:-1].gather(1, torch.tensor(ids[-4:])[:, None]).sum()[None])
+
+
+def test_a_block_with_another_mlp_has_no_neurons() -> None:
+    model = built("vanilla")
+    block: Any = model.blocks[1]
+    block.mlp = nn.Linear(block.ln2.normalized_shape[0], block.ln2.normalized_shape[0])
+    names = [*activation_modules(model)]
+    assert "blocks.1.mlp_out" in names
+    assert "blocks.1.mlp_post" not in names
+    assert "blocks.2.mlp_post" in names
+
+
+def test_a_change_that_returns_nothing() -> None:
+    model, nothing = built("vanilla"), Mock(return_value=None)
+    patched = patch_activations(model, {"embed": nothing})
+    with pytest.raises(ValueError, match="to NoneType; must keep its shape"), patched:
+        model(characters(1))
 
 
 def test_a_patch_changes_answers() -> None:
