@@ -54,6 +54,22 @@ def test_right_in_some_sense(answer: str, gold: str, expected: bool) -> None:
     assert origin.is_right_in_some_sense(answer, gold, [LINE]) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("Viena", "Vienna", True),
+        ("Vienna", "Vienna", False),
+        ("Siena", "Vienna", False),  # a place, though a similar one
+        ("Sienna", "Vienna", False),  # nearer to that
+        ("Oslooo", "Oslo", True),  # a place that train does not have
+        ("Oslo", "Vienna", False),
+        ("", "Vienna", False),
+    ],
+)
+def test_misspelled(answer: str, gold: str, expected: bool) -> None:
+    assert origin.is_misspelled(answer, gold, {"Siena", "Vienna"}) == expected
+
+
 def test_facts_about_a_line() -> None:
     assert origin.fact_position("Rome", "Ada Bo", [LINE]) == LINE.index("Rome")
     assert origin.fact_position("Rom", "Ada Bo", [LINE]) is None

@@ -1,5 +1,6 @@
 """Where an answer comes from: the person's own line, a real place of train, or nowhere."""
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
 
@@ -34,6 +35,19 @@ def is_right_in_some_sense(answer: str, gold: str, lines: Sequence[str]) -> bool
         if first and second and any(re.search(pattern, line) for line in lines):
             return True
     return False
+
+
+def is_misspelled(answer: str, gold: str, places: Collection[str]) -> bool:
+    """No place of train, and nearer to the right place than to all of those, such as "Minneapol".
+
+    Nearness is difflib's ratio, which must be 0.6 at least.
+
+    Args:
+        places: the train answers.
+    """
+    if answer == gold or answer in places:
+        return False
+    return difflib.get_close_matches(answer, sorted({*places, gold}), 1) == [gold]
 
 
 def fact_position(place: str, name: str, lines: Sequence[str]) -> int | None:

@@ -139,7 +139,15 @@ def origin_table(runs: Sequence[Knowledge]) -> Table:
             return f"{len(chosen) / len(run.people):.1%}; right: {_share(run, right, len(chosen))}"
 
         rows.append((kind, value))
-    rows.append(("right in some sense", lambda k: _share(k, sum(p.lenient for p in k.people), len(k.people))))
+    for label, counts in (
+        ("right in some sense", lambda p: p.lenient),
+        ("the right place misspelled", lambda p: p.misspelled),
+    ):
+
+        def share(run: Knowledge, counts: Callable[[Person], bool] = counts) -> str:
+            return _share(run, sum(map(counts, run.people)), len(run.people))
+
+        rows.append((label, share))
     return _table(runs, rows)
 
 

@@ -27,6 +27,7 @@ class Person:
         text_log_p_answer: log P(answer | the name in the form of the text), nats, or None.
         origin: where the answer comes from, see `origin`.
         lenient: right in some sense, see `origin.is_right_in_some_sense`.
+        misspelled: wrong, see `origin.is_misspelled`.
         position: of the gold place in the person's own line, or None.
         frequency: of the gold place among the train answers.
         lines: how many lines are about the person.
@@ -48,6 +49,7 @@ class Person:
     text_log_p_answer: float | None
     origin: str
     lenient: bool
+    misspelled: bool
     position: int | None
     frequency: int
     lines: int

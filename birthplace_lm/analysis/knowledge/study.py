@@ -125,6 +125,7 @@ def study_model(
             text_log_p_answer=None if answer_log_p is None else answer_log_p[i],
             origin=origin.origin(answers[i].text, names[i], lines.get(names[i], []), prior.counts),
             lenient=origin.is_right_in_some_sense(answers[i].text, golds[i], lines.get(names[i], [])),
+            misspelled=origin.is_misspelled(answers[i].text, golds[i], prior.counts),
             position=origin.fact_position(golds[i], names[i], lines.get(names[i], [])),
             frequency=prior.counts.get(golds[i], 0),
             lines=len(lines.get(names[i], [])),
