@@ -572,6 +572,43 @@ def test_what_settings_share_is_grey(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len({color for color, _ in own}) == 3
 
 
+def test_many_settings_have_a_panel_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: the curves of 40 settings had one pair of axes and colours that nobody could tell apart."""
+    for layers in range(1, 10):
+        for seed in range(2):
+            write_run(
+                tmp_path / f"{layers}-{seed}", correct=60 + layers, seed=seed, model={"n_layer": layers}
+            )
+    layers_of = lambda run: float(run.value("model.n_layer"))  # noqa: E731
+    monkeypatch.setattr(
+        plots, "learning_curve", lambda run, name: [(1e6, layers_of(run) / 10), (2e6, layers_of(run))]
+    )
+    runs = find_runs(tmp_path)
+    figure = plots.curves_figure(runs, "exact_match")
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == [f"n_layer={layers}" for layers in range(9, 0, -1)]
+    for layers, axes in zip(range(9, 0, -1), panels, strict=True):
+        ends = [(line.get_color(), line.get_ydata()[-1]) for line in axes.lines[:4]]
+        assert ends == [(plots.SHARED, 9)] * 2 + [(plots.PANEL_COLOR, layers)] * 2
+    fewer = [run for run in runs if run.value("model.n_layer") != "9"]
+    assert len(plots.curves_figure(fewer, "exact_match").axes) == 1
+
+
+def test_the_table_of_seeds_has_mean_bits_and_characters(tmp_path: Path) -> None:
+    for seed, surprisal in enumerate((2.0, 1.0, None)):
+        run = write_run(tmp_path / str(seed), seed=seed)
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(
+            json.dumps({**metrics, "surprisal": surprisal, "prior_surprisal": 6.0})
+        )
+    runs = sorted(find_runs(tmp_path), key=lambda run: run.path.name)
+    learned_after = dict(zip(runs, (400_000, None, 600_000), strict=True))
+    head, row = table_of_seeds(runs, learned_after=learned_after)
+    assert row[head.index("mean bits")] == "4.50 (2 of 3)"
+    assert row[head.index("until 50%")] == "0.50 (2 of 3)"
+    assert "until 50%" not in table_of_seeds(runs)[0]
+
+
 def test_two_reports_of_the_same_settings_have_the_same_colors(tmp_path: Path) -> None:
     """Bug: an attention changed its color with its result."""
     scores = {("rope", 2): 10, ("rope", 10): 20, ("alibi", 2): 30}

@@ -15,7 +15,7 @@ from birthplace_lm.analysis.report.axes import colors
 from birthplace_lm.analysis.report.collect import Run
 from birthplace_lm.analysis.report.curves import characters_until_half
 from birthplace_lm.analysis.report.differences import Differences
-from birthplace_lm.analysis.report.plots import answers_figure, curves_figure, scores_figure
+from birthplace_lm.analysis.report.plots import MAX_SETTINGS, answers_figure, curves_figure, scores_figure
 from birthplace_lm.analysis.report.setting_figure import numeric_settings, setting_figure
 from birthplace_lm.analysis.report.settings import seed_varies, shown_settings
 from birthplace_lm.analysis.report.summary import (
@@ -77,6 +77,7 @@ def write_page(runs: Sequence[Run], root: Path, out: Path, compared: Differences
     done = [run for run in runs if run.dev]
     title = f"Report: {root.resolve().name}"
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in _origin())]
+    learned_after = {run: characters_until_half(run) for run in done}
     if done:
         figures = [
             scores_figure(done),
@@ -85,14 +86,14 @@ def write_page(runs: Sequence[Run], root: Path, out: Path, compared: Differences
         pictures = "".join(inline_svg(curves_figure(done, name)) for name in ("exact_match", "loss"))
         parts.append(f'<h2>Exact match</h2><div class="plots">{"".join(map(inline_svg, figures))}</div>')
         if seed_varies(runs):
-            parts.append(_cards(table_of_seeds(runs, compared)))
-        parts.append(f'<h2>Learning curves</h2>{_legend(done)}<div class="plots">{pictures}</div>')
+            parts.append(_cards(table_of_seeds(runs, compared, learned_after)))
+        legend = _legend(done) if len(colors(done)) <= MAX_SETTINGS else ""
+        parts.append(f'<h2>Learning curves</h2>{legend}<div class="plots">{pictures}</div>')
         parts.append(
             "<p>A validation asks dev, or the held-out rows if there are any."
             " The loss is smoothed; the pale line behind it is the raw one."
-            " Grey: a pretraining that several settings share.</p>"
+            " Grey: a pretraining that several settings share; in a panel of a setting, the best one.</p>"
         )
-    learned_after = {run: characters_until_half(run) for run in done}
     all_runs = table_of_runs(runs, paths=False, learned_after=learned_after, compared=compared)
     parts.append(f"<h2>All runs</h2>{_cards(all_runs)}")
     if done:

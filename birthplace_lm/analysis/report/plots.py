@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ ANSWER_CATEGORIES = {
     "not a train answer": "#b03a48",
     "an empty text": "#777777",
 }
+MAX_SETTINGS = 8  # whose curves have one pair of axes; more colours are hard to tell apart
+PANELS, PANEL_COLOR = 4, "#4477aa"  # of more settings: in a row
 SHARED = "#999999"  # of a curve that several settings share
 
 
@@ -52,7 +55,8 @@ def save_figure(
     finished = [run for run in runs if run.dev]
     if against is None:
         figure = curves_figure(finished, curve)
-        add_legend(figure)
+        if len(figure.axes) == 1:
+            add_legend(figure)
     else:
         figure = setting_figure(finished, chosen_setting(finished, against))
     try:
@@ -97,7 +101,8 @@ def scores_figure(runs: Sequence[Run]) -> Any:
 def curves_figure(runs: Sequence[Run], name: str) -> Any:
     """One of CURVES over the characters read; all seeds of a setting have one colour.
 
-    The loss is smoothed, with the raw one behind it.
+    More than MAX_SETTINGS settings have a panel each, with the best one in grey behind. The loss is smoothed,
+    with the raw one behind it.
 
     A pretraining that runs of different settings share is grey: the part of a curve over which their training
     losses are equal. Losses decide for every curve, because exact match can be equal by chance.
@@ -107,13 +112,60 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
     """
     if not runs:
         raise InputError("no run is finished; a curve needs one")
+    label = labels(runs)
+    settings = [label[seeds[0]] for seeds in group_by_settings(runs, shown_settings(runs)).values()]
+    if len(settings) > MAX_SETTINGS:
+        return _panels(runs, name, settings)
     figure = new_figure(WIDTH, 3.6)
-    names, palette = labels(runs), colors(runs)
-    curves = {run: learning_curve(run, name) for run in runs}
-    losses = {run: learning_curve(run, "loss") for run in runs}
     axes = figure.subplots()
     labelled: set[str] = set()
-    for run, curve in curves.items():
+    for stroke in _strokes(runs, name):
+        legend = None if stroke.label in labelled else stroke.label
+        axes.plot(*_columns(stroke.points), **stroke.style, color=stroke.color, label=legend)
+        labelled.add(stroke.label)
+    _finish_curves(axes, runs, name)
+    axes.set(xlabel="million characters read", ylabel=CURVES[name])
+    return figure
+
+
+def _panels(runs: Sequence[Run], name: str, settings: Sequence[str]) -> Any:
+    """A panel for each setting, whose curves are before those of the first."""
+    rows = -(-len(settings) // PANELS)
+    figure = new_figure(WIDTH, 0.8 + 1.3 * rows)
+    strokes = _strokes(runs, name)
+    grid = figure.subplots(rows, PANELS, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, setting in zip(grid, settings, strict=False):
+        for shown, color in ((settings[0], SHARED), (setting, PANEL_COLOR)):
+            for stroke in strokes:
+                if stroke.setting == shown:
+                    axes.plot(*_columns(stroke.points), **{**stroke.style, "marker": ""}, color=color)
+        axes.set_title(setting.replace(", ", "\n"), fontsize=6)
+        axes.tick_params(labelsize=6)
+        _finish_curves(axes, runs, name)
+    for axes in grid[len(settings) :]:
+        axes.set_axis_off()
+    figure.supxlabel("million characters read", fontsize=8)
+    figure.supylabel(CURVES[name], fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Stroke:
+    """A piece of a curve: of one run, in one colour."""
+
+    setting: str
+    label: str
+    color: str
+    style: dict[str, Any]
+    points: Curve
+
+
+def _strokes(runs: Sequence[Run], name: str) -> list[_Stroke]:
+    names, palette = labels(runs), colors(runs)
+    losses = {run: learning_curve(run, "loss") for run in runs}
+    strokes = []
+    for run in runs:
+        curve = learning_curve(run, name)
         others = [losses[other] for other in runs if names[other] != names[run]]
         end = max((_end_of_shared(losses[run], other) for other in others), default=-1.0)
         lines: list[tuple[Curve, dict[str, Any]]] = [(curve, {"marker": "." if len(curve) < 50 else ""})]
@@ -124,12 +176,13 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
             own = [point for point in points if point[0] >= end]
             for part, color, label in ((shared, SHARED, "shared"), (own, palette[names[run]], names[run])):
                 if part:
-                    legend = None if label in labelled else label
-                    axes.plot(
-                        *_columns(_thinned(part)), **{"linewidth": 1.2, **style}, color=color, label=legend
-                    )
-                    labelled.add(label)
-    axes.set(xlabel="million characters read", ylabel=CURVES[name])
+                    drawn = {"linewidth": 1.2, **style}
+                    strokes.append(_Stroke(names[run], label, color, drawn, _thinned(part)))
+    return strokes
+
+
+def _finish_curves(axes: Any, runs: Sequence[Run], name: str) -> None:
+    """The scale of the values, the majority answer and a grid."""
     if name in ("loss", "val_loss"):
         set_log_axis(axes, "y")
     elif name == "exact_match":
@@ -137,7 +190,6 @@ def curves_figure(runs: Sequence[Run], name: str) -> Any:
         format_as_percent(axes.yaxis)
         axes.set_ylim(*share_limits(axes.get_ylim()))
     axes.grid(alpha=0.3)
-    return figure
 
 
 def _end_of_shared(curve: Curve, other: Curve) -> float:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from birthplace_lm.analysis.report.collect import Run
@@ -134,12 +134,21 @@ def _seconds(metrics: RunMetrics) -> float:
     return metrics.training_seconds + metrics.evaluate_seconds
 
 
-def table_of_seeds(runs: Sequence[Run], compared: Differences | None = None) -> Table:
-    """One row for all seeds of a setting: mean, spread, the interval over people, the difference."""
+def table_of_seeds(
+    runs: Sequence[Run],
+    compared: Differences | None = None,
+    learned_after: Mapping[Run, int | None] | None = None,
+) -> Table:
+    """One row for all seeds of a setting: mean, spread, the interval over people, the difference.
+
+    Args:
+        learned_after: for the mean of `curves.characters_until_half`, over the seeds that have one.
+    """
     settings = shown_settings(runs)
     difference_of = compared.of if compared else {}
     extra = [DIFFERENCE] if difference_of else []
-    columns = ["seeds", "dev mean", "deviation", INTERVAL, *extra, "correct", "majority"]
+    means = ["mean bits", *(["until 50%"] if learned_after is not None else [])]
+    columns = ["seeds", "dev mean", "deviation", INTERVAL, *extra, "correct", *means, "majority"]
     table = [[*(setting.heading for setting in settings), *columns]]
     for seeds in group_by_settings(without_copies(runs), settings).values():
         shares = exact_matches(seeds)
@@ -152,12 +161,24 @@ def table_of_seeds(runs: Sequence[Run], compared: Differences | None = None) -> 
             _interval(interval_over_people(seeds)),
             *(str(difference_of.get(seeds[0], "")) for _ in extra),
             f"{right}/{total}",
+            _mean([run.metrics.bits if run.metrics else None for run in seeds]),
         ]
+        if learned_after is not None:
+            reached = [learned_after.get(run) for run in seeds]
+            numbers.append(_mean([None if count is None else count / 1e6 for count in reached]))
         values = [setting.display(seeds[0]) for setting in settings]
         table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
     if len({row[-1] for row in table[1:]}) < 2:
         table = [row[:-1] for row in table]
     return table
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """The mean of those that are not None, and of how many it is if some are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{fmean(known):.2f}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
