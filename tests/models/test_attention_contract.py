@@ -20,7 +20,15 @@ from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 from birthplace_lm.training.microbatching import loss_sum
 
 NAMES = sorted(path.stem for path in (conf_dir() / "attention").glob("*.yaml"))
-NAMES += ["vanilla+canon", "nope+canon"]
+SETTINGS = {
+    "canon": "model.canon=true",
+    "three_layers": "model.n_layer=3",  # one between the first and the last, which are of their own kind
+    "one_kv_head": "model.attention.n_kv_head=1",
+    "four_kv_heads": "model.attention.n_kv_head=4",
+    "per_head": "model.attention.per_head=true",
+}
+NAMES += ["vanilla+canon", "nope+canon", "perceiver+three_layers"]
+NAMES += ["gqa+one_kv_head", "gqa+four_kv_heads", "gated+per_head"]
 BLOCK, SYMBOLS = 128, 30
 EARLIER = torch.ones(BLOCK, BLOCK).triu().bool()  # (character, position)
 # Of the variants that do not see everything: which position a character reaches, in a model of two layers.
@@ -28,15 +36,16 @@ REACH = {
     "sliding_window": EARLIER & ~EARLIER.triu(1 + 2 * 31),
     "perceiver": EARLIER & (torch.arange(BLOCK) < 64)[:, None] | torch.eye(BLOCK).bool(),
 }
+REACH["perceiver+three_layers"] = REACH["perceiver"]
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
 def composed(name: str, dropout: float = 0.0) -> DictConfig:
-    attention, _, canon = name.partition("+")
+    attention, *settings = name.split("+")
     overrides = [f"attention={attention}", "model=tiny", "model.n_head=4", f"model.dropout={dropout}"]
-    return compose([*overrides, f"model.canon={canon == 'canon'}"])
+    return compose([*overrides, *(SETTINGS[setting] for setting in settings)])
 
 
 def built(name: str, seed: int = 0, dropout: float = 0.0) -> GPT:

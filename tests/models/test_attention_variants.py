@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from birthplace_lm.config.compose import compose
+from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention.rope import RopeAttention
 from birthplace_lm.models.build import build_model
@@ -48,6 +49,11 @@ PARAMETERS = {
     "synthesizer_random": 3_321_344,
     "vanilla": 3_323_392,
 }
+
+
+def test_every_variant_has_its_parameters_counted() -> None:
+    names = {path.stem for path in (conf_dir() / "attention").glob("*.yaml")}
+    assert {variant.split()[0] for variant in PARAMETERS} == names
 
 
 @pytest.mark.parametrize("variant", PARAMETERS)
