@@ -32,8 +32,9 @@ def activation_modules(model: GPT) -> dict[str, nn.Module]:
         named = {"resid_post": block}
         if isinstance(block, Block):  # a block of the user's own may have other parts
             named = {"attn_out": block.attn, "mlp_out": block.mlp, **named}
-            if isinstance(block.mlp, nn.Sequential) and isinstance(block.mlp[1], nn.GELU):
-                named["mlp_post"] = block.mlp[1]
+            neurons = [part for part in block.mlp.children() if isinstance(part, nn.GELU)]
+            if len(neurons) == 1:
+                named["mlp_post"] = neurons[0]
         modules |= {f"blocks.{layer}.{name}": module for name, module in named.items()}
     return modules
 
@@ -103,9 +104,9 @@ def _all_positions(model: GPT) -> Iterator[None]:
     selects: list[Tensor | None] = []
 
     def forward(module: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        selects.append(given.pop("select", None))
-        return (), given
+        arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        selects.append(arguments.pop("select", None))
+        return (), arguments
 
     def select(module: Any, args: Any, logits: Tensor) -> Tensor:
         chosen = selects.pop()

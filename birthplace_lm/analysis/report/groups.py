@@ -52,3 +52,12 @@ def counts(runs: Sequence[Run]) -> tuple[int, int, int]:
 def exact_matches(runs: Sequence[Run]) -> list[float]:
     """The exact match on dev of the finished runs."""
     return [run.dev.exact_match for run in runs if run.dev]
+
+
+def mean_text(numbers: Sequence[float | None]) -> str:
+    """The mean of those that are not None, and of how many it is if some are."""
+    present = [number for number in numbers if number is not None]
+    if not present:
+        return ""
+    share = f" ({len(present)} of {len(numbers)})" if len(present) < len(numbers) else ""
+    return f"{fmean(present):.2f}{share}"

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
 from birthplace_lm.analysis.report.collect import Run
@@ -19,6 +19,7 @@ from birthplace_lm.analysis.report.groups import (
     group_by_settings,
     interval_over_people,
     mean_exact_match,
+    mean_text,
     without_copies,
 )
 from birthplace_lm.analysis.report.settings import (
@@ -161,24 +162,16 @@ def table_of_seeds(
             _interval(interval_over_people(seeds)),
             *(str(difference_of.get(seeds[0], "")) for _ in extra),
             f"{right}/{total}",
-            _mean([run.metrics.bits if run.metrics else None for run in seeds]),
+            mean_text([run.metrics.bits if run.metrics else None for run in seeds]),
         ]
         if learned_after is not None:
             reached = [learned_after.get(run) for run in seeds]
-            numbers.append(_mean([None if count is None else count / 1e6 for count in reached]))
+            numbers.append(mean_text([None if count is None else count / 1e6 for count in reached]))
         values = [setting.display(seeds[0]) for setting in settings]
         table.append([*values, str(len(shares)), *numbers, " or ".join(sorted(majority))])
     if len({row[-1] for row in table[1:]}) < 2:
         table = [row[:-1] for row in table]
     return table
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    """The mean of those that are not None, and of how many it is if some are."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    return f"{fmean(known):.2f}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
