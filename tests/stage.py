@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -144,6 +145,15 @@ def fit(config: DictConfig, stage: str, folder: Path, *callbacks: L.Callback) ->
         corpus = read_corpus(config.data, config.model.block_size)
         config = with_inputs(config, corpus.sha256)
         fit_stage(plan_of(stage, config, corpus, folder), corpus)
+
+
+def continued(folder: Path, step: int, config: DictConfig, to: Path) -> Path:
+    """Pretrain from the checkpoint that a folder has of this step, in a folder of its own."""
+    to.mkdir()
+    for file in folder.glob(f"step-{step:08d}.ckpt*"):
+        shutil.copy(file, to)
+    fit(config, "pretrain", to)
+    return to
 
 
 def plan_of(stage: str, config: DictConfig, corpus: Corpus, folder: Path) -> StagePlan:

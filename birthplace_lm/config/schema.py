@@ -53,6 +53,7 @@ class Model:
     dropout: float = bounded(0.0, 0.99, "probability of dropout, everywhere in the network", 0.0)
     learned_positions: bool = described("add a learned embedding of each position", True)
     canon: bool = described("short causal convolutions before attention and MLP (Canon layers)", False)
+    mask_pads: bool = described("hide the PADs of shifted rows from attention and convolutions", False)
     attention: Any = factory("the attention of every block")
     block: Any = factory("blocks of a variant that is more than an attention; null: the usual ones", None)
 

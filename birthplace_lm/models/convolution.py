@@ -31,7 +31,8 @@ class CausalConvolution(nn.Module):
             padded = F.pad(x, (0, 0, KERNEL - 1, 0))
             past = [padded[:, KERNEL - 1 - i : padded.shape[1] - i] for i in range(KERNEL)]
         else:
-            stored = cache.update(self.name, x[:, None])[:, 0]  # (B, S, C)
+            seen = x if cache.hidden is None else x.masked_fill(cache.hidden[..., None], 0)
+            stored = cache.update(self.name, seen[:, None])[:, 0]  # (B, S, C)
             rows = torch.arange(len(x), device=x.device)[:, None]
             positions = query_positions(x, cache)
             past = [

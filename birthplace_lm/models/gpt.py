@@ -15,6 +15,7 @@ from birthplace_lm.models.dropout import Dropout
 from birthplace_lm.models.kv_cache import KVCache, LayerKVCache
 
 Factory = Callable[..., nn.Module]
+PAD_ID = 0  # of every vocabulary
 
 
 class Block(nn.Module):
@@ -111,7 +112,11 @@ class GPT(nn.Module):
         learned_positions: add a learned vector per position to the embedding. Turn it off for variants that
             encode positions themselves.
         canon: short causal convolutions before the attention and the MLP of every block.
+        mask_pads: hide PADs from attention and convolutions. The course's code reads them as characters.
         block: factory of blocks, with the arguments of `Block`, for variants that are more than an attention.
+
+    Raises:
+        ValueError: the attention is no module, or `mask_pads` meets blocks with latent vectors.
 
     Source: minGPT as used in Stanford CS224N 2021, assignment 5; parameter names are the course's.
     """
@@ -127,11 +132,13 @@ class GPT(nn.Module):
         attention: Factory,
         learned_positions: bool = True,
         canon: bool = False,
+        mask_pads: bool = False,
         block: Factory | None = None,
     ) -> None:
         super().__init__()
         self.block_size = block_size
         self.n_layer = n_layer
+        self.mask_pads = mask_pads
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd)) if learned_positions else None
         self.drop = Dropout(dropout)
@@ -152,6 +159,8 @@ class GPT(nn.Module):
                     canon=canon,
                 )
             )
+        if mask_pads and any(getattr(block, "latent_keys", False) for block in self.blocks):
+            raise ValueError("mask_pads=true: must be false with latent vectors, which are no characters")
         self.ln_f = nn.LayerNorm(n_embd)
         self.head = Head(n_embd, vocab_size)
         self.apply(_initialize)
@@ -167,6 +176,11 @@ class GPT(nn.Module):
         Raises:
             ValueError: the sequence, or the cache, is longer than `block_size`.
         """
+        if self.mask_pads:
+            if cache is None:
+                cache = KVCache(self.n_layer, ids.shape[1])
+                cache.advance(ids.shape[1], ids.device)
+            cache.hide(ids == PAD_ID)
         x = embedding = self.embed(ids, cache)
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]

@@ -18,6 +18,7 @@ class LayerKVCache:
         self.positions = torch.empty(0, 0, dtype=torch.long)
         self.mask = torch.empty(0, 1, 0, 0, dtype=torch.bool)  # (B, 1, T, seen), or (1, 1, T, seen)
         self.contiguous = False  # all rows continue right after what is stored
+        self.hidden: Tensor | None = None  # (B, T), the characters at `positions` that others do not see
 
     def update(self, name: str, values: Tensor) -> Tensor:
         """Write (B, H, T, D) at the current positions; return all that is stored, (B, H, seen, D)."""
@@ -50,6 +51,8 @@ class KVCache:
     def __init__(self, n_layer: int, size: int) -> None:
         self.size = size
         self.layers = [LayerKVCache(size) for _ in range(n_layer)]
+        self._characters = LayerKVCache(size)  # which of them are hidden
+        self._parts = [*self.layers, self._characters]
         self.positions = torch.empty(0, 0, dtype=torch.long)
         self._length: int | None = 0  # reached by `advance`
 
@@ -73,15 +76,24 @@ class KVCache:
     def _place(self, positions: Tensor, seen: int, contiguous: bool) -> None:
         self.positions = positions
         mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
+        for part in self._parts:
+            part.positions, part.mask, part.contiguous = positions, mask, contiguous
+
+    def hide(self, hidden: Tensor) -> None:
+        """Hide some of the characters just placed, (B, T), from all but themselves, now and later."""
+        stored = self._characters.update("hidden", hidden[:, None, :, None])[:, 0, :, 0]  # (B, S)
+        keys = torch.arange(stored.shape[1], device=stored.device)
+        own = keys == self.positions[:, None, :, None]
+        mask = self._characters.mask & (own | ~stored[:, None, None])
         for layer in self.layers:
-            layer.positions, layer.mask, layer.contiguous = positions, mask, contiguous
+            layer.mask, layer.hidden = mask, hidden
 
     def expand_batch(self, batch: int) -> None:
         """Turn the cache of one row into that of `batch` equal rows."""
-        for layer in self.layers:
-            layer.buffers = {name: buffer.expand(batch, -1, -1, -1) for name, buffer in layer.buffers.items()}
+        for part in self._parts:
+            part.buffers = {name: buffer.expand(batch, -1, -1, -1) for name, buffer in part.buffers.items()}
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep the rows of the batch at these indices, in this order, and drop the others."""
-        for layer in self.layers:
-            layer.buffers = {name: buffer[rows] for name, buffer in layer.buffers.items()}
+        for part in self._parts:
+            part.buffers = {name: buffer[rows] for name, buffer in part.buffers.items()}

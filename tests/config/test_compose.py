@@ -81,6 +81,7 @@ def test_the_protocol_of_2021_to_the_letter(pretrain: str, attention: str, count
         "dropout": 0.1,
         "learned_positions": True,
         "canon": False,
+        "mask_pads": False,
         "block": None,
     }
     assert build_model(config.model, vocab_size=256).num_parameters == count

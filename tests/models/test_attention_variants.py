@@ -15,7 +15,9 @@ from birthplace_lm.config.groups import conf_dir
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention.rope import RopeAttention
 from birthplace_lm.models.build import build_model
+from birthplace_lm.models.gpt import GPT, PAD_ID
 from birthplace_lm.models.kv_cache import KVCache
+from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 from birthplace_lm.models.sdpa import record_attention_weights
 from birthplace_lm.training.preflight import _build_on_meta
 
@@ -238,10 +240,7 @@ def test_only_distances_count(name: str) -> None:
 @torch.no_grad()
 def test_only_distances_count_in_the_whole_model(name: str) -> None:
     """The same, of the logits; PADs in front of the text are read as any symbol, and change them."""
-    torch.manual_seed(0)
-    model = build_model(compose([f"attention={name}", "model=tiny"]).model, 30).double().eval()
-    for parameter in model.parameters():
-        parameter.add_(0.2 * torch.randn_like(parameter))
+    model = with_random_weights([f"attention={name}", "model=tiny"])
     ids = torch.randint(2, 30, (2, LENGTH))
     cache = KVCache(model.n_layer, 5 + LENGTH)
     cache.set_positions(torch.arange(5, 5 + LENGTH)[None].expand(2, -1), 5 + LENGTH)
@@ -250,6 +249,63 @@ def test_only_distances_count_in_the_whole_model(name: str) -> None:
     assert torch.allclose(model(ids, cache), model(ids)) == (name != "vanilla")
     padded = model(F.pad(ids, (5, 0), value=0))[:, 5:]
     assert not torch.allclose(padded, model(ids), atol=0.1)
+
+
+RELATIVE = ["rope", "nope", "alibi", "linear", "gqa", "gated", "differential", "additive", "sliding_window"]
+
+
+@pytest.mark.parametrize("canon", [False, True])
+@pytest.mark.parametrize("name", [*RELATIVE, "vanilla"])
+@torch.no_grad()
+def test_masked_pads_in_front_change_nothing(name: str, canon: bool) -> None:
+    """Neither in one piece, nor after a prefix that is computed once, nor character by character."""
+    overrides = ["model=tiny", "model.n_head=4", f"model.canon={canon}", "model.mask_pads=true"]
+    if name != "vanilla":
+        overrides.append("model.learned_positions=false")
+    model = with_random_weights([f"attention={name}", *overrides, *OVERRIDES.get(name, [])])
+    ids = torch.randint(2, 30, (3, LENGTH))
+    ids[:, :2] = ids[0, :2]
+    expected, padded = model(ids), F.pad(ids, (5, 0), value=PAD_ID)
+    assert torch.allclose(model(padded)[:, 5:], expected) == (name != "vanilla")
+    cache, late = KVCache(model.n_layer, 5 + LENGTH), (torch.arange(5 + LENGTH) >= 7).expand(3, -1)
+    rest = forward_with_shared_prefix(model, padded, 7, late, cache)
+    torch.testing.assert_close(rest, model(padded)[late])
+    torch.testing.assert_close(one_by_one(model, padded), model(padded))
+
+
+@torch.no_grad()
+def one_by_one(model: GPT, ids: Tensor) -> Tensor:
+    cache, logits = KVCache(model.n_layer, ids.shape[1]), []
+    for t in range(ids.shape[1]):
+        cache.set_positions(torch.full((len(ids), 1), t), ids.shape[1])
+        logits.append(model(ids[:, t : t + 1], cache))
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("name", sorted({variant.split()[0] for variant in PARAMETERS} - {"perceiver"}))
+@torch.no_grad()
+def test_masked_pads_are_not_read(name: str) -> None:
+    """No logit of a character depends on what the embedding of PAD is; without masking, all do."""
+    for masked in (False, True):
+        overrides = ["model=tiny", "model.n_head=4", "model.canon=true", f"model.mask_pads={masked}"]
+        model = with_random_weights([f"attention={name}", *overrides])
+        ids = torch.randint(2, 30, (2, 12))
+        ids[0, :5], ids[1, :2], ids[1, 7] = PAD_ID, PAD_ID, PAD_ID
+        before = model(ids)
+        model.tok_emb.weight[PAD_ID] += torch.randn(32)  # not by a constant: LayerNorm takes that out
+        change = (model(ids) - before).abs().amax(2)
+        assert change[ids == PAD_ID].min() > 1e-6
+        assert (change[ids != PAD_ID] > 1e-6).all() == (not masked)
+        assert (change[ids != PAD_ID] == 0).all() == masked
+
+
+def with_random_weights(overrides: list[str]) -> GPT:
+    torch.manual_seed(0)
+    model = build_model(compose(overrides).model, 30).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
 
 
 @torch.no_grad()
@@ -353,6 +409,7 @@ def test_canon_layers_see_three_characters_back() -> None:
         (["attention=differential", "model.n_head=1"], "model.n_head=1: must be even"),
         (["attention=rope", "model.n_head=32"], "model.n_head=32: leaves 1 channels"),
         (["attention=perceiver", "model.n_layer=1"], "model.n_layer=1, block.latents=64: must"),
+        (["attention=perceiver", "model.mask_pads=true"], "model.mask_pads=true: must be false with latent"),
         (["attention=sliding_window", "model.attention.window=0"], "model.attention.window=0, "),
         (["attention=synthesizer_factorized_dense", "model.block_size=200"], "model.attention.rows=8, "),
         (["attention=synthesizer_factorized_random", "model.attention.rank=0"], "model.attention.rank=0: "),

@@ -1,6 +1,5 @@
 """A run continues with another number of processes: the same batches in the same order, the same loss."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from program import curves
-from stage import digest, fit, quick
+from stage import continued, digest, fit, quick
 
 from birthplace_lm.data.corpora.corpus import read_corpus
 from birthplace_lm.errors import InputError
@@ -22,15 +21,6 @@ STEPS = 10
 def configuration(people: Path, root: Path, *overrides: str) -> DictConfig:
     often = ["checkpoint.every_n_steps=1", "checkpoint.keep_last=100", "stages.pretrain.num_workers=1"]
     return quick(people, root, *often, "stages.pretrain.batch_size=7", *overrides)
-
-
-def continued(folder: Path, step: int, config: DictConfig, to: Path) -> Path:
-    """Train from the checkpoint that a folder has of this step, in a folder of its own."""
-    to.mkdir()
-    for file in folder.glob(f"step-{step:08d}.ckpt*"):
-        shutil.copy(file, to)
-    fit(config, "pretrain", to)
-    return to
 
 
 def losses(folder: Path, since: int) -> list[float]:
