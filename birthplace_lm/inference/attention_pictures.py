@@ -31,12 +31,15 @@ def attention_pictures(
 ) -> list[np.ndarray]:
     """One picture per layer of what `attention_weights` returns for a question with its answer.
 
+    All have the same colours. An attention whose maps are not of single heads says in `map_name` of what.
+
     Args:
         columns: maps side by side.
     """
     # The MASK after the question predicts the first character of the answer; the last predicts nothing.
     answer = slice(text.index(MASK) if MASK in text else 0, len(text) - 1)
     shown = text.replace(MASK, "|")
+    scale = _Scale.of(*weights)
     return [
         attention_picture(
             layer,
@@ -46,6 +49,8 @@ def attention_pictures(
             columns,
             latent_queries=bool(block.latent_queries),
             latent_keys=bool(block.latent_keys),
+            map_name=getattr(block.attn, "map_name", "head"),
+            scale=scale,
         )
         for number, (layer, block) in enumerate(zip(weights, model.blocks, strict=True), start=1)
     ]
@@ -59,6 +64,8 @@ def attention_picture(
     columns: int = COLUMNS,
     latent_queries: bool = False,
     latent_keys: bool = False,
+    map_name: str = "head",
+    scale: "_Scale | None" = None,
 ) -> np.ndarray:
     """Draw the attention maps of one layer as (height, width, 3) bytes: one map per head.
 
@@ -75,6 +82,8 @@ def attention_picture(
         columns: maps side by side.
         latent_queries, latent_keys: rows or columns are latent vectors: the last digit of their number
             stands beside them, and as queries they predict nothing.
+        map_name: what a map belongs to.
+        scale: the colours; None: by these weights.
     """
     heads, queries_shown, keys_shown = weights.shape
     cell = min(MAX_CELL, max(CELL, -(-MIN_MAP_SIZE // max(queries_shown, keys_shown))))
@@ -84,7 +93,7 @@ def attention_picture(
     width, height = MARGIN + wide + GAP, MARGIN + HEAD_SIZE + tall + GAP  # of a map with its labels
     page_width = max(columns * width + MARGIN, MIN_PAGE_WIDTH)
     page = np.full((HEADER + rows * height + FOOTER, page_width, 3), BACKGROUND, np.uint8)
-    scale = _Scale.of(weights)
+    scale = scale or _Scale.of(weights)
     colors = scale.colors(weights.cpu().numpy())
     colors[:, *np.triu_indices(queries_shown, 1, keys_shown)] = MASKED
     corners = [
@@ -109,7 +118,7 @@ def attention_picture(
     if marked:
         _write(draw, (MARGIN, 54), "orange: the answer is predicted here", HEAD_SIZE, ANSWER_COLOR)
     for head, (top, left) in enumerate(corners):
-        _write(draw, (left, top - MARGIN - HEAD_SIZE), f"head {head + 1}", HEAD_SIZE)
+        _write(draw, (left, top - MARGIN - HEAD_SIZE), f"{map_name} {head + 1}", HEAD_SIZE)
     _draw_scale(image, draw, scale, weights)
     return np.asarray(image)
 
@@ -165,9 +174,10 @@ class _Scale:
     high: float
 
     @classmethod
-    def of(cls, weights: Tensor) -> Self:
-        largest = max(1.0, math.ceil(float(weights.abs().max()) - 1e-4))
-        return cls(0.0 if weights.min() >= 0 and largest == 1.0 else -largest, largest)
+    def of(cls, *weights: Tensor) -> Self:
+        largest = max(1.0, *(math.ceil(float(w.abs().max()) - 1e-4) for w in weights))
+        unsigned = largest == 1.0 and all(w.min() >= 0 for w in weights)
+        return cls(0.0 if unsigned else -largest, largest)
 
     def position(self, weights: np.ndarray) -> np.ndarray:
         """From 0 to 1 along the scale: the square root makes small weights visible."""
@@ -194,10 +204,12 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, scale: _Scale, we
     along = np.linspace(-1 if scale.low else 0, 1, width)
     bar = scale.colors(np.sign(along) * along**2 * scale.high)[None].repeat(height, 0)
     image.paste(Image.fromarray(bar), (left, top))
-    signed = (-1, -0.25, 0, 0.25, 1) if scale.low else (0, 0.1, 0.5, 1)
-    for share in signed:
+    shares = [-1, -0.25, 0, 0.25, 1] if scale.low else [0, 0.1, 0.5, 1]
+    if scale.high >= 100:
+        shares = [-1, 0, 1]  # the numbers are long
+    for share in shares:
         x = left + float(scale.position(np.array(share * scale.high))) * width
-        draw.text((x, top + height + 2), f"{share * scale.high:g}", TEXT_COLOR, _font(HEAD_SIZE), "ma")
+        draw.text((x, top + height + 2), f"{share * scale.high:.3g}", TEXT_COLOR, _font(HEAD_SIZE), "ma")
     sums = weights.sum(-1)
     low, high = float(sums.min()), float(sums.max())
     if max(abs(low - 1), abs(high - 1)) > 0.01:

@@ -45,8 +45,8 @@ def muon(
     """Muon for the matrices of the blocks, AdamW without decay for everything else, in one optimizer.
 
     Every parameter of a block with two dimensions counts as a matrix, also what is none for its layer: the
-    kernels of Canon layers, the latents (`basis`) of `perceiver`, `score` of `additive`, `b2` of
-    `synthesizer_per_head` and `lambdas` of `differential`.
+    kernels of Canon layers, the latents (`basis`) of `perceiver`, `score` of `additive` and `b2` of
+    `synthesizer_per_head`.
 
     Args:
         weight_decay: of the matrices.

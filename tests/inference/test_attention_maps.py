@@ -233,6 +233,23 @@ def test_every_variant_is_drawn(name: str, vocab: CharVocab) -> None:
     assert marked == [name != "perceiver", name != "perceiver", True]
 
 
+def test_all_layers_have_one_scale_and_maps_of_pairs_are_named(
+    vocab: CharVocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(pictures_module, "_write", lambda draw, at, text, *style: written.append(text))
+    sizes = compose(["attention=differential", "model=tiny", "model.n_head=4"]).model
+    model = build_model(sizes, len(vocab)).eval()
+    read, weights = attention_weights(model, vocab, TEXT)
+    assert weights is not None
+    first, second = weights
+    alone = attention_pictures(model, read, [first, first])[0]
+    one, two = attention_pictures(model, read, [first, 5 * second])
+    assert (scale_of(one) == scale_of(two)).all()
+    assert not np.array_equal(one, alone)  # the same weight is paler on a scale to 5
+    assert [text for text in written if text.startswith(("head", "pair"))] == ["pair 1", "pair 2"] * 4
+
+
 def test_maps_of_few_latents(vocab: CharVocab) -> None:
     """The first layer of the perceiver has a row for each latent, the last one a column."""
     torch.manual_seed(0)

@@ -173,8 +173,9 @@ def test_agrees_with_its_formula(name: str) -> None:
 def test_differential_agrees_with_its_formula() -> None:
     a, x = layer_of("differential", layer=2), torch.randn(LENGTH, WIDTH).double()
     start = 0.8 - 0.6 * math.exp(-0.6)
-    a.lambdas.mul_(0.2)  # leaves lambda positive
-    one, two, three, four = a.lambdas
+    one, two, three, four = (a.get_parameter(f"lambda_{name}") for name in ("q1", "k1", "q2", "k2"))
+    for vector in (one, two, three, four):
+        vector.mul_(0.2)  # leaves lambda positive
     factor = torch.exp((one * two).sum()) - torch.exp((three * four).sum()) + start
     outputs, maps = [], []
     for pair in range(HEADS // 2):

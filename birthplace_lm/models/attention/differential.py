@@ -13,7 +13,7 @@ from birthplace_lm.models.sdpa import masked_softmax, merge_heads, split_heads
 class DifferentialAttention(nn.Module):
     """(softmax(q1 k1^T / sqrt(D)) - lambda softmax(q2 k2^T / sqrt(D))) v for n_head / 2 pairs of heads.
 
-    lambda = exp(l1 . l2) - exp(l3 . l4) + lambda_0 with learned vectors and lambda_0 = 0.8 - 0.6 e^(-0.3
+    lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_0 with learned vectors and lambda_0 = 0.8 - 0.6 e^(-0.3
     layer). Values have 2 D channels. The result of each pair goes through an RMSNorm and is multiplied by
     1 - lambda_0. There are no biases. The rows of the weights sum to 1 - lambda, and weights can be negative.
 
@@ -26,6 +26,8 @@ class DifferentialAttention(nn.Module):
     Source: Ye et al. 2024, arXiv:2410.05258.
     """
 
+    map_name = "pair"  # in pictures
+
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float, layer: int = 0) -> None:
         super().__init__()
         if n_head % 2:
@@ -35,7 +37,9 @@ class DifferentialAttention(nn.Module):
         self.key = nn.Linear(n_embd, n_embd, bias=False)
         self.value = nn.Linear(n_embd, n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
-        self.lambdas = nn.Parameter(torch.randn(4, self.head_dim) * 0.1)
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nn.Parameter(torch.randn(self.head_dim) * 0.1) for _ in range(4)
+        )
         self.lambda_0 = 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5)
         self.attend = _Difference(dropout)
@@ -48,11 +52,15 @@ class DifferentialAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.update("key", k), cache.update("value", v), cache.mask
-        first, second, third, fourth = self.lambdas.to(torch.promote_types(self.lambdas.dtype, torch.float32))
-        factor = (first @ second).exp() - (third @ fourth).exp() + self.lambda_0
-        y = self.attend(q, k, v, mask, factor)
+        y = self.attend(q, k, v, mask, self.factor())
         y = self.norm(y.to(self.norm.weight.dtype)) * (1 - self.lambda_0)
         return self.resid_drop(self.proj(merge_heads(y)))
+
+    def factor(self) -> Tensor:
+        """Lambda, a scalar, in float32 at least."""
+        vectors = (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2)
+        q1, k1, q2, k2 = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in vectors)
+        return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_0
 
 
 class _Difference(nn.Module):
