@@ -30,7 +30,8 @@ SYMBOLS, STEPS, PROCESSES = 30, 2, 2
 
 
 def overrides_of(name: str) -> list[str]:
-    return [f"attention={name.removesuffix('+canon')}", f"model.canon={name.endswith('+canon')}"]
+    attention, *options = name.split("+")
+    return [f"attention={attention}", *(f"model.{option}=true" for option in options)]
 
 
 class Loss(nn.Module):
@@ -80,7 +81,7 @@ def _process(rank: int, file: str, configs: list[DictConfig], sender: Connection
 
 
 def test_two_processes_learn_as_one(tmp_path: Path) -> None:
-    names = [*NAMES, "nope+canon"]
+    names = [*NAMES, "nope+canon+mask_pads"]
     configs = [compose([*overrides_of(name), "model=tiny", "model.n_head=4"]).model for name in names]
     context = multiprocessing.get_context("fork")
     results = []
