@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from birthplace_lm.config.compose import compose
 from birthplace_lm.config.groups import conf_dir
+from birthplace_lm.data.vocab import CharVocab
 from birthplace_lm.errors import InputError
 from birthplace_lm.models.attention.rope import RopeAttention
 from birthplace_lm.models.build import build_model
@@ -280,6 +281,7 @@ def test_masked_pads_in_front_change_nothing(name: str, canon: bool) -> None:
 @torch.no_grad()
 def test_masked_pads_are_not_read(name: str) -> None:
     """No logit of a character depends on what the embedding of PAD is; without masking, all do."""
+    assert PAD_ID == CharVocab.pad_id
     for masked in (False, True):
         overrides = ["model=tiny", "model.n_head=4", "model.canon=true", f"model.mask_pads={masked}"]
         model = with_random_weights([f"attention={name}", *overrides])
