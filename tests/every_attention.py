@@ -1,5 +1,6 @@
 """One model with every attention variant, each of them a layer: `plugins=[every_attention]`."""
 
+import inspect
 from typing import Any
 
 from hydra.utils import instantiate
@@ -27,8 +28,11 @@ def attention(n_embd: int, n_head: int, block_size: int, dropout: float, layer: 
     if (name := LAYERS[layer]) is None:
         return CrossAttention(n_embd, n_head, block_size, dropout)
     settings: Any = OmegaConf.load(conf_dir() / "attention" / f"{name}.yaml")
-    made: nn.Module = instantiate(settings.attention)(
-        n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout
+    factory = instantiate(settings.attention)
+    # As in the second of two layers: the first of `perceiver_ar` is plain.
+    its_layer = {"layer": 1} if "layer" in inspect.signature(factory).parameters else {}
+    made: nn.Module = factory(
+        n_embd=n_embd, n_head=n_head, block_size=block_size, dropout=dropout, **its_layer
     )
     return made
 

@@ -262,13 +262,19 @@ def test_readme_is_short_and_has_the_lines_that_ci_reads() -> None:
     assert torch_version in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-def test_the_default_run_is_named_as_it_is_now() -> None:
-    config = compose([])
-    corpus = read_corpus(config.data, config.model.block_size)
-    name = run_directory(with_inputs(config, corpus.sha256)).name
-    label = name.rpartition("-")[0]
-    names = {match for text in TEXTS.values() for match in re.findall(rf"{label}-[0-9a-f]+", text)}
-    assert names == {name}
+def test_runs_are_named_as_they_are_now() -> None:
+    """Every hash in a name, or after a star that stands for the rest of it, is of one of these commands."""
+    stopping = "callbacks=[early_stopping,best_checkpoint]"
+    commands = [[], ["attention=synthesizer"], [stopping, "callbacks.early_stopping.patience=2"]]
+    hashes = set()
+    for command in commands:
+        config = compose(command)
+        corpus = read_corpus(config.data, config.model.block_size)
+        label, _, number = run_directory(with_inputs(config, corpus.sha256)).name.rpartition("-")
+        hashes.add(number)
+        if not command:
+            pattern = rf"(?:{label}-|\*-?)([0-9a-f]{{8}})\b"
+    assert {match for text in TEXTS.values() for match in re.findall(pattern, text)} == hashes
 
 
 def test_map_names_every_folder() -> None:

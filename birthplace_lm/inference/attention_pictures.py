@@ -31,7 +31,7 @@ def attention_pictures(
 ) -> list[np.ndarray]:
     """One picture per layer of what `attention_weights` returns for a question with its answer.
 
-    All have the same colours. An attention whose maps are not of single heads says in `map_name` of what.
+    All have one colour scale. An attention whose maps are not of single heads says in `map_name` of what.
 
     Args:
         columns: maps side by side.
@@ -70,8 +70,9 @@ def attention_picture(
     """Draw the attention maps of one layer as (height, width, 3) bytes: one map per head.
 
     Rows are queries and columns are keys, each with its character. The colour is the square root of the
-    weight, from 0 (dark) to 1 (yellow), or from -1 (blue) to 1 (red) if there are negative weights or some
-    beyond 1; keys after the query are grey. Below the maps stands what the rows sum to, if it is not 1.
+    weight, from 0 (dark) to 1 (yellow). If there are negative weights or some beyond 1, it is from -n (blue)
+    to n (red), the largest weight rounded up; keys after the query are grey. Below the maps stands what the
+    rows sum to, if it is not 1.
 
     Args:
         weights: (heads, T, S).

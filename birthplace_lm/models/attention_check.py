@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from birthplace_lm.models.build import build_model
-from birthplace_lm.models.gpt import GPT, Block
+from birthplace_lm.models.gpt import GPT, PAD_ID, Block
 from birthplace_lm.models.kv_cache import KVCache
 from birthplace_lm.models.partial_forward import forward_with_shared_prefix
 
@@ -28,6 +28,8 @@ class ContractError(ValueError):
 def check_attention(sizes: Mapping[str, Any]) -> None:
     """Check that a position depends on no later one, and that logits and gradients are the same with a cache.
 
+    With `mask_pads`, also that no logit of a character depends on the embedding of PAD.
+
     Args:
         sizes: as in `build_model`.
 
@@ -36,15 +38,22 @@ def check_attention(sizes: Mapping[str, Any]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(sizes, SYMBOLS).eval()  # all layers: an attention may know its own
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(NOISE * torch.randn_like(parameter))
+        model = _build({**sizes, "mask_pads": False})  # which would pass a cache in every forward pass
         ids = torch.randint(SYMBOLS, (ROWS, min(LENGTH, model.block_size)))
         _check_shape(model)
         _check_causal(model, ids)
         _check_decoding(model, ids)
         _check_shared_prefix(model, ids)
+        if sizes.get("mask_pads"):
+            _check_pads(_build(sizes), ids)
+
+
+def _build(sizes: Mapping[str, Any]) -> GPT:
+    model = build_model(sizes, SYMBOLS).eval()  # all layers: an attention may know its own
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(NOISE * torch.randn_like(parameter))
+    return model
 
 
 @torch.no_grad()
@@ -97,6 +106,17 @@ def _check_shared_prefix(model: GPT, ids: Tensor) -> None:
         _gradients(model, cached, weights),
         _gradients(model, expected, weights),
         "gradients with a cache are not those without one",
+    )
+
+
+@torch.no_grad()
+def _check_pads(model: GPT, ids: Tensor) -> None:
+    ids = ids.clone()
+    ids[0, : ids.shape[1] // 2] = PAD_ID
+    expected, text = model(ids), ids != PAD_ID
+    model.tok_emb.weight[PAD_ID].normal_()
+    _compare(
+        model(ids)[text], expected[text], "mask_pads=true, but PADs change the logits of other characters"
     )
 
 

@@ -159,7 +159,7 @@ class GPT(nn.Module):
                     canon=canon,
                 )
             )
-        if mask_pads and any(getattr(block, "latent_keys", False) for block in self.blocks):
+        if mask_pads and any(block.latent_keys for block in self.blocks):
             raise ValueError("mask_pads=true: must be false with latent vectors, which are no characters")
         self.ln_f = nn.LayerNorm(n_embd)
         self.head = Head(n_embd, vocab_size)

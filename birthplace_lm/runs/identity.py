@@ -119,6 +119,8 @@ def hashed_config(config: DictConfig, until: str | None = None) -> dict[str, Any
     for key in EXCLUDED_FROM_HASH:
         hashed.pop(key)
     hashed["data"].pop("root")
+    if not hashed["model"]["mask_pads"]:
+        hashed["model"].pop("mask_pads")  # added later: earlier runs keep their names
     for key in FILE_KEYS:
         hashed["data"][key] = config.inputs.get(key, hashed["data"][key])
     for key in CHECKPOINT_KEYS:

@@ -52,6 +52,13 @@ class StopsGradients(VanillaAttention):
         return super().forward(x if cache is None else x.detach(), cache)
 
 
+class MakesItsOwnMask(VanillaAttention):
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, mask: Any = None) -> Tensor:
+        if cache is not None:
+            mask = torch.arange(cache.mask.shape[-1]) <= cache.positions[:, None, :, None]
+        return super().attend_to(q, k, v, cache, mask)
+
+
 class IsNotFinite(VanillaAttention):
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
         return super().forward(x, cache) / 0.0
@@ -89,7 +96,7 @@ FAULTS = {
 }
 
 
-def sizes(attention: Any) -> dict[str, Any]:
+def small(attention: Any) -> dict[str, Any]:
     return {
         "n_layer": 3,
         "n_head": 2,
@@ -111,14 +118,26 @@ def test_every_variant_of_the_package_passes(name: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("mask_pads", [False, True])
 @pytest.mark.parametrize("attention", FAULTS)
-def test_what_is_wrong_is_said(attention: Any) -> None:
+def test_what_is_wrong_is_said(attention: Any, mask_pads: bool) -> None:
+    """Bug: with masked PADs there always was a cache, and what was wrong with one alone was not noticed."""
+
+    def sizes(attention: Any) -> dict[str, Any]:
+        return small(attention) | {"mask_pads": mask_pads}
+
     long = sizes(attention) | {"block_size": 128}
     with pytest.raises(ContractError, match=re.escape(FAULTS[attention])):
         check_attention(long if attention is LooksAheadWithinChunks else sizes(attention))
     check_attention(sizes(VanillaAttention))
     with pytest.raises(ValueError, match=r"attention: makes a function; must make a torch\.nn\.Module"):
         check_attention(sizes(lambda n_embd, n_head, block_size, dropout: lambda x, cache: x))
+
+
+def test_an_attention_that_reads_masked_pads_is_refused() -> None:
+    check_attention(small(MakesItsOwnMask))
+    with pytest.raises(ContractError, match="mask_pads=true, but PADs change the logits of other characters"):
+        check_attention(small(MakesItsOwnMask) | {"mask_pads": True})
 
 
 def test_a_run_with_it_does_not_start(people: Any, tmp_path: Any) -> None:

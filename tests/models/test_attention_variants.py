@@ -281,7 +281,7 @@ def test_masked_pads_in_front_change_nothing(name: str, canon: bool) -> None:
 @torch.no_grad()
 def test_masked_pads_are_not_read(name: str) -> None:
     """No logit of a character depends on what the embedding of PAD is; without masking, all do."""
-    assert PAD_ID == CharVocab.pad_id
+    assert CharVocab.pad_id == PAD_ID
     for masked in (False, True):
         overrides = ["model=tiny", "model.n_head=4", "model.canon=true", f"model.mask_pads={masked}"]
         model = with_random_weights([f"attention={name}", *overrides])

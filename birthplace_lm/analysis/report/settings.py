@@ -18,7 +18,13 @@ GROUPS = {"labels.attention": "attention", "labels.pretrain": "pretrain", "label
 NAMES = {**GROUPS, "labels.pretrain": "pretraining"}
 # What an option of a user, which is not composed here, may choose by itself.
 OWN_KEYS = {
-    "attention": ("model.attention", "model.block", "model.learned_positions"),
+    "attention": (
+        "model.attention",
+        "model.block",
+        "model.learned_positions",
+        "model.canon",
+        "model.mask_pads",
+    ),
     "pretrain": ("stages.pretrain",),
     "data": ("data", "model"),
 }

@@ -13,9 +13,10 @@ from birthplace_lm.models.sdpa import masked_softmax, merge_heads, split_heads
 class DifferentialAttention(nn.Module):
     """(softmax(q1 k1^T / sqrt(D)) - lambda softmax(q2 k2^T / sqrt(D))) v for n_head / 2 pairs of heads.
 
-    lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_0 with learned vectors and lambda_0 = 0.8 - 0.6 e^(-0.3
-    layer). Values have 2 D channels. The result of each pair goes through an RMSNorm and is multiplied by
-    1 - lambda_0. There are no biases. The rows of the weights sum to 1 - lambda, and weights can be negative.
+    lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_0 with four learned vectors and
+    lambda_0 = 0.8 - 0.6 e^(-0.3 layer). Values have 2 D channels. The result of each pair goes through an
+    RMSNorm and is multiplied by 1 - lambda_0. There are no biases. The rows of the weights sum to 1 - lambda,
+    and weights can be negative.
 
     Args:
         layer: number of this layer, from 0; the model passes it.
