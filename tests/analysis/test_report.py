@@ -755,6 +755,18 @@ def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     assert {tick.get_text() for tick in axes.get_yticklabels()} == {"True", "False"}
 
 
+def test_an_older_run_has_the_default_of_a_key_that_was_added_later(tmp_path: Path) -> None:
+    """Bug: it had no value, so it counted as another seed of the runs with any value."""
+    write_run(tmp_path / "old", model={"n_layer": 4})
+    write_run(tmp_path / "same", model={"n_layer": 4, "mask_pads": False})
+    write_run(tmp_path / "other", model={"n_layer": 4, "mask_pads": True})
+    runs = find_runs(tmp_path)
+    (setting,) = varying_settings(runs)
+    assert setting.keys == ("model.mask_pads",)
+    values = {run.path.name: setting.display(run) for run in runs}
+    assert values == {"old": "False", "same": "False", "other": "True"}
+
+
 def test_a_list_is_no_number(tmp_path: Path) -> None:
     """Bug: a page about runs with several of them was a traceback."""
     for number in range(3):

@@ -5,12 +5,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import MISSING, OmegaConf
 
 from birthplace_lm.analysis.report.tables import plain
+from birthplace_lm.config.schema import Config
 from birthplace_lm.errors import InputError
 from birthplace_lm.runs.directory import stage_directory
 from birthplace_lm.runs.identity import CHECKPOINT_KEYS, flatten
@@ -147,6 +150,9 @@ def _read(folder: Path) -> Run:
         if not isinstance(content, dict):
             raise ValueError("config.yaml: is empty, or no mapping")
         config = flat_settings(content)
+        for key, value in _defaults().items():  # an older run lacks the keys that were added later
+            if key.partition(".")[0] in content:
+                config.setdefault(key, value)
         status = _read_status(folder / "status.json")
         state = {"preempted": "stopped", None: "not started"}.get(status.get("state"), status.get("state"))
         if state == "running" and not is_locked(folder):
@@ -158,6 +164,16 @@ def _read(folder: Path) -> Run:
         return Run(folder, config, "done", metrics=metrics)
     except Exception as error:  # of any kind: the files may hold anything
         return Run(folder, {}, "unreadable", plain(str(error).replace(f"{folder}/", ""))[:80])
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The single values, such as numbers and words, that have a default in the schema; none of a stage."""
+    schema: Any = OmegaConf.to_container(OmegaConf.structured(Config))
+    flat = flatten({key: value for key, value in schema.items() if key != "stages"})
+    return {
+        key: value for key, value in flat.items() if isinstance(value, int | float | str) and value != MISSING
+    }
 
 
 def _read_status(file: Path) -> dict[str, Any]:
